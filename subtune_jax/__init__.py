@@ -1,0 +1,78 @@
+"""Selective fine-tuning: choose the few weights that should move, tune just those."""
+
+from subtune_jax.cost import Cost, cost, cost_table
+from subtune_jax.data.batches import Data
+from subtune_jax.data.sampling import balanced_parts
+from subtune_jax.errors import InputError
+from subtune_jax.evaluation.metrics import (
+    accuracy,
+    cross_entropy,
+    squared_error,
+    worst_group_accuracy,
+)
+from subtune_jax.models.adopt import adopt, adopt_linen
+from subtune_jax.models.resnet import ResNetConfig, resnet
+from subtune_jax.network import Network, Stage, forward
+from subtune_jax.selection.labels import (
+    assert_frozen,
+    coverage,
+    select,
+    trainable_count,
+)
+from subtune_jax.training.loop import (
+    Diverged,
+    Epoch,
+    Fit,
+    epochs,
+    evaluate,
+    fit,
+    predict,
+)
+from subtune_jax.training.optimizers import Rule, adam, adamw, set_multipliers, sgd
+from subtune_jax.training.phases import Phase
+from subtune_jax.tuning.anchor import l1_sp, l2_sp
+from subtune_jax.tuning.head import new_head
+from subtune_jax.tuning.method import Tuning
+from subtune_jax.tuning.subset import subset
+
+__all__ = [
+    "Cost",
+    "Data",
+    "Diverged",
+    "Epoch",
+    "Fit",
+    "InputError",
+    "Network",
+    "Phase",
+    "ResNetConfig",
+    "Rule",
+    "Stage",
+    "Tuning",
+    "accuracy",
+    "adam",
+    "adamw",
+    "adopt",
+    "adopt_linen",
+    "assert_frozen",
+    "balanced_parts",
+    "cost",
+    "cost_table",
+    "coverage",
+    "cross_entropy",
+    "epochs",
+    "evaluate",
+    "fit",
+    "forward",
+    "l1_sp",
+    "l2_sp",
+    "new_head",
+    "predict",
+    "resnet",
+    "select",
+    "set_multipliers",
+    "sgd",
+    "squared_error",
+    "subset",
+    "trainable_count",
+    "worst_group_accuracy",
+]

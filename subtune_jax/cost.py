@@ -1,0 +1,94 @@
+"""What a selection costs: FLOPs, memory and optimizer state of one step."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+
+from subtune_jax import tree
+from subtune_jax.data.batches import Batch
+from subtune_jax.flops import contraction_flops, trained_flops
+from subtune_jax.network import FROZEN, Labels, Network, lowest_trainable
+from subtune_jax.training.phases import Phase, programs
+from subtune_jax.training.state import start
+from subtune_jax.training.step import compiled_step, train_step
+
+
+class Cost(NamedTuple):
+    """The cost of one training step (one micro-batch) of a phase."""
+
+    trainable: int  # numbers that train
+    forward: int  # contraction FLOPs of the forward pass
+    floor: int  # least contraction FLOPs of the step, see `floor_flops`
+    flops: int  # contraction FLOPs of the step as written
+    compiled_flops: int  # all FLOPs of the compiled step, as XLA counts them
+    temp_bytes: int  # scratch memory of the compiled step
+    optimizer_bytes: int  # moments, counts and rates
+
+
+def cost(network: Network, phase: Phase, batch: Batch, **settings) -> Cost:
+    """Returns the cost of a step of the phase on a batch of this shape.
+
+    `settings` are those of `training.phases.programs` (loss, norm, accumulate).
+    Nothing is run; the step is compiled.
+    """
+    (program,) = programs(network, [phase], **settings)
+    state = jax.eval_shape(
+        lambda params, stats, key: start(
+            network._replace(params=params, stats=stats), program, phase, key
+        ),
+        network.params,
+        network.stats,
+        jax.random.key(0),
+    )
+    compiled = compiled_step(program).lower(state, network.params, batch).compile()
+    return Cost(
+        trainable=tree.count(state.trainable),
+        forward=sum(stage_flops(network, batch.x).values()),
+        floor=sum(stage_flops(network, batch.x, phase.labels).values()),
+        flops=contraction_flops(
+            partial(train_step, program), state, network.params, batch
+        ),
+        compiled_flops=int(compiled.cost_analysis()["flops"]),
+        temp_bytes=compiled.memory_analysis().temp_size_in_bytes,
+        optimizer_bytes=tree.nbytes(state.opt_state),
+    )
+
+
+def stage_flops(
+    network: Network, x: Any, labels: Labels | None = None
+) -> dict[str, int]:
+    """Returns the least contraction FLOPs of a step, by stage, from shapes alone.
+
+    Forward, activation gradients down to the lowest trainable leaf, and weight
+    gradients of trainable leaves. Without labels: of the forward pass.
+    """
+    if labels is None:
+        labels = jax.tree.map(lambda _: FROZEN, network.params)
+    lowest, flops = lowest_trainable(network.stages, labels), {}
+    for index, (name, apply) in enumerate(network.stages):
+        run = partial(apply, batch_stats=False, key=None)
+        trains = jax.tree.map(lambda label: label != FROZEN, labels[name])
+        params, stats = network.params[name], network.stats[name]
+        flops[name] = trained_flops(
+            run, [trains, False, index > lowest], params, stats, x
+        )
+        x, _ = jax.eval_shape(run, params, stats, x)
+    return flops
+
+
+def cost_table(costs: Mapping[str, Cost]) -> str:
+    """Returns a markdown table of named costs; FLOPs in units of the forward pass."""
+    rows = [
+        "| tuned | trained | GFLOP | floor | forwards | compiled GFLOP "
+        "| temporary MiB | optimizer KiB |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, c in costs.items():
+        rows.append(
+            f"| {name} | {c.trainable:,} | {c.flops / 1e9:.3f} | {c.floor / 1e9:.3f} | "
+            f"{c.flops / c.forward:.2f} | {c.compiled_flops / 1e9:.3f} | "
+            f"{c.temp_bytes / 2**20:.1f} | {c.optimizer_bytes / 2**10:.1f} |"
+        )
+    return "\n".join(rows)

@@ -1,0 +1,49 @@
+"""Disjoint, class-balanced, seeded parts of a labelled set."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from subtune_jax.data.batches import Data
+from subtune_jax.errors import InputError, require_positive
+
+
+def balanced_parts(
+    data: Data, sizes: Mapping[str, int | None], rng: np.random.Generator
+) -> dict[str, Data]:
+    """Returns disjoint named parts, each with the classes as even as its size allows.
+
+    `None` as the last size takes what is left. Where a size is no multiple of the
+    number of classes, classes drawn at random give one more. Raises `InputError` when
+    a class has too few examples.
+    """
+    classes = np.unique(data.y)
+    left = {c: rng.permutation(np.flatnonzero(data.y == c)) for c in classes}
+    parts = {}
+    for name, size in sizes.items():
+        wanted = _per_class(left, size, rng, name)
+        chosen = [left[c][: wanted[c]] for c in classes]
+        left = {c: left[c][wanted[c] :] for c in classes}
+        parts[name] = data.take(rng.permutation(np.concatenate(chosen)))
+    return parts
+
+
+def _per_class(
+    left: Mapping[int, np.ndarray],
+    size: int | None,
+    rng: np.random.Generator,
+    name: str,
+) -> dict[int, int]:
+    if size is None:
+        return {c: len(index) for c, index in left.items()}
+    require_positive(**{f"{name} examples": size})
+    base, extra = divmod(size, len(left))
+    lucky = set(rng.permutation(list(left))[:extra].tolist())
+    wanted = {c: base + (c in lucky) for c in left}
+    for c, index in left.items():
+        if wanted[c] > len(index):
+            raise InputError(
+                f"{size} {name} examples are more than there are: class {c} has "
+                f"{len(index)} left, {wanted[c]} are needed"
+            )
+    return wanted

@@ -1,0 +1,31 @@
+"""Errors a person reads: one sentence that says what was wrong and what is valid."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Something the caller gave cannot be used; the message is one sentence."""
+
+
+def nearest(name: str, choices: Iterable[str], n: int = 3) -> list[str]:
+    """Returns the `n` choices most like `name`, best first (never an empty list)."""
+    choices = list(choices)
+    close = difflib.get_close_matches(name, choices, n=n, cutoff=0.4)
+    return close or choices[:n]
+
+
+def unknown(kind: str, name: str, choices: Iterable[str]) -> InputError:
+    """Returns the error for a name that is not one of a closed set of choices."""
+    choices = list(choices)
+    hint = f"; did you mean {nearest(name, choices, 1)[0]!r}?" if choices else ""
+    return InputError(
+        f"unknown {kind} {name!r}: expected one of {', '.join(choices)}{hint}"
+    )
+
+
+def require_positive(**values: float) -> None:
+    """Raises `InputError` naming the first value that is no positive finite number."""
+    for name, value in values.items():
+        if not 0 < value < float("inf"):
+            raise InputError(f"{name} must be a positive number, got {value!r}")

@@ -1,0 +1,128 @@
+"""Contraction FLOPs of a function, counted from the shapes in its jaxpr.
+
+A contraction (`dot_general`, convolution) costs F = 2 x multiply-adds. Positions in
+padding or between dilated elements are no multiply-adds. A scan's body counts as often
+as it runs.
+"""
+
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any
+
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr, Var
+
+
+def contraction_flops(f: Callable, *args: Any) -> int:
+    """Returns the contraction FLOPs of f(*args); shapes and dtypes suffice as `args`."""
+    return trained_flops(f, [False] * len(args), *args)
+
+
+def trained_flops(f: Callable, depends: Sequence[Any], *args: Any) -> int:
+    """Returns the least FLOPs of f(*args) with reverse-mode gradients.
+
+    `depends` has, for each argument, True or a tree of booleans: whether its leaves
+    depend on a trainable one. A contraction costs F forward, and F once more for each
+    operand that depends on a trainable leaf, since only those need a cotangent.
+    """
+    flags = [
+        leaf
+        for flag, arg in zip(depends, args, strict=True)
+        for leaf in jax.tree.leaves(
+            [flag] * len(jax.tree.leaves(arg)) if isinstance(flag, bool) else flag
+        )
+    ]
+    return _count(jax.make_jaxpr(f)(*args).jaxpr, flags)[0]
+
+
+def _count(jaxpr: Jaxpr, flags: Sequence[bool]) -> tuple[int, list[bool]]:
+    """Returns the FLOPs of a jaxpr and which of its outputs depend on a trainable leaf."""
+    depends = dict(zip(jaxpr.invars, flags, strict=True))
+
+    def of(atom) -> bool:
+        return isinstance(atom, Var) and depends.get(atom, False)
+
+    total = 0
+    for eqn in jaxpr.eqns:
+        inputs = [of(atom) for atom in eqn.invars]
+        flops, outputs = _equation(eqn, inputs)
+        total += flops
+        depends.update(zip(eqn.outvars, outputs, strict=True))
+    return total, [of(atom) for atom in jaxpr.outvars]
+
+
+def _equation(eqn, inputs: list[bool]) -> tuple[int, list[bool]]:
+    if eqn.primitive.name in _MULTIPLY_ADDS:
+        flops = 2 * _MULTIPLY_ADDS[eqn.primitive.name](eqn)
+        return flops * (1 + sum(inputs[:2])), [any(inputs)] * len(eqn.outvars)
+    if eqn.primitive.name == "scan":
+        return _scan(eqn, inputs)
+    inner = [j for value in eqn.params.values() for j in _jaxprs(value)]
+    counts = [_count(j, inputs[len(inputs) - len(j.invars) :]) for j in inner]
+    if not counts:
+        return 0, [any(inputs)] * len(eqn.outvars)
+    # Of the branches of a cond, the dearest; every other call has one jaxpr.
+    flops, outputs = max(counts, key=lambda count: count[0])
+    return flops, outputs if len(outputs) == len(eqn.outvars) else [any(inputs)] * len(
+        eqn.outvars
+    )
+
+
+def _scan(eqn, inputs: list[bool]) -> tuple[int, list[bool]]:
+    body, consts, carry = (eqn.params[k] for k in ("jaxpr", "num_consts", "num_carry"))
+    while True:  # a carry that depends on a trainable leaf once does so ever after
+        flops, outputs = _count(body.jaxpr, inputs)
+        state = [a or b for a, b in zip(inputs[consts:], outputs[:carry], strict=False)]
+        if state == inputs[consts : consts + carry]:
+            return flops * eqn.params["length"], outputs
+        inputs = [*inputs[:consts], *state, *inputs[consts + carry :]]
+
+
+def _jaxprs(value: Any) -> list[Jaxpr]:
+    if isinstance(value, ClosedJaxpr):
+        return [value.jaxpr]
+    if isinstance(value, Jaxpr):
+        return [value]
+    if isinstance(value, tuple | list):
+        return [jaxpr for item in value for jaxpr in _jaxprs(item)]
+    return []
+
+
+def _dot(eqn) -> int:
+    (contracted, _), _ = eqn.params["dimension_numbers"]
+    left = eqn.invars[0].aval.shape
+    return prod(eqn.outvars[0].aval.shape) * prod(left[axis] for axis in contracted)
+
+
+def _convolution(eqn) -> int:
+    p, (lhs, rhs) = eqn.params, (v.aval.shape for v in eqn.invars[:2])
+    numbers, out = p["dimension_numbers"], eqn.outvars[0].aval.shape
+    spatial = zip(
+        numbers.lhs_spec[2:],
+        numbers.rhs_spec[2:],
+        numbers.out_spec[2:],
+        p["window_strides"],
+        p["padding"],
+        p["lhs_dilation"],
+        p["rhs_dilation"],
+        strict=True,
+    )
+    positions = prod(
+        _pairs(lhs[i], rhs[k], out[o], stride, padding[0], hole, spread)
+        for i, k, o, stride, padding, hole, spread in spatial
+    )
+    batch = lhs[numbers.lhs_spec[0]] // p["batch_group_count"]
+    return batch * positions * out[numbers.out_spec[1]] * rhs[numbers.rhs_spec[1]]
+
+
+def _pairs(
+    size: int, kernel: int, out: int, stride: int, before: int, hole: int, spread: int
+) -> int:
+    """Returns how many (output, kernel) pairs of one axis meet a real input element."""
+    places = (
+        o * stride + k * spread - before for o in range(out) for k in range(kernel)
+    )
+    return sum(0 <= at <= (size - 1) * hole and at % hole == 0 for at in places)
+
+
+_MULTIPLY_ADDS = {"dot_general": _dot, "conv_general_dilated": _convolution}

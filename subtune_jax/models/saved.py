@@ -1,0 +1,45 @@
+"""Our own networks in our own layout, as one safetensors file."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from subtune_jax import tree
+from subtune_jax.errors import InputError
+from subtune_jax.network import Network
+
+
+def save(network: Network, file: Path) -> None:
+    """Writes parameters and statistics, to a temporary name first."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    save_file({k: np.asarray(v) for k, v in _tensors(network).items()}, temporary)
+    temporary.replace(file)
+
+
+def restore(network: Network, file: Path) -> Network:
+    """Returns `network` with the values of a file that `save` wrote for its like.
+
+    Raises `InputError` when names or shapes differ, or the file is damaged.
+    """
+    expected = _tensors(network)
+    try:
+        found = load_file(file)
+    except Exception as error:  # safetensors raises its own class for a damaged header
+        raise InputError(f"{file} is no readable safetensors file: {error}") from None
+    if {k: v.shape for k, v in found.items()} != {
+        k: v.shape for k, v in expected.items()
+    }:
+        raise InputError(f"{file} holds another network than the one to restore")
+    filled = tree.map_with_path(lambda name, _: found[name], _trees(network))
+    return network._replace(**filled)
+
+
+def _trees(network: Network) -> dict:
+    return {"params": network.params, "stats": network.stats}
+
+
+def _tensors(network: Network) -> dict:
+    return tree.flatten(_trees(network))

@@ -1,0 +1,83 @@
+"""From Flax nnx modules to stages; the one place where nnx meets plain trees."""
+
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from typing import Any
+
+import jax
+from flax import nnx
+
+from subtune_jax import tree
+from subtune_jax.network import Params, Stage, Stats
+
+Keys = tuple[tuple, ...]  # the nnx key paths of a state's leaves
+
+
+def split_stages(
+    modules: Mapping[str, nnx.Module], call: Callable
+) -> tuple[tuple[Stage, ...], Params, Stats]:
+    """Returns the stages, parameters and statistics of modules run one after the other.
+
+    call(module, x, batch_stats=..., key=...) runs one; it may change the module, which
+    is a copy. Keys of lists become strings: `layers/0/kernel`. Modules with equal
+    graphs share one `apply`.
+    """
+    stages, params, stats = [], {}, {}
+    for name, module in modules.items():
+        graph, weights, statistics, rest = nnx.split(
+            module, nnx.Param, nnx.BatchStat, ...
+        )
+        params[name], weight_keys = _plain(weights)
+        stats[name], stat_keys = _plain(statistics)
+        make = partial(_apply, rest=rest) if nnx.to_flat_state(rest) else _shared_apply
+        stages.append(Stage(name, make(graph, weight_keys, stat_keys, call)))
+    return tuple(stages), params, stats
+
+
+def _apply(
+    graph: nnx.GraphDef,
+    weight_keys: Keys,
+    stat_keys: Keys,
+    call: Callable,
+    rest: nnx.State,
+) -> Callable:
+    def apply(params: Params, stats: Stats, x: Any, *, batch_stats: bool, key):
+        states = _native(params, weight_keys), _native(stats, stat_keys)
+        module = nnx.merge(graph, *states, _rekeyed(rest, key), copy=True)
+        x = call(module, x, batch_stats=batch_stats, key=key)
+        return x, _plain(nnx.state(module, nnx.BatchStat))[0]
+
+    return apply
+
+
+@cache
+def _shared_apply(graph, weight_keys, stat_keys, call) -> Callable:
+    return _apply(graph, weight_keys, stat_keys, call, nnx.State({}))
+
+
+def _rekeyed(rest: nnx.State, key: jax.Array | None) -> nnx.State:
+    """Returns `rest` with a key of its own for every random stream, counted from 0.
+
+    No random state of the module is ever used: without a key, dropout is off.
+    """
+    if key is None:
+        return rest
+    streams = []
+    for index, (keys, leaf) in enumerate(nnx.to_flat_state(rest)):
+        if isinstance(leaf, nnx.RngKey):
+            leaf = leaf.replace(jax.random.fold_in(key, index))
+        elif isinstance(leaf, nnx.RngCount):
+            leaf = leaf.replace(jax.numpy.zeros_like(leaf.get_value()))
+        streams.append((keys, leaf))
+    return nnx.from_flat_state(streams)
+
+
+def _plain(state: nnx.State) -> tuple[dict, Keys]:
+    flat = nnx.to_flat_state(state)
+    leaves = {"/".join(map(str, keys)): leaf.get_value() for keys, leaf in flat}
+    return tree.unflatten(leaves), tuple(keys for keys, _ in flat)
+
+
+def _native(plain: dict, keys: Keys) -> nnx.State:
+    flat = tree.flatten(plain)
+    return nnx.from_flat_state([(k, flat["/".join(map(str, k))]) for k in keys])

@@ -1,0 +1,91 @@
+"""An experiment's folder: `config.json`, and `results.jsonl` with a line per run."""
+
+import json
+import os
+import subprocess
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from subtune_jax.errors import InputError
+
+Row = dict[str, Any]
+
+
+def open_folder(
+    out: Path, config: Mapping[str, Any], free: Iterable[str] = ()
+) -> list[Row]:
+    """Makes the folder, or opens it to continue; returns the rows of finished runs.
+
+    `free` names settings that may differ from those in the folder (how many seeds,
+    which methods: they say which runs there are, not what a run is). Raises
+    `InputError` when another setting differs, or the folder cannot be written.
+    """
+    config = json.loads(json.dumps(config))
+    file = out / "config.json"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if file.exists():
+            _require_equal(json.loads(file.read_text()), config, set(free), out)
+        write(file, json.dumps(config, indent=1))
+        rows = read(out)
+        write(out / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    except OSError as error:
+        raise InputError(f"cannot write to {out}: {error.strerror}") from None
+    except json.JSONDecodeError:
+        raise InputError(
+            f"{file} is damaged: choose another --out or remove it"
+        ) from None
+    return rows
+
+
+def _require_equal(old: Row, new: Row, free: set[str], out: Path) -> None:
+    other = [
+        k for k in old.keys() | new.keys() if k not in free and old.get(k) != new.get(k)
+    ]
+    if other:
+        changes = ", ".join(
+            f"{k} {old.get(k)!r} (now {new.get(k)!r})" for k in sorted(other)
+        )
+        raise InputError(
+            f"{out} holds runs of another configuration: {changes}; choose another --out"
+        )
+
+
+def read(out: Path) -> list[Row]:
+    """Returns the rows of a folder; a last line cut off by a kill is not one."""
+    file = out / "results.jsonl"
+    if not file.exists():
+        return []
+    lines = file.read_text().split("\n")
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def append(out: Path, rows: Iterable[Row]) -> None:
+    """Adds rows in one write that is on the disk when this returns."""
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    try:
+        with (out / "results.jsonl").open("a") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise InputError(f"cannot write to {out}: {error.strerror}") from None
+
+
+def write(file: Path, text: str) -> None:
+    """Writes a text file under a temporary name and renames it."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(file)
+
+
+def commit() -> str:
+    """Returns the git commit of the working directory, `-dirty` if changed, or `unknown`."""
+    asked = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(
+            asked, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -1,0 +1,85 @@
+"""Pure functions over parameter trees: paths, halves, counts, fingerprints.
+
+A tree is a nested dict of arrays. A leaf's *path* is its keys joined by `/`. A *half*
+of a tree has the same keys with `None` where the other half holds the leaf; JAX and
+optax see `None` as an empty subtree, so nothing is computed or stored for it.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+Tree = Any
+
+
+def path(keys: tuple) -> str:
+    """Returns the path of a JAX key path, e.g. `block1/conv1/kernel`."""
+    return jax.tree_util.keystr(keys, simple=True, separator="/")
+
+
+def flatten(tree: Tree) -> dict[str, Any]:
+    """Returns `{path: leaf}` in tree order; absent (`None`) leaves are left out."""
+    return {path(keys): leaf for keys, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict:
+    """Returns the nested dict of `{path: leaf}`; the inverse of `flatten`."""
+    tree: dict = {}
+    for name, leaf in flat.items():
+        *parents, last = name.split("/")
+        node = tree
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[last] = leaf
+    return tree
+
+
+def map_with_path(f: Callable, tree: Tree, *rest: Tree) -> Tree:
+    """Returns the tree of `f(path, leaf, *leaves of rest)`."""
+    return jax.tree.map_with_path(
+        lambda keys, *leaves: f(path(keys), *leaves), tree, *rest
+    )
+
+
+def partition(tree: Tree, mask: Tree) -> tuple[Tree, Tree]:
+    """Splits a tree in two halves: where `mask` is True, and the rest."""
+    chosen = jax.tree.map(lambda leaf, m: leaf if m else None, tree, mask)
+    rest = jax.tree.map(lambda leaf, m: None if m else leaf, tree, mask)
+    return chosen, rest
+
+
+def combine(over: Tree, under: Tree) -> Tree:
+    """Returns `under` with the leaves that `over` has; undoes `partition`."""
+    return jax.tree.map(
+        lambda a, b: b if a is None else a, over, under, is_leaf=lambda x: x is None
+    )
+
+
+def count(tree: Tree) -> int:
+    """Returns how many numbers a tree holds."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+def nbytes(tree: Tree) -> int:
+    """Returns how many bytes the arrays of a tree take (shapes and dtypes suffice)."""
+    return sum(
+        int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
+    )
+
+
+def copy(tree: Tree) -> Tree:
+    """Returns a tree of fresh buffers, so that donating it cannot delete the original."""
+    return jax.tree.map(lambda leaf: jax.numpy.array(leaf, copy=True), tree)
+
+
+def fingerprint(tree: Tree) -> str:
+    """Returns a SHA-256 of paths, dtypes, shapes and bytes, as 64 hex digits."""
+    digest = hashlib.sha256()
+    for name, leaf in sorted(flatten(tree).items()):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

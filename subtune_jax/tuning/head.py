@@ -1,0 +1,36 @@
+"""A new head of any size on a pretrained body."""
+
+from collections.abc import Callable
+
+import jax
+
+from subtune_jax.errors import InputError, require_positive
+from subtune_jax.network import Network, Stage, linear, linear_params
+
+
+def new_head(
+    network: Network,
+    outputs: int,
+    key: jax.Array,
+    init: Callable = jax.nn.initializers.zeros,
+) -> Network:
+    """Returns the network with its last stage replaced by a fresh linear head.
+
+    logits = x W + b, with W float32[features, outputs] drawn by `init` (any
+    initializer of `jax.nn.initializers`; zeros give maximal output entropy) and b = 0.
+    The old head's leaves must be `kernel` [features, any] and, if any, `bias`. Raises
+    `InputError` if they are not, or if `outputs` is no positive number.
+    """
+    require_positive(outputs=outputs)
+    name = network.stages[-1].name
+    old = network.params[name]
+    if not set(old) <= {"kernel", "bias"} or getattr(old.get("kernel"), "ndim", 0) != 2:
+        raise InputError(
+            f"the last stage {name!r} is no linear head: expected leaves kernel "
+            f"[features, outputs] and bias, found {', '.join(old) or 'none'}"
+        )
+    head = linear_params(key, old["kernel"].shape[0], outputs, init)
+    return network._replace(
+        stages=(*network.stages[:-1], Stage(name, linear)),
+        params={**network.params, name: head},
+    )

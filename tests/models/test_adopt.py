@@ -1,0 +1,166 @@
+"""A user's own modules, as they are."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen, nnx
+
+from subtune_jax import (
+    InputError,
+    Phase,
+    adam,
+    adopt,
+    adopt_linen,
+    assert_frozen,
+    fit,
+    select,
+    tree,
+)
+from tests import toy
+
+
+class Theirs(nnx.Module):
+    """A model nobody wrote for us: a list of layers, a batch norm, dropout."""
+
+    def __init__(self, rngs):
+        self.layers = nnx.List(
+            [nnx.Linear(4, 8, rngs=rngs), nnx.Linear(8, 8, rngs=rngs)]
+        )
+        self.norm = nnx.BatchNorm(8, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.again = nnx.Dropout(0.5, rngs=rngs)
+        self.out = nnx.Linear(8, 3, rngs=rngs)
+
+    def __call__(self, x):
+        for layer in self.layers:
+            x = nnx.relu(layer(x))
+        return self.out(self.again(self.dropout(self.norm(x))))
+
+
+class TheirsLinen(linen.Module):
+    @linen.compact
+    def __call__(self, x, train=False):
+        x = linen.relu(linen.Dense(8, name="first")(x))
+        x = linen.BatchNorm(use_running_average=not train, name="norm")(x)
+        x = linen.Dropout(0.5, deterministic=not train)(x)
+        return linen.Dense(3, name="out")(x)
+
+
+def test_adopt_an_nnx_module_select_by_pattern_fit_and_get_the_tuned_leaves():
+    model = Theirs(nnx.Rngs(0))
+    network = adopt(model)
+    data = toy.points()
+    model.eval()
+    np.testing.assert_allclose(network(data.x), model(data.x), rtol=1e-5)
+    labels = select(network, {"norms": ["norm"], "head": ["out"]})
+    result = fit(
+        network, Phase(labels, adam(1e-2), steps=20), data, key=jax.random.key(0)
+    )
+    assert sorted(tree.flatten(result.trainable)) == [
+        "model/norm/bias",
+        "model/norm/scale",
+        "model/out/bias",
+        "model/out/kernel",
+    ]
+    assert_frozen(network.params, result.network.params, labels)
+    assert "model/layers/0/kernel" in tree.flatten(network.params)
+    assert tree.fingerprint(network.stats) == tree.fingerprint(result.network.stats)
+
+
+def test_adopt_a_linen_module_select_by_pattern_fit_and_get_the_tuned_leaves():
+    model = TheirsLinen()
+    data = toy.points()
+    variables = model.init(jax.random.key(0), data.x)
+    network = adopt_linen(model, variables, train="train")
+    np.testing.assert_allclose(
+        network(data.x), model.apply(variables, data.x), rtol=1e-5
+    )
+    labels = select(network, {"tuned": ["norm|out"]})
+    result = fit(
+        network, Phase(labels, adam(1e-2), steps=20), data, key=jax.random.key(0)
+    )
+    assert sorted(tree.flatten(result.trainable)) == [
+        "model/norm/bias",
+        "model/norm/scale",
+        "model/out/bias",
+        "model/out/kernel",
+    ]
+    assert_frozen(network.params, result.network.params, labels)
+
+
+@pytest.mark.parametrize("kind", ["nnx", "linen"])
+def test_norms_of_an_adopted_model_follow_the_norm_mode(kind):
+    data = toy.points()
+    if kind == "nnx":
+        network = adopt(Theirs(nnx.Rngs(0)))
+    else:
+        model = TheirsLinen()
+        network = adopt_linen(
+            model, model.init(jax.random.key(0), data.x), train="train"
+        )
+    phase = Phase(select(network, {"g": ["norm"]}), adam(1e-2), steps=4)
+    moved = {
+        norm: tree.fingerprint(network.stats)
+        != tree.fingerprint(
+            fit(
+                network, phase, data, key=jax.random.key(0), norm=norm, batch_size=16
+            ).network.stats
+        )
+        for norm in ("stored", "tuned")
+    }
+    assert moved == {"stored": False, "tuned": True}
+
+
+def test_dropout_draws_anew_with_every_key_and_layer_and_is_off_without():
+    network = adopt(
+        {
+            "a": nnx.Dropout(0.5, rngs=nnx.Rngs(0)),
+            "b": nnx.Dropout(0.5, rngs=nnx.Rngs(0)),
+        }
+    )
+    (first, apply), x = network.stages[0], jnp.ones((1, 1000))
+
+    def run(stage, seed):
+        return apply({}, {}, x, batch_stats=False, key=jax.random.key(seed))[0]
+
+    assert np.mean(run(first, 0) == run(first, 1)) == pytest.approx(0.5, abs=0.1)
+    np.testing.assert_array_equal(run(first, 0), run(first, 0))
+    np.testing.assert_array_equal(network(x), x)
+
+    class Two(nnx.Module):
+        def __init__(self):
+            rngs = nnx.Rngs(0)
+            self.one, self.two = (
+                nnx.Dropout(0.5, rngs=rngs),
+                nnx.Dropout(0.5, rngs=rngs),
+            )
+
+        def __call__(self, x):
+            return jnp.concatenate([self.one(x), self.two(x)])
+
+    one, two = (
+        adopt(Two())
+        .stages[0]
+        .apply({}, {}, x, batch_stats=False, key=jax.random.key(0))[0]
+    )
+    assert np.mean(one == two) == pytest.approx(0.5, abs=0.1)
+
+
+def test_stages_of_equal_modules_share_one_apply():
+    rngs = nnx.Rngs(0)
+    network = adopt(
+        {"a": nnx.Linear(4, 4, rngs=rngs), "b": nnx.Linear(4, 4, rngs=rngs)}
+    )
+    assert network.stages[0].apply is network.stages[1].apply
+
+
+def test_what_cannot_be_adopted_is_refused():
+    with pytest.raises(
+        InputError, match="stage 'a' is a function: expected an nnx.Module"
+    ):
+        adopt({"a": lambda x: x})
+    with pytest.raises(
+        InputError, match="expected the collections params and batch_stats, found cache"
+    ):
+        adopt_linen(TheirsLinen(), {"cache": {}})

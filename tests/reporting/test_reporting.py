@@ -1,0 +1,50 @@
+import json
+
+import pytest
+
+from subtune_jax.errors import InputError
+from subtune_jax.reporting import results, tables
+from subtune_jax.reporting.plots import grouped_bars
+
+ROWS = [
+    {"shift": "a", "method": "m", "value": 50.0},
+    {"shift": "a", "method": "m", "value": 54.0},
+    {"shift": "a", "method": "n", "value": 40.0},
+    {"shift": "b", "method": "n", "value": None},
+]
+
+
+def test_the_table_is_mean_and_standard_error_with_the_best_in_bold():
+    assert tables.pivot(ROWS, "shift", "method") == (
+        "| shift | m | n |\n|---|---|---|\n| a | **52.0 (2.0)** | 40.0 (0.0) |"
+    )
+
+
+def test_a_folder_is_continued_and_a_cut_off_row_forgotten(tmp_path):
+    out = tmp_path / "deep" / "out"
+    assert results.open_folder(out, {"rate": 1, "seeds": 1}) == []
+    results.append(out, ROWS[:2])
+    with (out / "results.jsonl").open("a") as file:
+        file.write('{"shift": "a", "val')
+    assert results.open_folder(out, {"rate": 1, "seeds": 3}, free=["seeds"]) == ROWS[:2]
+    results.append(out, ROWS[2:])
+    assert results.read(out) == ROWS
+    assert json.loads((out / "config.json").read_text()) == {"rate": 1, "seeds": 3}
+    assert sorted(p.name for p in out.iterdir()) == ["config.json", "results.jsonl"]
+
+
+def test_a_folder_of_another_configuration_is_refused(tmp_path):
+    results.open_folder(tmp_path, {"rate": 1, "seeds": 1})
+    with pytest.raises(InputError, match=r"another configuration: rate 1 \(now 2\)"):
+        results.open_folder(tmp_path, {"rate": 2, "seeds": 3}, free=["seeds"])
+
+
+def test_a_damaged_config_is_said(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(InputError, match="config.json is damaged"):
+        results.open_folder(tmp_path, {})
+
+
+def test_bars_are_a_png(tmp_path):
+    grouped_bars({"p": {"m": (50.0, 1.0), "n": (40.0, 0.0)}}, tmp_path / "b.png")
+    assert (tmp_path / "b.png").read_bytes()[:4] == b"\x89PNG"

@@ -1,0 +1,59 @@
+"""Small networks and data whose numbers a reader can check."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from subtune_jax.data.batches import Data
+from subtune_jax.models.resnet import ResNetConfig, resnet
+from subtune_jax.network import Network, Stage, linear
+
+
+def hidden(params, stats, x, *, batch_stats, key):
+    """A tanh layer."""
+    del batch_stats, key
+    return jnp.tanh(x @ params["kernel"] + params["bias"][None]), stats
+
+
+def mlp(width: int = 6, traces: list | None = None, dtype=jnp.float32) -> Network:
+    """Three stages `one`, `two`, `head`; `traces` grows by one with every trace."""
+
+    def counted(*args, **kwargs):
+        if traces is not None:
+            traces.append(1)
+        return hidden(*args, **kwargs)
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    sizes = {"one": (4, width), "two": (width, width), "head": (width, 3)}
+    params = {
+        name: {
+            "kernel": jax.random.normal(k, shape, dtype) / 2,
+            "bias": jnp.full(shape[1:], 0.1, dtype),
+        }
+        for (name, shape), k in zip(sizes.items(), keys, strict=True)
+    }
+    stages = (Stage("one", counted), Stage("two", hidden), Stage("head", linear))
+    units = {"coarse": {"body": ("one", "two"), "head": ("head",)}}
+    return Network(stages, params, {name: {} for name in params}, units)
+
+
+def small_resnet(norm: str = "batch") -> Network:
+    """A residual network of 3 blocks with 8 to 16 channels."""
+    config = ResNetConfig(widths=(8, 8, 16), groups=4, norm=norm, channels=1, classes=3)
+    return resnet(config, jax.random.key(0))
+
+
+def points(examples: int = 48, seed: int = 0) -> Data:
+    """Three separable classes in four dimensions."""
+    rng = np.random.default_rng(seed)
+    y = np.arange(examples, dtype=np.int32) % 3
+    x = rng.normal(size=(examples, 4)) + 2 * np.eye(3, 4)[y]
+    return Data(x.astype(np.float32), y)
+
+
+def images(examples: int = 24, seed: int = 0) -> Data:
+    """Three classes of 8 x 8 images that differ in brightness."""
+    rng = np.random.default_rng(seed)
+    y = np.arange(examples, dtype=np.int32) % 3
+    x = rng.normal(size=(examples, 8, 8, 1)) + y[:, None, None, None]
+    return Data(x.astype(np.float32), y)

@@ -1,0 +1,130 @@
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from subtune_jax.data.batches import Data
+from subtune_jax.errors import InputError
+from subtune_jax.selection.labels import select
+from subtune_jax.training.loop import Diverged, epochs, evaluate, fit, predict
+from subtune_jax.training.mesh import data_mesh
+from subtune_jax.training.optimizers import adam, sgd
+from subtune_jax.training.phases import Phase
+from tests import toy
+
+KEY = jax.random.key(0)
+
+
+def phase(network, rule=adam(1e-2), steps=12):
+    return Phase(select(network, {"g": [".*"]}), rule, steps)
+
+
+def test_an_epoch_is_a_pass_over_the_data_and_the_end_of_a_run_is_one():
+    network = toy.mlp()
+    points = list(
+        epochs(network, phase(network, steps=7), toy.points(48), key=KEY, batch_size=16)
+    )
+    assert [(p.number, p.step) for p in points] == [(1, 3), (2, 6), (3, 7)]
+    assert all(np.isfinite([p.loss, p.grad_norm]).all() for p in points)
+
+
+def test_the_best_epoch_is_kept_and_of_equals_the_first():
+    network, scores = toy.mlp(), iter([50.0, 70.0, 70.0, 60.0])
+    seen = []
+
+    def validate(net):
+        seen.append(np.asarray(net.params["head"]["kernel"]).copy())
+        return next(scores)
+
+    result = fit(
+        network, phase(network), toy.points(), key=KEY, batch_size=16, validate=validate
+    )
+    assert result.epoch == 2
+    assert result.scores == [50.0, 70.0, 70.0, 60.0]
+    np.testing.assert_array_equal(result.network.params["head"]["kernel"], seen[1])
+    np.testing.assert_array_equal(result.trainable["head"]["kernel"], seen[1])
+
+
+def test_a_loss_that_is_not_finite_names_its_step():
+    network = toy.mlp()
+    data = toy.points(48)
+    bad = Data(np.full_like(data.x, np.nan), data.y)
+    with pytest.raises(Diverged, match="the loss became nan at step 1") as error:
+        fit(network, phase(network), bad, key=KEY)
+    assert error.value.step == 1
+
+
+def test_a_rate_that_is_too_high_diverges_at_a_later_step():
+    network = toy.mlp()
+    with pytest.raises(Diverged) as error:
+        fit(
+            network, phase(network, sgd(1e38), 12), toy.points(), key=KEY, batch_size=16
+        )
+    assert 1 < error.value.step <= 12
+
+
+def test_a_ragged_batch_is_padded_with_weight_zero():
+    network = toy.mlp()
+    data = toy.points(20)
+    one = fit(network, phase(network, steps=1), data, key=KEY, batch_size=20).trainable
+    two = fit(network, phase(network, steps=1), data, key=KEY, batch_size=64).trainable
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_ragged_batch_is_dropped_under_batch_statistics():
+    network = toy.small_resnet("batch")
+    points = list(
+        epochs(
+            network,
+            phase(network, steps=4),
+            toy.images(20),
+            key=KEY,
+            batch_size=8,
+            norm="batch",
+        )
+    )
+    assert [p.step for p in points] == [2, 4]
+    with pytest.raises(InputError, match="batch size 64 is more than the 20 examples"):
+        fit(network, phase(network), toy.images(20), key=KEY, norm="batch")
+
+
+def test_evaluation_counts_each_example_once():
+    network, data = toy.mlp(), toy.points(50)
+    np.testing.assert_allclose(
+        predict(network, data, batch_size=16), network(data.x), rtol=1e-5
+    )
+    right = np.argmax(np.asarray(network(data.x)), -1) == data.y
+    assert evaluate(network, data, batch_size=16) == pytest.approx(100 * right.mean())
+
+
+SHARDED = """
+import jax; jax.config.update("jax_num_cpu_devices", 8)
+import numpy as np
+from subtune_jax.training.mesh import placement
+from tests import toy
+from tests.training.test_loop import KEY, fit, phase
+net = toy.small_resnet("batch")
+runs = [fit(net, phase(net, steps=3), toy.images(32), key=KEY, batch_size=16, norm="batch",
+            place=placement(n)).network for n in (1, 8)]
+assert len(jax.tree.leaves(runs[1].params)[0].sharding.device_set) == 8
+for a, b in zip(*(jax.tree.leaves((r.params, r.stats)) for r in runs)):
+    np.testing.assert_allclose(a, b, rtol=2e-2, atol=2e-3)
+print("equal")
+"""
+
+
+def test_the_same_step_runs_on_eight_devices():
+    done = subprocess.run(
+        [sys.executable, "-c", SHARDED], capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "equal", done.stderr
+
+
+def test_a_mesh_of_more_devices_than_there_are_is_refused():
+    with pytest.raises(
+        InputError, match="mesh asks for 64 devices: expected 1 to 1 here"
+    ):
+        data_mesh(64)

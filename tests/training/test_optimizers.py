@@ -1,0 +1,123 @@
+"""Rules against the formulas they state."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from subtune_jax.errors import InputError
+from subtune_jax.training.optimizers import adam, adamw, optimizer, sgd
+
+W, G = {"w": jnp.array([1.0, -2.0])}, {"w": jnp.array([0.3, 0.4])}
+GROUPS, WAVES = {"w": "g"}, {"w": 0}
+
+
+def trajectory(rule, steps, updates=0, grads=G):
+    tx, w, seen = optimizer({"g": rule}, GROUPS, WAVES, updates), W, []
+    state = tx.init(w)
+    for _ in range(steps):
+        u, state = tx.update(grads, state, w)
+        w = optax.apply_updates(w, u)
+        seen.append(np.asarray(w["w"]))
+    return seen
+
+
+def test_sgd_with_momentum():
+    # v1 = g; v2 = 0.9 g + g
+    first, second = trajectory(sgd(0.1), 2)
+    np.testing.assert_allclose(first, [1 - 0.03, -2 - 0.04], rtol=1e-6)
+    np.testing.assert_allclose(
+        second, first - 0.1 * 1.9 * np.array([0.3, 0.4]), rtol=1e-6
+    )
+
+
+def test_adam_with_coupled_l2_puts_decay_before_the_moments():
+    w, m, v = np.array([1.0, -2.0]), np.zeros(2), np.zeros(2)
+    for t, seen in enumerate(trajectory(adam(0.01, l2=0.5), 5), 1):
+        g = np.array([0.3, 0.4]) + 0.5 * w
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        w = w - 0.01 * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+        np.testing.assert_allclose(seen, w, rtol=1e-5)
+
+
+def test_adamw_decay_is_outside_the_moments():
+    (seen,) = trajectory(adamw(0.01, decay=0.5), 1)
+    w = np.array([1.0, -2.0])
+    np.testing.assert_allclose(
+        seen, w - 0.01 * (np.sign([0.3, 0.4]) + 0.5 * w), rtol=1e-5
+    )
+
+
+def test_the_clip_bounds_the_gradient_of_the_whole_group():
+    (seen,) = trajectory(sgd(1.0, momentum=0.0, clip=0.05), 1)
+    np.testing.assert_allclose(seen, [1 - 0.03, -2 - 0.04], rtol=1e-6)
+    tx = optimizer({"g": sgd(1.0, clip=1.0)}, {"a": "g", "b": "g"}, {"a": 0, "b": 1}, 0)
+    trees = {"a": jnp.array([3.0]), "b": jnp.array([4.0])}
+    updates, _ = tx.update(trees, tx.init(trees), trees)
+    np.testing.assert_allclose(updates["a"], [-0.6], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "sizes"),
+    [
+        ("constant", 0, [1, 1, 1, 1]),
+        ("constant", 2, [0, 0.5, 1, 1]),
+        ("linear", 0, [1, 0.75, 0.5, 0.25]),
+        ("cosine", 0, [1, 0.85355339, 0.5, 0.14644661]),
+        ("linear", 2, [0, 0.5, 1, 0.5]),
+    ],
+)
+def test_schedules(schedule, warmup, sizes):
+    rule = sgd(1.0, momentum=0.0, schedule=schedule, warmup=warmup)
+    seen = np.array(trajectory(rule, 4, updates=4))
+    steps = -np.diff(np.vstack([np.asarray(W["w"]), seen]), axis=0)[:, 0] / 0.3
+    np.testing.assert_allclose(steps, sizes, atol=1e-5)
+
+
+def test_the_rate_is_a_float32_array_in_the_state():
+    def rate(value):
+        state = optimizer({"g": adam(value)}, GROUPS, WAVES, 0).init(W)
+        return state["move"].inner_states["g@0"].inner_state["rate"].rate
+
+    assert rate(0.25) == 0.25
+    assert jax.tree.map(jnp.asarray, rate(0.25)).dtype == jnp.float32
+    assert not rate(0.25).weak_type
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: adam(0), "rate must be a positive number, got 0"),
+        (lambda: adam(float("nan")), "rate must be a positive number, got nan"),
+        (lambda: sgd(0.1, clip=-1.0), "clip must be a positive number"),
+        (lambda: adamw(0.1, decay=-1.0), "cannot be negative"),
+        (lambda: sgd(0.1, schedule="cosin"), "unknown schedule 'cosin'.*mean 'cosine'"),
+    ],
+)
+def test_rules_that_cannot_be_are_refused(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+def test_accumulated_micro_batches_equal_one_batch():
+    from subtune_jax.selection.labels import select
+    from subtune_jax.training.loop import fit
+    from subtune_jax.training.phases import Phase
+    from tests import toy
+
+    network, data = toy.mlp(), toy.points(16)
+    labels = select(network, {"g": [".*"]})
+    results = [
+        fit(
+            network,
+            Phase(labels, sgd(0.1), 3 * k),
+            data,
+            key=jax.random.key(0),
+            batch_size=16 // k,
+            accumulate=k,
+        ).trainable
+        for k in (1, 4)
+    ]
+    for a, b in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)

@@ -1,0 +1,32 @@
+import jax
+import jax.numpy as jnp
+import pytest
+
+from subtune_jax.errors import InputError
+from subtune_jax.tuning.anchor import l1_sp, l2_sp
+
+BASE = {
+    "body": {"w": jnp.array([1.0, 2.0]), "b": jnp.zeros(1)},
+    "head": {"w": jnp.ones(2)},
+}
+TUNED = {
+    "body": {"w": jnp.array([1.5, 0.0]), "b": None},
+    "head": {"w": jnp.full(2, 9.0)},
+}
+
+
+def test_penalties_of_a_literal_tree_leave_out_the_head():
+    assert float(l2_sp(0.5).penalty(TUNED, BASE)) == pytest.approx(0.25 * (0.25 + 4.0))
+    assert float(l1_sp(0.5).penalty(TUNED, BASE)) == pytest.approx(0.5 * 2.5)
+
+
+def test_gradients_are_strength_times_distance_and_strength_times_sign():
+    l2 = jax.grad(l2_sp(0.5).penalty)(TUNED, BASE)["body"]["w"]
+    l1 = jax.grad(l1_sp(0.5).penalty)(TUNED, BASE)["body"]["w"]
+    assert l2.tolist() == [0.25, -1.0]
+    assert l1.tolist() == [0.5, -0.5]
+
+
+def test_a_strength_that_is_not_positive_is_refused():
+    with pytest.raises(InputError, match="strength must be a positive number, got -1"):
+        l2_sp(-1)

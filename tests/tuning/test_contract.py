@@ -1,0 +1,134 @@
+"""What every tuning must do. A tuning without a row in TUNINGS fails the last test."""
+
+import ast
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import subtune_jax.tuning
+from subtune_jax import tree
+from subtune_jax.evaluation.metrics import cross_entropy
+from subtune_jax.selection.labels import assert_frozen, select, trainable_count
+from subtune_jax.training.loop import evaluate, fit
+from subtune_jax.training.optimizers import adam
+from subtune_jax.training.phases import Phase, programs
+from subtune_jax.training.state import materialize, start
+from subtune_jax.training.step import compiled_step, train_step
+from subtune_jax.tuning.anchor import l1_sp, l2_sp
+from subtune_jax.tuning.subset import subset
+from tests import toy
+
+TUNINGS = {"subset": subset, "l2_sp": l2_sp(0.01), "l1_sp": l1_sp(0.001)}
+KEY = jax.random.key(5)
+
+every_tuning = pytest.mark.parametrize("name", TUNINGS)
+
+
+def setup(name, network=None, rate=1e-2):
+    network = network or toy.mlp()
+    labels = select(network, {"body": ["two"], "head": ["head/bias"]})
+    phase = Phase(labels, adam(rate), steps=60, tuning=TUNINGS[name])
+    (program,) = programs(network, [phase], loss=cross_entropy)
+    return network, phase, program
+
+
+def some_batch():
+    data = toy.points(16)
+    from subtune_jax.data.batches import padded
+
+    return padded(data, 16)
+
+
+@every_tuning
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_materialized_at_the_start_it_is_the_pretrained_function(name, dtype):
+    network, phase, program = setup(name, toy.mlp(dtype=dtype))
+    made = materialize(network.params, start(network, program, phase, KEY), phase)
+    assert jax.tree.structure(made) == jax.tree.structure(network.params)
+    for old, new in zip(
+        jax.tree.leaves(network.params), jax.tree.leaves(made), strict=True
+    ):
+        assert old.dtype == new.dtype
+        np.testing.assert_array_equal(old, new)
+
+
+@every_tuning
+def test_frozen_leaves_are_bit_identical_the_loss_falls_and_the_base_survives(name):
+    network, phase, _ = setup(name)
+    before = tree.fingerprint(network.params)
+    result = fit(network, phase, toy.points(), key=KEY, batch_size=16)
+    assert_frozen(network.params, result.network.params, phase.labels)
+    assert tree.fingerprint(network.params) == before
+    data = toy.points()
+    after = float(cross_entropy(result.network(data.x), data.y).mean())
+    assert after < 0.9 * float(cross_entropy(network(data.x), data.y).mean())
+    assert evaluate(result.network, data) > evaluate(network, data)
+
+
+@every_tuning
+def test_jitted_equals_plain(name):
+    network, phase, program = setup(name)
+    plain, _ = train_step(
+        program, start(network, program, phase, KEY), network.params, some_batch()
+    )
+    state = start(network, program, phase, KEY)
+    jitted, _ = compiled_step(program)(state, network.params, some_batch())
+    for a, b in zip(
+        jax.tree.leaves(plain.trainable), jax.tree.leaves(jitted.trainable), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+@every_tuning
+def test_one_trace_whatever_the_rate_seed_and_data(name):
+    traces: list = []
+    network, phase, _ = setup(name, toy.mlp(traces=traces))
+    for seed, rate in enumerate((1e-2, 1e-3, 0.5)):
+        again = phase._replace(rules=adam(rate))
+        fit(
+            network,
+            again,
+            toy.points(seed=seed),
+            key=jax.random.key(seed),
+            batch_size=16,
+        )
+    assert len(traces) == 1
+
+
+@every_tuning
+def test_the_same_seed_gives_the_same_result(name):
+    network, phase, _ = setup(name)
+    run = partial(fit, network, phase, toy.points(), batch_size=16)
+    prints = [tree.fingerprint(run(key=jax.random.key(s)).trainable) for s in (1, 1, 2)]
+    assert prints[0] == prints[1] != prints[2]
+
+
+@every_tuning
+def test_the_trained_count_is_the_reported_one(name):
+    network, phase, program = setup(name)
+    state = start(network, program, phase, KEY)
+    assert (
+        tree.count(state.trainable)
+        == trainable_count(network.params, phase.labels)
+        == 45
+    )
+
+
+def test_every_tuning_has_a_row():
+    made = set()
+    for file in Path(subtune_jax.tuning.__path__[0]).glob("*.py"):
+        for node in ast.parse(file.read_text()).body:
+            if (
+                isinstance(node, ast.FunctionDef)
+                and ast.unparse(node.returns or ast.Constant(0)) == "Tuning"
+            ):
+                made |= {node.name} if not node.name.startswith("_") else set()
+            if isinstance(node, ast.Assign) and ast.unparse(node.value).startswith(
+                "Tuning("
+            ):
+                made.add(node.targets[0].id)
+    assert made == set(TUNINGS)
