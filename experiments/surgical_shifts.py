@@ -17,8 +17,6 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from rich.console import Console
-from rich.markdown import Markdown
 
 from experiments import digits
 from experiments.cli import Common, Flags, as_config, main, progress
@@ -266,8 +264,7 @@ def report(out: Path) -> None:
     titles = {n: f"{n}\n({SHIFTS[n].level}-level shift)" for n in bars if n in SHIFTS}
     colors = {"none": "#bab0ab", "all": "#bab0ab"}
     grouped_bars(bars, out / "accuracy.png", titles=titles, colors=colors)
-    Console().print(Markdown(table))
-    print(f"\n{out}/summary.md  {out}/accuracy.png  {out}/results.jsonl")
+    print(f"{table}\n\n{out}/summary.md  {out}/accuracy.png  {out}/results.jsonl")
 
 
 if __name__ == "__main__":

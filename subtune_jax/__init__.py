@@ -1,8 +1,9 @@
 """Selective fine-tuning: choose the few weights that should move, tune just those."""
 
 from subtune_jax.cost import Cost, cost, cost_table
-from subtune_jax.data.batches import Data
+from subtune_jax.data.batches import Batch, Data
 from subtune_jax.data.sampling import balanced_parts
+from subtune_jax.data.sources import digits
 from subtune_jax.errors import InputError
 from subtune_jax.evaluation.metrics import (
     accuracy,
@@ -36,6 +37,7 @@ from subtune_jax.tuning.method import Tuning
 from subtune_jax.tuning.subset import subset
 
 __all__ = [
+    "Batch",
     "Cost",
     "Data",
     "Diverged",
@@ -59,6 +61,7 @@ __all__ = [
     "cost_table",
     "coverage",
     "cross_entropy",
+    "digits",
     "epochs",
     "evaluate",
     "fit",

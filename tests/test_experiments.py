@@ -36,7 +36,7 @@ def rows(out):
 
 
 def test_every_experiment_has_a_smoke_run():
-    shared = {"__init__", "cli", "digits"}
+    shared = {"__init__", "cli", "digits", "readme"}
     found = {p.stem for p in Path(experiments.__path__[0]).glob("*.py")} - shared
     assert found == set(SMOKE)
 

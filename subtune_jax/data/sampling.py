@@ -9,7 +9,7 @@ from subtune_jax.errors import InputError, require_positive
 
 
 def balanced_parts(
-    data: Data, sizes: Mapping[str, int | None], rng: np.random.Generator
+    data: Data, sizes: Mapping[str, int | None], seed: int | np.random.Generator
 ) -> dict[str, Data]:
     """Returns disjoint named parts, each with the classes as even as its size allows.
 
@@ -17,7 +17,7 @@ def balanced_parts(
     number of classes, classes drawn at random give one more. Raises `InputError` when
     a class has too few examples.
     """
-    classes = np.unique(data.y)
+    rng, classes = np.random.default_rng(seed), np.unique(data.y)
     left = {c: rng.permutation(np.flatnonzero(data.y == c)) for c in classes}
     parts = {}
     for name, size in sizes.items():
