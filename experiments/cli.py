@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from absl import logging
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -48,6 +49,7 @@ Flags = Annotated[Common, tyro.conf.OmitArgPrefixes]
 
 def main(experiment: Callable[[Any], None], settings: type, doc: str) -> None:
     """Reads the flags and runs the experiment; bad input is one sentence, exit code 2."""
+    logging.set_verbosity(logging.ERROR)  # TFDS recommends OpenCV at every start
     try:
         experiment(tyro.cli(settings, description=doc))
     except InputError as error:

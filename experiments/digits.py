@@ -29,17 +29,12 @@ def pools() -> dict[str, Data]:
     )
 
 
-def normalized(data: Data) -> Data:
-    """Returns images in [0, 1] as the network takes them: (x - 0.5) / 0.5."""
-    return data._replace(x=(data.x - np.float32(0.5)) / np.float32(0.5))
-
-
 def pretrained(shift: Shift, norm: str) -> Network:
     """Returns the network trained on the source task of a shift, from the cache if there.
 
     `norm` is `group` or `batch`. Pretraining: AdamW, cosine, 600 steps of 64.
     """
-    source = normalized(shift.source(pools()["source"]))
+    source = shift.source(pools()["source"])
     config = ResNetConfig(norm=norm, channels=1, classes=int(source.y.max()) + 1)
     network = resnet(config, jax.random.key(0))
     recipe = f"{config} {STEPS} {RATE} {tree.fingerprint(source._asdict())}"

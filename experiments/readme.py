@@ -16,7 +16,7 @@ def with_tables(text: str, folder: Path) -> str:
 
     def made(match: re.Match) -> str:
         tests = [r for r in results.read(folder / match[1]) if r["split"] == "test"]
-        table = tables.pivot(tests, "shift", "method")
+        table = tables.pivot(tests, "task", "method")
         return f"<!-- table: {match[1]} -->\n{table}\n<!-- end -->"
 
     return re.sub(r"<!-- table: (\S+) -->\n.*?<!-- end -->", made, text, flags=re.S)

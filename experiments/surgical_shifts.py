@@ -9,6 +9,7 @@ For each method, rate and epoch are chosen by accuracy on target validation data
 the test part is read once. Results: the README's table.
 """
 
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -22,10 +23,12 @@ from experiments import digits
 from experiments.cli import Common, Flags, as_config, main, progress
 from subtune_jax.cost import cost, cost_table
 from subtune_jax.data.batches import Batch, Data
+from subtune_jax.data.prepared import images
 from subtune_jax.data.sampling import balanced_parts
 from subtune_jax.data.shifts import SHIFTS, shift
-from subtune_jax.errors import require_positive, unknown
+from subtune_jax.errors import InputError, require_positive, unknown
 from subtune_jax.evaluation.metrics import cross_entropy
+from subtune_jax.models.pretrained import load
 from subtune_jax.network import FROZEN, NORM_MODES, Labels, Network
 from subtune_jax.reporting import results, tables
 from subtune_jax.reporting.plots import grouped_bars
@@ -38,8 +41,21 @@ from subtune_jax.training.phases import Phase
 from subtune_jax.tree import count
 
 NAME = "surgical_shifts"
-DATASETS = ("digits",)
 ENTRIES = {"all": ".*", "last": "head"}  # methods that are no unit's name
+
+# Flags left out: small for the digits, and papers/surgical.md 2.3 for real networks.
+DIGITS = {
+    "shift": ("contrast", "gaussian_noise", "subpopulation", "label_flip"),
+    "train_examples": 100,
+    "rates": (1e-2, 1e-3),
+    "batch_size": 20,
+}
+PAPER = {
+    "shift": ("none",),
+    "train_examples": 1000,
+    "rates": (1e-3, 1e-4),
+    "batch_size": 64,
+}
 
 
 @dataclass(frozen=True)
@@ -47,28 +63,28 @@ class Settings:
     """Flags; a default without a source is our choice."""
 
     dataset: str = "digits"
-    """Data set."""
-    shift: tuple[str, ...] = (
-        "contrast",
-        "gaussian_noise",
-        "subpopulation",
-        "label_flip",
-    )
-    """Shifts to run, one after the other."""
+    """digits (embedded), or a prepared TFDS image set: cifar10, cifar10_corrupted/..."""
+    split: str = "test"
+    """TFDS split that target images are drawn from, e.g. test or test[:2000]."""
+    shift: tuple[str, ...] | None = None
+    """Shifts to run; default for digits: contrast gaussian_noise subpopulation
+    label_flip, else none (the data are shifted already)."""
     methods: tuple[str, ...] = ("none", "block1", "block2", "block3", "last", "all")
     """What is tuned: none, all, last (the head), or units of the network."""
-    train_examples: int = 100
-    """Target images for training, balanced over classes."""
+    train_examples: int | None = None
+    """Target images for training, balanced over classes; digits 100, else 1000 (paper)."""
     validation_examples: int = 100
     """Target images for choosing rate and epoch (100: official code)."""
-    rates: tuple[float, ...] = (1e-2, 1e-3)
-    """Learning rates tried."""
+    test_examples: int | None = None
+    """Target images for the test; default: all that are left (official code: 900)."""
+    rates: tuple[float, ...] | None = None
+    """Learning rates tried; digits 1e-2 1e-3, else 1e-3 1e-4 (papers/surgical.md 2.3)."""
     last_rates: tuple[float, ...] = (1e-1, 1e-2, 1e-3)
-    """Rates tried for `last` (papers/surgical.md 2.3)."""
+    """Rates tried for last (papers/surgical.md 2.3)."""
     epochs: int = 15
     """Passes over the target images (15: paper, CIFAR-C)."""
-    batch_size: int = 20
-    """Images per step."""
+    batch_size: int | None = None
+    """Images per step; digits 20, else 64 (official code)."""
     l2: float = 1e-4
     """L2 inside Adam, not decoupled (official code)."""
     norm: str = "stored"
@@ -82,20 +98,25 @@ class Settings:
     def check(self) -> None:
         """Raises `InputError` for the first setting that cannot be."""
         self.common.check()
+        counts = ("train_examples", "validation_examples", "test_examples")
+        counts += ("epochs", "batch_size")
+        given = {name: getattr(self, name) for name in counts}
         require_positive(
-            train_examples=self.train_examples,
-            validation_examples=self.validation_examples,
-            epochs=self.epochs,
-            batch_size=self.batch_size,
+            **{n: value for n, value in given.items() if value is not None}
         )
-        for rate in (*self.rates, *self.last_rates):
+        for rate in (*(self.rates or ()), *self.last_rates):
             require_positive(rate=rate)
-        for name in self.shift:
+        for name in self.shift or ():
             shift(name)
-        if self.dataset not in DATASETS:
-            raise unknown("data set", self.dataset, DATASETS)
         if self.norm not in NORM_MODES:
             raise unknown("norm mode", self.norm, NORM_MODES)
+
+    def resolved(self) -> "Settings":
+        """Returns the settings with every flag that was left out filled in."""
+        defaults = DIGITS if self.dataset == "digits" else PAPER
+        return replace(
+            self, **{n: v for n, v in defaults.items() if getattr(self, n) is None}
+        )
 
 
 class Task(NamedTuple):
@@ -110,19 +131,60 @@ class Task(NamedTuple):
 def make_task(settings: Settings, name: str, seed: int) -> Task:
     """Returns the target task of a shift; the seed draws its images, noise and parts."""
     rng = np.random.default_rng(seed)
-    network = digits.pretrained(shift(name), settings.network_norm)
-    target = digits.normalized(shift(name).target(digits.pools()["target"], rng))
     sizes = {
         "train": settings.train_examples,
         "validation": settings.validation_examples,
+        "test": settings.test_examples,
     }
-    return Task(network, **balanced_parts(target, {**sizes, "test": None}, rng))
+    if settings.dataset == "digits":
+        network = digits.pretrained(shift(name), settings.network_norm)
+        pool = digits.pools()["target"]
+    else:
+        network, pool = real(settings, name)
+        wanted = sum(sizes.values()) if settings.test_examples else None
+        pool = balanced_parts(pool, {"target": wanted}, rng)["target"]
+    return Task(network, **balanced_parts(shift(name).target(pool, rng), sizes, rng))
+
+
+def real(settings: Settings, name: str) -> tuple[Network, Data]:
+    """Returns the network of `--weights` and the images of `--dataset`, which must fit."""
+    flags = settings.common
+    if flags.weights is None:
+        raise InputError(
+            f"data set {settings.dataset!r} needs --weights: a folder or hub id"
+        )
+    if shift(name).level == "feature":
+        raise InputError(
+            f"shift {name!r} changes the source task: it is for digits only"
+        )
+    home = flags.data_dir or os.environ.get("TFDS_DATA_DIR")
+    if home is None:
+        raise InputError(
+            "give --data-dir or set TFDS_DATA_DIR: where are TFDS data sets?"
+        )
+    pretrained = load(flags.weights)
+    data = images(settings.dataset, settings.split, home)
+    found, outputs = data.x[np.arange(1)].shape[1:], int(data.y.max()) + 1
+    if found != pretrained.size:
+        raise InputError(
+            f"images of {settings.dataset} are {found} (height, width, channels): the "
+            f"network takes {pretrained.size}"
+        )
+    expected = pretrained.network.params["head"]["bias"].size
+    if outputs != expected:
+        raise InputError(
+            f"{settings.dataset} has {outputs} classes: the network has {expected} outputs"
+        )
+    return pretrained.network, data
 
 
 def method_labels(network: Network, method: str) -> Labels:
     """Returns what a method trains; raises `InputError` for an unknown one."""
     if method == "none":
         return jax.tree.map(lambda _: FROZEN, network.params)
+    surgical = f"surgical:{method}"  # where both are, the paper's block
+    if unit_patterns(network, surgical):
+        return select(network, {"tuned": [surgical]})
     if method not in ENTRIES and not unit_patterns(network, method):
         units = [unit for table in network.units.values() for unit in table]
         raise unknown("method", method, dict.fromkeys(("none", *ENTRIES, *units)))
@@ -194,6 +256,7 @@ def jobs(settings: Settings) -> list[tuple[str, int, str]]:
 def run(settings: Settings) -> None:
     """Runs what the folder does not have yet, then writes the table and the picture."""
     settings.check()
+    settings = settings.resolved()
     mesh.placement(settings.common.mesh)
     if settings.common.smoke:
         small = replace(settings.common, seeds=1)
@@ -205,7 +268,7 @@ def run(settings: Settings) -> None:
         print(cost_report(settings, tasks[settings.shift[0], 0]))
         return
     out = settings.common.out or Path("runs") / NAME
-    free = {"out", "seeds", "methods", "shift", "data_dir", "cost"}
+    free = {"out", "seeds", "methods", "shift", "data_dir", "weights", "mesh", "cost"}
     rows = results.open_folder(out, as_config(settings), free)
     done = {(r["shift"], r["seed"], r["method"]) for r in rows if r["split"] == "test"}
     todo = [job for job in jobs(settings) if job not in done]
@@ -218,6 +281,7 @@ def run(settings: Settings) -> None:
                 "experiment": NAME,
                 "dataset": settings.dataset,
                 "shift": name,
+                "task": name if name != "none" else settings.dataset.split("/")[-1],
                 "method": method,
                 "seed": seed,
                 "metric": "accuracy",
@@ -250,13 +314,13 @@ def cost_report(settings: Settings, task: Task) -> str:
 def report(out: Path) -> None:
     """Writes summary.md and accuracy.png from the rows, and prints the table."""
     tests = [r for r in results.read(out) if r["split"] == "test"]
-    table = tables.pivot(tests, "shift", "method")
+    table = tables.pivot(tests, "task", "method")
     results.write(
         out / "summary.md",
         f"Test accuracy in percent, mean (standard error).\n\n{table}\n",
     )
     bars: dict = {}
-    for (name, method), values in tables.grouped(tests, "shift", "method").items():
+    for (name, method), values in tables.grouped(tests, "task", "method").items():
         bars.setdefault(name, {})[method] = tables.mean_and_error(values)
     if not bars:
         print("no run has a test accuracy: see the status in results.jsonl")

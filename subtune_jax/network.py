@@ -20,6 +20,7 @@ Labels = dict[str, Any]  # like Params, a group name at every leaf
 UnitTable = Mapping[str, Mapping[str, tuple[str, ...]]]  # {table: {unit: patterns}}
 
 FROZEN = "frozen"  # the group that does not train
+LECUN_NORMAL = jax.nn.initializers.lecun_normal()
 NORM_MODES = ("stored", "tuned", "batch")
 
 
@@ -124,7 +125,7 @@ def linear_params(
     key: jax.Array,
     features: int,
     outputs: int,
-    init: Callable = jax.nn.initializers.lecun_normal(),
+    init: Callable = LECUN_NORMAL,
 ) -> Params:
     """Returns the float32 parameters of `linear`: W drawn by `init`, b = 0."""
     kernel = init(key, (features, outputs), jnp.float32)

@@ -39,7 +39,7 @@ def test_prefix_then_suffix_is_the_whole_bit_for_bit_keys_included(cut):
 
 
 @pytest.mark.parametrize(
-    ("entry", "index"), [("stem", 0), ("block2", 2), ("block3_0/conv2", 3), ("head", 5)]
+    ("entry", "index"), [("stem", 1), ("block2", 3), ("block3_0/conv2", 4), ("head", 6)]
 )
 def test_lowest_trainable_stage(entry, index):
     net = toy.small_resnet()

@@ -55,5 +55,5 @@ def images(examples: int = 24, seed: int = 0) -> Data:
     """Three classes of 8 x 8 images that differ in brightness."""
     rng = np.random.default_rng(seed)
     y = np.arange(examples, dtype=np.int32) % 3
-    x = rng.normal(size=(examples, 8, 8, 1)) + y[:, None, None, None]
-    return Data(x.astype(np.float32), y)
+    x = 100 + 30 * (rng.normal(size=(examples, 8, 8, 1)) + y[:, None, None, None])
+    return Data(np.clip(x, 0, 255).astype(np.uint8), y)

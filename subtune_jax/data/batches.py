@@ -1,12 +1,14 @@
 """Examples as arrays, and the batches of an epoch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from subtune_jax.errors import InputError, require_positive
+
+Augment = Callable[[Any, np.random.Generator], Any]
 
 
 class Data(NamedTuple):
@@ -44,12 +46,34 @@ def steps_per_epoch(examples: int, size: int, *, drop: bool) -> int:
 
 
 def epoch(
-    data: Data, size: int, *, seed: Sequence[int], number: int, drop: bool
+    data: Data,
+    size: int,
+    *,
+    seed: Sequence[int],
+    number: int,
+    drop: bool,
+    start: int = 0,
+    augment: Augment | None = None,
 ) -> Iterator[Batch]:
-    """Yields the batches of epoch `number`, in an order drawn from (seed, number)."""
+    """Yields the batches of epoch `number` from the `start`-th on.
+
+    Order and augmentation are functions of (seed, number, place in the epoch) alone.
+    Grain reads and augments batches ahead in threads of its own.
+    """
+    import grain  # over a second of imports, only when there is something to train on
+
     order = np.random.default_rng([*seed, number]).permutation(len(data.y))
-    for step in range(steps_per_epoch(len(data.y), size, drop=drop)):
-        yield padded(data.take(order[step * size : (step + 1) * size]), size)
+
+    def make(step: int) -> Batch:
+        chosen = data.take(order[step * size : (step + 1) * size])
+        if augment is not None:
+            rng = np.random.default_rng([*seed, number, step])
+            chosen = chosen._replace(x=augment(chosen.x, rng))
+        return padded(chosen, size)
+
+    steps = grain.MapDataset.range(start, steps_per_epoch(len(data.y), size, drop=drop))
+    ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+    yield from steps.map(make).to_iter_dataset(ahead)
 
 
 def in_order(data: Data, size: int) -> Iterator[Batch]:

@@ -1,6 +1,6 @@
 """Shifts: how a target task differs from the source task it is made beside.
 
-A shift makes both sides from one labelled image set; images are float in [0, 1].
+A shift makes both sides from one labelled image set; images are uint8, as stored.
 """
 
 from collections.abc import Callable
@@ -32,23 +32,26 @@ def _same(data: Data, rng: np.random.Generator | None = None) -> Data:
     return data
 
 
+def _with_pixels(data: Data, pixels: np.ndarray) -> Data:
+    return data._replace(x=np.clip(np.round(pixels), 0, 255).astype(np.uint8))
+
+
 def gaussian_noise(data: Data, rng: np.random.Generator) -> Data:
-    """Adds N(0, 0.4^2) to every pixel and clips to [0, 1]."""
-    noise = rng.normal(0, 0.4, data.x.shape)
-    return data._replace(x=np.clip(data.x + noise, 0, 1).astype(np.float32))
+    """Adds N(0, 102^2) to every pixel (0.4 of the range)."""
+    return _with_pixels(data, data.x + rng.normal(0, 102, data.x.shape))
 
 
 def blur(data: Data, rng: np.random.Generator) -> Data:
     """Blurs with a Gaussian of 1 pixel."""
     from scipy.ndimage import gaussian_filter
 
-    return data._replace(x=gaussian_filter(data.x, (0, 1, 1, 0)).astype(np.float32))
+    return _with_pixels(data, gaussian_filter(data.x.astype(np.float32), (0, 1, 1, 0)))
 
 
 def contrast(data: Data, rng: np.random.Generator) -> Data:
     """Shrinks every image's pixels to 15 % of their distance from its mean."""
     mean = data.x.mean(axis=(1, 2), keepdims=True)
-    return data._replace(x=(mean + 0.15 * (data.x - mean)).astype(np.float32))
+    return _with_pixels(data, mean + 0.15 * (data.x - mean))
 
 
 def half_population(data: Data, upper: bool) -> Data:
@@ -82,6 +85,7 @@ def label_permutation(data: Data, rng: np.random.Generator) -> Data:
 
 
 SHIFTS = {
+    "none": Shift("none", _same, _same),  # for data that are shifted already
     "gaussian_noise": Shift("input", _same, gaussian_noise),
     "blur": Shift("input", _same, blur),
     "contrast": Shift("input", _same, contrast),

@@ -8,11 +8,11 @@ from subtune_jax.data.batches import Data
 def digits() -> Data:
     """Returns scikit-learn's real handwritten digits, which need no download.
 
-    x: float32[1797, 8, 8, 1] in [0, 1]; y: int32[1797], 0 to 9 (Alpaydin and Kaynak
-    1998, the test part of the UCI set).
+    x: uint8[1797, 8, 8, 1], the set's 17 grey levels spread over 0 to 255; y:
+    int32[1797], 0 to 9 (Alpaydin and Kaynak 1998, the test part of the UCI set).
     """
     from sklearn.datasets import load_digits  # a second of imports, only when used
 
     loaded = load_digits()
-    images = loaded.images[..., None].astype(np.float32) / 16
+    images = np.round(loaded.images[..., None] * (255 / 16)).astype(np.uint8)
     return Data(images, loaded.target.astype(np.int32))

@@ -1,9 +1,12 @@
 """Residual networks for small images: the CIFAR family, down to 8 x 8 digits.
 
-Stages: `stem`, `block{stage}_{i}` (one residual block each), `pool` (with the final
-norm of pre-activation networks), `head`.
+Stages: `input` (pixels to normalized floats, no parameters), `stem`,
+`block{stage}_{i}` (one residual block each), `pool` (with the final norm of
+pre-activation networks), `head`.
 """
 
+from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import jax
@@ -33,6 +36,8 @@ class ResNetConfig(NamedTuple):
     preactivation: bool = True
     channels: int = 3
     classes: int = 10
+    mean: tuple[float, ...] = (0.5,)  # of pixels in [0, 1], per channel or for all
+    std: tuple[float, ...] = (0.5,)
 
 
 def _conv(inputs: int, outputs: int, stride: int, rngs: nnx.Rngs) -> nnx.Conv:
@@ -130,13 +135,26 @@ def subsampled_shortcut(x: jax.Array, width: int) -> jax.Array:
     return jnp.pad(x[:, ::2, ::2], ((0, 0), (0, 0), (0, 0), (side, missing - side)))
 
 
+@cache
+def normalize(mean: tuple[float, ...], std: tuple[float, ...]) -> Callable:
+    """Returns the stage (x / 255 - mean) / std; x holds pixels 0 to 255 of any dtype."""
+
+    def apply(params, stats, x, *, batch_stats, key):
+        del params, batch_stats, key
+        channels = (1, 1, 1, -1)
+        shift, scale = (jnp.asarray(v).reshape(channels) for v in (mean, std))
+        return (x / 255 - shift) / scale, stats
+
+    return apply
+
+
 def _call(module: nnx.Module, x, *, batch_stats: bool, key) -> jax.Array:
     del key  # no dropout in this family
     return module(x, batch_stats)
 
 
 def resnet(config: ResNetConfig, key: jax.Array) -> Network:
-    """Returns a residual network with random weights for images float[batch, h, w, c].
+    """Returns a residual network with random weights for pixels 0 to 255 [batch, h, w, c].
 
     Raises `InputError` for a norm that is neither `group` nor `batch`.
     """
@@ -154,8 +172,12 @@ def resnet(config: ResNetConfig, key: jax.Array) -> Network:
             inputs = width
     modules["pool"] = Pool(config, rngs)
     stages, params, stats = split_stages(modules, _call)
-    params["head"], stats["head"] = linear_params(head_key, inputs, config.classes), {}
-    return Network((*stages, Stage("head", linear)), params, stats, units(config))
+    pixels = Stage("input", normalize(config.mean, config.std))
+    params |= {"input": {}, "head": linear_params(head_key, inputs, config.classes)}
+    stats |= {"input": {}, "head": {}}
+    return Network(
+        (pixels, *stages, Stage("head", linear)), params, stats, units(config)
+    )
 
 
 def units(config: ResNetConfig) -> UnitTable:

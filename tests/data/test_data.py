@@ -67,8 +67,8 @@ def test_more_examples_than_there_are_is_refused():
 
 def test_digits_are_the_real_ones():
     data = digits()
-    assert data.x.shape == (1797, 8, 8, 1) and data.x.dtype == np.float32
-    assert (data.x.min(), data.x.max()) == (0, 1)
+    assert data.x.shape == (1797, 8, 8, 1) and data.x.dtype == np.uint8
+    assert (data.x.min(), data.x.max(), len(np.unique(data.x))) == (0, 255, 17)
     assert np.bincount(data.y).tolist() == [
         178,
         182,
@@ -92,9 +92,8 @@ def test_a_shift_changes_what_its_level_says(name):
     if made.level == "input":
         np.testing.assert_array_equal(source.x, data.x)
         np.testing.assert_array_equal(target.y, data.y)
-        assert target.x.shape == data.x.shape and target.x.dtype == np.float32
-        assert 0 <= target.x.min() and target.x.max() <= 1
-        assert np.abs(target.x - data.x).mean() > 0.05
+        assert target.x.shape == data.x.shape and target.x.dtype == np.uint8
+        assert np.abs(target.x.astype(float) - data.x).mean() > 0.05 * 255
     if made.level == "output":
         np.testing.assert_array_equal(target.x, data.x)
         assert not np.any(target.y == data.y)
@@ -111,9 +110,9 @@ def test_subpopulations_share_superclasses_and_no_image():
 
 
 def test_contrast_and_flip_of_a_literal_image():
-    x = np.array([0.0, 1.0, 0.5, 0.5], np.float32).reshape(1, 2, 2, 1)
+    x = np.array([0, 200, 100, 100], np.uint8).reshape(1, 2, 2, 1)
     made = shift("contrast").target(Data(x, np.array([3])), np.random.default_rng(0))
-    np.testing.assert_allclose(made.x.ravel(), [0.425, 0.575, 0.5, 0.5])
+    assert made.x.ravel().tolist() == [85, 115, 100, 100]
     flipped = shift("label_flip").target(
         Data(x, np.arange(10)), np.random.default_rng(0)
     )

@@ -59,9 +59,9 @@ def test_the_surgical_mapping_of_resnet26():
 
 def test_stages_have_the_names_and_shapes_they_should():
     network = toy.small_resnet()
-    names = ["stem", "block1_0", "block2_0", "block3_0", "pool", "head"]
+    names = ["input", "stem", "block1_0", "block2_0", "block3_0", "pool", "head"]
     assert [stage.name for stage in network.stages] == names
-    assert network(np.zeros((2, 8, 8, 1), np.float32)).shape == (2, 3)
+    assert network(np.zeros((2, 8, 8, 1), np.uint8)).shape == (2, 3)
     assert list(tree.flatten(network.params["block2_0"])) == [
         "conv1/kernel",
         "conv2/kernel",
@@ -76,7 +76,7 @@ def test_equal_blocks_share_one_apply_so_equal_configs_share_traces():
     config = ResNetConfig(blocks=(2, 2, 2))
     one, two = (resnet(config, jax.random.key(seed)) for seed in (0, 1))
     assert one.stages == two.stages
-    assert one.stages[1].apply is one.stages[2].apply is not one.stages[3].apply
+    assert one.stages[2].apply is one.stages[3].apply is not one.stages[4].apply
 
 
 def test_shortcuts_of_a_literal_image():

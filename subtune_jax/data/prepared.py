@@ -1,0 +1,114 @@
+"""Prepared TFDS data sets, read from their folder without TensorFlow."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from subtune_jax.data.batches import Data
+from subtune_jax.data.images import resized
+from subtune_jax.errors import InputError, nearest
+
+# Registered by TFDS only where TensorFlow is installed, so preparing them needs it.
+NEEDS_TENSORFLOW = ("glue",)
+
+
+def records(
+    name: str, split: str, data_dir: str | Path, **options
+) -> Sequence[dict[str, Any]]:
+    """Returns the records of a split (`test`, `test[:2000]`), indexed at random.
+
+    `name` is that of TFDS, with its config if it has any (`glue/rte`). `options` are
+    those of `DatasetBuilder.as_data_source`. Raises `InputError` when the set is not
+    in `data_dir`, is not in the `array_record` format, or has no such split.
+    """
+    folder = find(name, data_dir)
+    import tensorflow_datasets as tfds  # a second of imports, only when used
+
+    builder = tfds.builder_from_directory(folder)
+    part = re.match(r"\w*", split)[0]
+    if part not in builder.info.splits:
+        raise InputError(
+            f"{name} has no split {part!r}: expected one of "
+            f"{', '.join(builder.info.splits)}"
+        )
+    try:
+        return builder.as_data_source(split, **options)
+    except NotImplementedError as error:
+        raise InputError(
+            f"{folder} is not in the array_record format: {error}"
+        ) from None
+
+
+def find(name: str, data_dir: str | Path) -> Path:
+    """Returns the folder of the newest prepared version of a data set."""
+    home = Path(data_dir).expanduser()
+    versions = sorted(
+        _versions(home / name), key=lambda p: [int(n) for n in p.name.split(".")]
+    )
+    if versions:
+        return versions[-1]
+    prepared = sorted(
+        {str(p.parents[1].relative_to(home)) for p in home.glob("**/dataset_info.json")}
+    )
+    configs = [other for other in prepared if other.startswith(f"{name}/")]
+    if configs:
+        raise InputError(f"{name} needs one of its configs: {', '.join(configs)}")
+    needs = (
+        "it needs TensorFlow for that: pip install tensorflow-cpu"
+        if name.split("/")[0] in NEEDS_TENSORFLOW
+        else "TensorFlow is not needed"
+    )
+    raise InputError(
+        f"no prepared data set {name!r} in {home} (there: "
+        f"{', '.join(nearest(name, prepared)) or 'nothing'}); prepare it with "
+        f"tensorflow_datasets.data_source({name!r}, data_dir={str(home)!r}) where there "
+        f"is a network; {needs}"
+    )
+
+
+def _versions(folder: Path) -> list[Path]:
+    found = [p.parent for p in folder.glob("*/dataset_info.json")]
+    return [p for p in found if re.fullmatch(r"\d+\.\d+\.\d+", p.name)]
+
+
+@dataclass(frozen=True)
+class LazyImages:
+    """Images of a source as an array that is read where it is indexed.
+
+    `images[index]` with an integer array or a slice returns uint8[n, h, w, c], resized
+    to `size` pixels a side if that is given.
+    """
+
+    source: Sequence[dict[str, Any]]
+    size: int | None = None
+
+    def __getitem__(self, index: np.ndarray | slice) -> np.ndarray:
+        rows = np.arange(len(self.source))[index]
+        return np.stack(
+            [resized(self.source[int(i)]["image"], self.size) for i in rows]
+        )
+
+
+def images(
+    name: str, split: str, data_dir: str | Path, size: int | None = None
+) -> Data:
+    """Returns a TFDS image set: pixels are read when taken, labels are here.
+
+    x: uint8[n, h, w, c] as `LazyImages`; y: int32[n]. Raises `InputError` as `records`
+    does, and when a record has no `image` and `label`.
+    """
+    source = records(name, split, data_dir)
+    features = list(source[0])
+    if not {"image", "label"} <= set(features):
+        raise InputError(
+            f"{name} is no image set: its features are {', '.join(features)}"
+        )
+    from tensorflow_datasets import decode
+
+    labels = records(name, split, data_dir, decoders={"image": decode.SkipDecoding()})
+    y = np.array([labels[i]["label"] for i in range(len(labels))], np.int32)
+    return Data(LazyImages(source, size), y)

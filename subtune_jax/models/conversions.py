@@ -1,0 +1,101 @@
+"""Name tables: how tensors of a file (PyTorch layout) become leaves of ours."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from subtune_jax import tree
+from subtune_jax.errors import InputError
+from subtune_jax.network import Network
+
+
+class Name(NamedTuple):
+    """A tensor name as a regular expression, our path for it, and an axis order.
+
+    `path` may refer to groups of the expression. It begins with `params/` or `stats/`,
+    or is empty for a tensor that has no place here.
+    """
+
+    pattern: str
+    path: str
+    axes: tuple[int, ...] | None = None
+
+
+CONV = (2, 3, 1, 0)  # OIHW to HWIO
+LINEAR = (1, 0)  # (out, in) to (in, out)
+
+
+def _norm(pattern: str, path: str) -> list[Name]:
+    return [
+        Name(rf"{pattern}\.weight", f"params/{path}/scale"),
+        Name(rf"{pattern}\.bias", f"params/{path}/bias"),
+        Name(rf"{pattern}\.running_mean", f"stats/{path}/mean"),
+        Name(rf"{pattern}\.running_var", f"stats/{path}/var"),
+        Name(rf"{pattern}\.num_batches_tracked", ""),
+    ]
+
+
+CIFAR_RESNET = [
+    Name(r"conv1\.weight", "params/stem/conv/kernel", CONV),
+    *_norm("bn1", "stem/norm"),
+    Name(
+        r"layer(\d)\.(\d+)\.conv(\d)\.weight",
+        r"params/block\1_\2/conv\3/kernel",
+        CONV,
+    ),
+    *_norm(r"layer(\d)\.(\d+)\.bn(\d)", r"block\1_\2/norm\3"),
+    *_norm("bn", "pool/norm"),
+    Name(r"(?:fc|linear)\.weight", "params/head/kernel", LINEAR),
+    Name(r"(?:fc|linear)\.bias", "params/head/bias"),
+]
+
+
+def filled(
+    network: Network,
+    tensors: Mapping[str, np.ndarray],
+    table: Sequence[Name],
+    file: str,
+) -> Network:
+    """Returns the network with the values of `tensors`, all of them and no others.
+
+    Raises `InputError` that lists every missing, unexpected and misshapen tensor.
+    """
+    wanted = tree.flatten({"params": network.params, "stats": network.stats})
+    found, unexpected = {}, []
+    for name, tensor in tensors.items():
+        path, value = _converted(name, tensor, table)
+        if path in wanted:
+            found[path] = value
+        elif path != "":
+            unexpected.append(name)
+    misshapen = [
+        f"{path} {value.shape} (expected {wanted[path].shape})"
+        for path, value in found.items()
+        if value.shape != wanted[path].shape
+    ]
+    problems = {
+        "missing": sorted(wanted.keys() - found.keys()),
+        "unexpected": unexpected,
+        "misshapen": misshapen,
+    }
+    said = [f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names]
+    if said:
+        raise InputError(f"{file} does not fit the network: {'; '.join(said)}")
+    values = tree.map_with_path(
+        lambda path, leaf: np.asarray(found[path], leaf.dtype),
+        {"params": network.params, "stats": network.stats},
+    )
+    return network._replace(**values)
+
+
+def _converted(
+    name: str, tensor: np.ndarray, table: Sequence[Name]
+) -> tuple[str | None, np.ndarray]:
+    for pattern, path, axes in table:
+        match = re.fullmatch(pattern, name)
+        if match:
+            fits = axes is not None and tensor.ndim == len(axes)
+            return match.expand(path), tensor.transpose(axes) if fits else tensor
+    return None, tensor

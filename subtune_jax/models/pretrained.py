@@ -1,0 +1,132 @@
+"""Pretrained networks from a folder or the Hugging Face hub; safetensors only, strict."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from safetensors.numpy import load_file
+
+from subtune_jax.errors import InputError, unknown
+from subtune_jax.models.conversions import CIFAR_RESNET, filled
+from subtune_jax.models.resnet import ResNetConfig, resnet
+from subtune_jax.network import LECUN_NORMAL, Network, linear_params
+
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.th", "*.ckpt", "*.pkl")
+
+
+class Pretrained(NamedTuple):
+    """A network and what its inputs must look like.
+
+    fingerprint: SHA-256 of the safetensors file. size: (height, width, channels) of
+    the images, pixels 0 to 255.
+    """
+
+    network: Network
+    fingerprint: str
+    size: tuple[int, int, int]
+
+
+def load(
+    source: str | Path, new_head: int | None = None, *, key: jax.Array | None = None
+) -> Pretrained:
+    """Returns the network in a folder, or of a hub id: `config.json`, `model.safetensors`.
+
+    new_head: how many outputs a fresh linear head has, zeros or (with `key`) LeCun
+    normal; else the file's head is kept. Raises `InputError` when there is no such
+    folder, the hub cannot be reached, the file is no safetensors file, or tensors are
+    missing, unexpected or misshapen (all of them are listed).
+    """
+    folder = find(source)
+    config = _config(folder / "config.json")
+    file = folder / "model.safetensors"
+    network = filled(_built(config, folder), _tensors(file), CIFAR_RESNET, str(file))
+    if new_head is not None:
+        features = network.params["head"]["kernel"].shape[0]
+        init = jax.nn.initializers.zeros if key is None else LECUN_NORMAL
+        head = linear_params(key, features, new_head, init)
+        network = network._replace(params={**network.params, "head": head})
+    fingerprint = hashlib.sha256(file.read_bytes()).hexdigest()
+    return Pretrained(network, fingerprint, tuple(config["input_size"]))
+
+
+def find(source: str | Path) -> Path:
+    """Returns the local folder of a path or hub id; the hub is asked for two files."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return _checked(folder)
+    if not re.fullmatch(r"[A-Za-z0-9][\w-]*/[A-Za-z0-9][\w.-]*", str(source)):
+        raise InputError(f"there is no folder {source} with weights")
+    import huggingface_hub  # half a second of imports, only when a hub id is given
+
+    try:
+        files = ["config.json", "model.safetensors"]
+        return Path(
+            huggingface_hub.snapshot_download(str(source), allow_patterns=files)
+        )
+    except Exception as error:  # network, missing, gated: many classes, one meaning
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(
+            f"{source} is no folder here and could not be had from the hub: {reason}"
+        ) from None
+
+
+def _checked(folder: Path) -> Path:
+    for needed in ("model.safetensors", "config.json"):
+        if (folder / needed).is_file():
+            continue
+        pickles = [p.name for pattern in PICKLES for p in folder.glob(pattern)]
+        if pickles and needed == "model.safetensors":
+            raise InputError(
+                f"{folder} has a pickle ({pickles[0]}), which can run any code when "
+                "loaded, and no model.safetensors: convert it once where you trust it, "
+                "with safetensors.torch.save_file(torch.load(pickle, "
+                "weights_only=True), 'model.safetensors')"
+            )
+        raise InputError(f"{folder} has no {needed}")
+    return folder
+
+
+def _config(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise InputError(f"{file} is no JSON") from None
+
+
+def _tensors(file: Path) -> dict[str, np.ndarray]:
+    try:
+        return load_file(file)
+    except Exception as error:  # the library has its own classes for damaged files
+        raise InputError(f"{file} is no readable safetensors file: {error}") from None
+
+
+def _built(config: dict[str, Any], folder: Path) -> Network:
+    """Returns the network that a `config.json` describes, with random weights."""
+    norms = {"group_norm": "group", "batch_norm": "batch"}
+    blocks = {"pre-activation basic block": True, "post-activation basic block": False}
+    try:
+        norm, block = config["norm"]["type"], config["block"]["type"]
+        if norm not in norms:
+            raise unknown("norm type", norm, norms)
+        if block not in blocks:
+            raise unknown("block type", block, blocks)
+        made = ResNetConfig(
+            blocks=tuple(config["blocks_per_stage"]),
+            widths=tuple(config["widths"]),
+            norm=norms[norm],
+            groups=config["norm"].get("num_groups", 0),
+            preactivation=blocks[block],
+            channels=config["input_size"][-1],
+            classes=config["num_classes"],
+            mean=tuple(config["normalization"]["mean"]),
+            std=tuple(config["normalization"]["std"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"{folder}/config.json describes no residual network: {error} is missing"
+        ) from None
+    return resnet(made, jax.random.key(0))
