@@ -55,6 +55,9 @@ def main(experiment: Callable[[Any], None], settings: type, doc: str) -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        print(f"error: {error.strerror}: {error.filename}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("stopped: the same command continues", file=sys.stderr)
         sys.exit(130)
@@ -69,7 +72,7 @@ def as_config(settings: Any) -> dict[str, Any]:
 
 
 def progress() -> Progress:
-    """Returns the one progress bar; silent where standard output is no terminal."""
+    """Returns the one progress bar; silent where standard error is no terminal."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -10,9 +10,13 @@ the test part is read once. Results: the README's table.
 """
 
 import os
+import re
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,22 +26,29 @@ import numpy as np
 from experiments import digits
 from experiments.cli import Common, Flags, as_config, main, progress
 from subtune_jax.cost import cost, cost_table
-from subtune_jax.data.batches import Batch, Data
+from subtune_jax.data.batches import Batch, Data, steps_per_epoch
 from subtune_jax.data.prepared import images
 from subtune_jax.data.sampling import balanced_parts
 from subtune_jax.data.shifts import SHIFTS, shift
 from subtune_jax.errors import InputError, require_positive, unknown
 from subtune_jax.evaluation.metrics import cross_entropy
 from subtune_jax.models.pretrained import load
-from subtune_jax.network import FROZEN, NORM_MODES, Labels, Network
+from subtune_jax.network import (
+    FROZEN,
+    NORM_MODES,
+    Labels,
+    Network,
+    stages_with_batch_stats,
+)
 from subtune_jax.reporting import results, tables
 from subtune_jax.reporting.plots import grouped_bars
 from subtune_jax.reporting.results import Row
 from subtune_jax.selection.labels import select, trainable_count, unit_patterns
 from subtune_jax.training import mesh
-from subtune_jax.training.loop import Diverged, evaluate, fit
+from subtune_jax.training.loop import Diverged, fit
 from subtune_jax.training.optimizers import adam
 from subtune_jax.training.phases import Phase
+from subtune_jax.training.predict import evaluate
 from subtune_jax.tree import count
 
 NAME = "surgical_shifts"
@@ -106,10 +117,18 @@ class Settings:
         )
         for rate in (*(self.rates or ()), *self.last_rates):
             require_positive(rate=rate)
+        adam(1.0, l2=self.l2)
+        for flag in ("shift", "methods", "rates", "last_rates"):
+            if getattr(self, flag) == ():
+                raise InputError(f"--{flag.replace('_', '-')} needs at least one value")
         for name in self.shift or ():
             shift(name)
         if self.norm not in NORM_MODES:
             raise unknown("norm mode", self.norm, NORM_MODES)
+        if self.dataset == "digits" and (self.common.weights or self.common.data_dir):
+            raise InputError(
+                "digits are embedded: --weights and --data-dir name real data"
+            )
 
     def resolved(self) -> "Settings":
         """Returns the settings with every flag that was left out filled in."""
@@ -179,30 +198,47 @@ def real(settings: Settings, name: str) -> tuple[Network, Data]:
 
 
 def method_labels(network: Network, method: str) -> Labels:
-    """Returns what a method trains; raises `InputError` for an unknown one."""
+    """Returns what a method trains: `none`, `all`, `last`, a unit or a path pattern.
+
+    A unit that is in the table `surgical` is the paper's. Raises `InputError` for
+    anything else.
+    """
     if method == "none":
         return jax.tree.map(lambda _: FROZEN, network.params)
-    surgical = f"surgical:{method}"  # where both are, the paper's block
-    if unit_patterns(network, surgical):
-        return select(network, {"tuned": [surgical]})
-    if method not in ENTRIES and not unit_patterns(network, method):
+    entry = ENTRIES.get(method, method)
+    if unit_patterns(network, f"surgical:{entry}"):
+        entry = f"surgical:{entry}"
+    named = method in ENTRIES or unit_patterns(network, entry)
+    if not named and re.fullmatch(r"\w+", method):
         units = [unit for table in network.units.values() for unit in table]
         raise unknown("method", method, dict.fromkeys(("none", *ENTRIES, *units)))
-    return select(network, {"tuned": [ENTRIES.get(method, method)]})
+    return select(network, {"tuned": [entry]})
 
 
-def tune(task: Task, settings: Settings, method: str, seed: int) -> Iterator[Row]:
-    """Yields a validation row per rate, then the test row of the best rate and epoch."""
+def run_steps(task: Task, settings: Settings, labels: Labels) -> int:
+    """Returns the steps of a run: full passes over the training images."""
+    drop = bool(stages_with_batch_stats(task.network.stats, labels, settings.norm))
+    size = settings.batch_size
+    return settings.epochs * steps_per_epoch(len(task.train.y), size, drop=drop)
+
+
+def tune(
+    task: Task, settings: Settings, method: str, seed: int, folder: Path | None = None
+) -> Iterator[Row]:
+    """Yields a validation row per rate, then the test row of the best rate and epoch.
+
+    With a folder, runs are checkpointed there, and finished ones not repeated.
+    """
     labels = method_labels(task.network, method)
-    steps = settings.epochs * -(-len(task.train.y) // settings.batch_size)
-    if settings.norm != "stored":
-        steps = settings.epochs * (len(task.train.y) // settings.batch_size)
     best, best_score, chosen = task.network, -1.0, {}
     begin = time.perf_counter()
-    for rate in _rates(settings, method):
-        phase = Phase(labels, adam(rate, l2=settings.l2), steps)
-        started, row = time.perf_counter(), {"split": "validation", "rate": rate}
+    for rate in rates_of(settings, method):
+        started = time.perf_counter()
+        row = {"split": "validation", "rate": rate, "value": None, "status": "diverged"}
         try:
+            phase = Phase(
+                labels, adam(rate, l2=settings.l2), run_steps(task, settings, labels)
+            )
             fitted = fit(
                 task.network,
                 phase,
@@ -212,30 +248,34 @@ def tune(task: Task, settings: Settings, method: str, seed: int) -> Iterator[Row
                 batch_size=settings.batch_size,
                 validate=lambda network: evaluate(network, task.validation),
                 place=mesh.placement(settings.common.mesh),
+                checkpoint=None if folder is None else folder / f"rate_{rate}",
             )
+            score = max(fitted.scores)
+            row |= {"value": score, "status": "ok", "epoch": fitted.epoch}
+            row |= {"steps": phase.steps}
         except Diverged as error:
-            yield row | {"value": None, "status": "diverged", "steps": error.step}
-            continue
-        score = max(fitted.scores)
-        row |= {"value": score, "epoch": fitted.epoch, "steps": steps}
-        yield row | {"status": "ok", "seconds": time.perf_counter() - started}
-        if score > best_score:
+            row["steps"] = error.step
+        yield row | {"seconds": time.perf_counter() - started}
+        if row["status"] == "ok" and score > best_score:
             best, best_score, chosen = fitted.network, score, row
-    if method != "none" and not chosen:
-        yield {"split": "test", "value": None, "status": "diverged", "steps": 0}
-        return
-    value = read_test_once(best, task)
-    chosen = {"rate": None, "epoch": 0, "steps": 0} | chosen
-    seconds = time.perf_counter() - begin
-    yield chosen | {"split": "test", "value": value, "status": "ok", "seconds": seconds}
+    yield test_row(task, method, best, chosen) | {
+        "seconds": time.perf_counter() - begin
+    }
 
 
-def _rates(settings: Settings, method: str) -> tuple[float, ...]:
+def rates_of(settings: Settings, method: str) -> tuple[float, ...]:
+    """Returns the rates to try; the last layer has its own."""
     if method == "none":
         return ()
-    return (
-        settings.last_rates if ENTRIES.get(method, method) == "head" else settings.rates
-    )
+    return settings.last_rates if method in ("last", "head") else settings.rates
+
+
+def test_row(task: Task, method: str, best: Network, chosen: Row) -> Row:
+    """Returns the row of the one network that was chosen (`none` needs no choice)."""
+    row = {"rate": None, "epoch": 0, "steps": 0, **chosen, "split": "test"}
+    if method != "none" and not chosen:
+        return row | {"value": None, "status": "diverged"}
+    return row | {"value": read_test_once(best, task), "status": "ok"}
 
 
 def read_test_once(network: Network, task: Task) -> float:
@@ -243,58 +283,78 @@ def read_test_once(network: Network, task: Task) -> float:
     return evaluate(network, task.test)
 
 
-def jobs(settings: Settings) -> list[tuple[str, int, str]]:
-    """Returns (shift, seed, method) of every job, in order."""
-    return [
-        (name, seed, method)
-        for name in settings.shift
-        for seed in range(settings.common.seeds)
-        for method in settings.methods
-    ]
+Job = tuple[str, int, str]  # shift, seed, method
+
+
+def jobs(settings: Settings) -> list[Job]:
+    """Returns every job once, in order."""
+    seeds = range(settings.common.seeds)
+    every = product(settings.shift, seeds, settings.methods)
+    return list(dict.fromkeys(every))
+
+
+def job_of(row: Row) -> Job:
+    """Returns the job that wrote a row."""
+    return row["shift"], row["seed"], row["method"]
 
 
 def run(settings: Settings) -> None:
     """Runs what the folder does not have yet, then writes the table and the picture."""
     settings.check()
     settings = settings.resolved()
-    mesh.placement(settings.common.mesh)
     if settings.common.smoke:
         small = replace(settings.common, seeds=1)
         settings = replace(settings, epochs=1, rates=settings.rates[:1], common=small)
-    tasks = {(n, 0): make_task(settings, n, 0) for n in settings.shift}
-    for method in settings.methods:
-        method_labels(tasks[settings.shift[0], 0].network, method)
+    task_of = lru_cache(1)(lambda name, seed: make_task(settings, name, seed))
+    require_runnable(settings, task_of(settings.shift[0], 0))
     if settings.cost:
-        print(cost_report(settings, tasks[settings.shift[0], 0]))
+        print(cost_report(settings, task_of(settings.shift[0], 0)))
         return
     out = settings.common.out or Path("runs") / NAME
     free = {"out", "seeds", "methods", "shift", "data_dir", "weights", "mesh", "cost"}
     rows = results.open_folder(out, as_config(settings), free)
-    done = {(r["shift"], r["seed"], r["method"]) for r in rows if r["split"] == "test"}
-    todo = [job for job in jobs(settings) if job not in done]
+    done = {job_of(row) for row in rows if row["split"] == "test"}
+    results.keep(out, [row for row in rows if job_of(row) in done])
     with progress() as bar:
-        for name, seed, method in bar.track(todo, description=NAME):
-            if (name, seed) not in tasks:
-                tasks = {(name, seed): make_task(settings, name, seed)}
-            task = tasks[name, seed]
-            fixed = {
-                "experiment": NAME,
-                "dataset": settings.dataset,
-                "shift": name,
-                "task": name if name != "none" else settings.dataset.split("/")[-1],
-                "method": method,
-                "seed": seed,
-                "metric": "accuracy",
-                "trainable_params": trainable_count(
-                    task.network.params, method_labels(task.network, method)
-                ),
-                "total_params": count(task.network.params),
-                "commit": results.commit(),
-            }
-            results.append(
-                out, [fixed | row for row in tune(task, settings, method, seed)]
-            )
+        todo = [job for job in jobs(settings) if job not in done]
+        for job in bar.track(todo, description=NAME):
+            run_job(settings, task_of(*job[:2]), job, out)
     report(out)
+
+
+def require_runnable(settings: Settings, task: Task) -> None:
+    """Raises `InputError` before anything is written if a method or size cannot be."""
+    place = mesh.placement(settings.common.mesh)
+    place(np.zeros(settings.batch_size))
+    for method in settings.methods:
+        labels = method_labels(task.network, method)
+        if method != "none":
+            run_steps(task, settings, labels)
+
+
+def run_job(settings: Settings, task: Task, job: Job, out: Path) -> None:
+    """Adds the rows of a job to the folder; its checkpoints go when they are there."""
+    name, seed, method = job
+    labels = method_labels(task.network, method)
+    fixed = {
+        "experiment": NAME,
+        "dataset": settings.dataset,
+        "shift": name,
+        "task": name if name != "none" else settings.dataset.split("/")[-1],
+        "method": method,
+        "seed": seed,
+        "metric": "accuracy",
+        "trainable_params": trainable_count(task.network.params, labels),
+        "total_params": count(task.network.params),
+        "commit": results.commit(),
+    }
+    folder = (
+        out / "checkpoints" / f"{name}-{seed}-{re.sub(r'[^a-zA-Z0-9]', '_', method)}"
+    )
+    kept = None if settings.dataset == "digits" else folder  # digits take seconds
+    rows = [fixed | row for row in tune(task, settings, method, seed, kept)]
+    results.append(out, rows)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def cost_report(settings: Settings, task: Task) -> str:
@@ -304,7 +364,9 @@ def cost_report(settings: Settings, task: Task) -> str:
     costs = {}
     for method in dict.fromkeys((*settings.methods, "all")):
         if method != "none":
-            phase = Phase(method_labels(task.network, method), adam(1e-3, l2=1e-4), 1)
+            phase = Phase(
+                method_labels(task.network, method), adam(1.0, l2=settings.l2), 1
+            )
             costs[method] = cost(
                 task.network, phase, batch, loss=cross_entropy, norm=settings.norm
             )

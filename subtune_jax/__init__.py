@@ -12,6 +12,7 @@ from subtune_jax.evaluation.metrics import (
     worst_group_accuracy,
 )
 from subtune_jax.models.adopt import adopt, adopt_linen
+from subtune_jax.models.pretrained import Pretrained, load
 from subtune_jax.models.resnet import ResNetConfig, resnet
 from subtune_jax.network import Network, Stage, forward
 from subtune_jax.selection.labels import (
@@ -20,17 +21,10 @@ from subtune_jax.selection.labels import (
     select,
     trainable_count,
 )
-from subtune_jax.training.loop import (
-    Diverged,
-    Epoch,
-    Fit,
-    epochs,
-    evaluate,
-    fit,
-    predict,
-)
-from subtune_jax.training.optimizers import Rule, adam, adamw, set_multipliers, sgd
+from subtune_jax.training.loop import Diverged, Fit, fit
+from subtune_jax.training.optimizers import Rule, adam, adamw, sgd
 from subtune_jax.training.phases import Phase
+from subtune_jax.training.predict import evaluate, predict
 from subtune_jax.tuning.anchor import l1_sp, l2_sp
 from subtune_jax.tuning.head import new_head
 from subtune_jax.tuning.method import Tuning
@@ -41,11 +35,11 @@ __all__ = [
     "Cost",
     "Data",
     "Diverged",
-    "Epoch",
     "Fit",
     "InputError",
     "Network",
     "Phase",
+    "Pretrained",
     "ResNetConfig",
     "Rule",
     "Stage",
@@ -62,17 +56,16 @@ __all__ = [
     "coverage",
     "cross_entropy",
     "digits",
-    "epochs",
     "evaluate",
     "fit",
     "forward",
     "l1_sp",
     "l2_sp",
+    "load",
     "new_head",
     "predict",
     "resnet",
     "select",
-    "set_multipliers",
     "sgd",
     "squared_error",
     "subset",

@@ -20,7 +20,7 @@ class Cost(NamedTuple):
 
     trainable: int  # numbers that train
     forward: int  # contraction FLOPs of the forward pass
-    floor: int  # least contraction FLOPs of the step, see `floor_flops`
+    floor: int  # least contraction FLOPs of the step, see `stage_flops`
     flops: int  # contraction FLOPs of the step as written
     compiled_flops: int  # all FLOPs of the compiled step, as XLA counts them
     temp_bytes: int  # scratch memory of the compiled step

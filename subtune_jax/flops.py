@@ -18,6 +18,14 @@ def contraction_flops(f: Callable, *args: Any) -> int:
     return trained_flops(f, [False] * len(args), *args)
 
 
+def depends_on(f: Callable, marked: Sequence[Any], *args: Any) -> bool:
+    """Returns whether any output of f(*args) is computed from a marked argument.
+
+    `marked` is as `depends` of `trained_flops`.
+    """
+    return any(_count(jax.make_jaxpr(f)(*args).jaxpr, _flags(marked, args))[1])
+
+
 def trained_flops(f: Callable, depends: Sequence[Any], *args: Any) -> int:
     """Returns the least FLOPs of f(*args) with reverse-mode gradients.
 
@@ -25,14 +33,17 @@ def trained_flops(f: Callable, depends: Sequence[Any], *args: Any) -> int:
     depend on a trainable one. A contraction costs F forward, and F once more for each
     operand that depends on a trainable leaf, since only those need a cotangent.
     """
-    flags = [
-        leaf
-        for flag, arg in zip(depends, args, strict=True)
-        for leaf in jax.tree.leaves(
-            [flag] * len(jax.tree.leaves(arg)) if isinstance(flag, bool) else flag
-        )
-    ]
-    return _count(jax.make_jaxpr(f)(*args).jaxpr, flags)[0]
+    return _count(jax.make_jaxpr(f)(*args).jaxpr, _flags(depends, args))[0]
+
+
+def _flags(depends: Sequence[Any], args: Sequence[Any]) -> list[bool]:
+    """Returns a flag for every leaf of the arguments."""
+    pairs = zip(depends, args, strict=True)
+    spread = (
+        [d] * len(jax.tree.leaves(arg)) if isinstance(d, bool) else d
+        for d, arg in pairs
+    )
+    return [flag for flags in spread for flag in jax.tree.leaves(flags)]
 
 
 def _count(jaxpr: Jaxpr, flags: Sequence[bool]) -> tuple[int, list[bool]]:
@@ -58,14 +69,13 @@ def _equation(eqn, inputs: list[bool]) -> tuple[int, list[bool]]:
     if eqn.primitive.name == "scan":
         return _scan(eqn, inputs)
     inner = [j for value in eqn.params.values() for j in _jaxprs(value)]
-    counts = [_count(j, inputs[len(inputs) - len(j.invars) :]) for j in inner]
-    if not counts:
+    if eqn.primitive.name == "cond":  # the dearest branch
+        inputs = inputs[1:]
+    elif len(inner) != 1 or len(inner[0].invars) != len(inputs):  # no plain call
         return 0, [any(inputs)] * len(eqn.outvars)
-    # Of the branches of a cond, the dearest; every other call has one jaxpr.
-    flops, outputs = max(counts, key=lambda count: count[0])
-    return flops, outputs if len(outputs) == len(eqn.outvars) else [any(inputs)] * len(
-        eqn.outvars
-    )
+    counts = [_count(j, inputs) for j in inner]
+    outputs = zip(*(found for _, found in counts), strict=True)
+    return max(flops for flops, _ in counts), [any(found) for found in outputs]
 
 
 def _scan(eqn, inputs: list[bool]) -> tuple[int, list[bool]]:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from subtune_jax import tree
-from subtune_jax.errors import unknown
+from subtune_jax.errors import InputError, unknown
 
 Params = dict[str, Any]  # {stage name: nested dict of arrays}
 Stats = dict[str, Any]  # batch statistics, same form; empty where a stage has none
@@ -93,19 +93,27 @@ def stages_with_batch_stats(stats: Stats, labels: Labels, norm: str) -> frozense
     """Returns the stages whose norms use batch statistics and update their own.
 
     `stored`: none (surgical fine-tuning). `batch`: every stage that has statistics.
-    `tuned`: those of which a norm leaf trains (SubTuning), that is a parameter with
-    statistics beside it. Raises `InputError` for another mode.
+    `tuned`: those whose norms train (SubTuning), that is the parameters with statistics
+    beside them. Raises `InputError` for another mode, and where `tuned` meets a stage
+    of which only some norm parameters train: its frozen norms' statistics would move.
     """
     if norm not in NORM_MODES:
         raise unknown("norm mode", norm, NORM_MODES)
     normed = {name.rpartition("/")[0] for name in tree.flatten(stats)}
-    trained = {
-        name.partition("/")[0]
-        for name, label in tree.flatten(labels).items()
-        if label != FROZEN and name.rpartition("/")[0] in normed
-    }
-    every = {name.partition("/")[0] for name in normed}
-    return frozenset({"stored": set(), "tuned": trained, "batch": every}[norm])
+    every = frozenset(name.partition("/")[0] for name in normed)
+    if norm != "tuned":
+        return every if norm == "batch" else frozenset()
+    trains: dict[str, set[bool]] = {}
+    for name, label in tree.flatten(labels).items():
+        if name.rpartition("/")[0] in normed:
+            trains.setdefault(name.partition("/")[0], set()).add(label != FROZEN)
+    mixed = [stage for stage, found in trains.items() if len(found) > 1]
+    if mixed:
+        raise InputError(
+            "norm 'tuned' needs the norms of a stage to train together or not at all: "
+            f"stage {mixed[0]!r} has both"
+        )
+    return frozenset(stage for stage, found in trains.items() if found == {True})
 
 
 def linear(

@@ -1,12 +1,13 @@
 """Your own network, as it is: nnx or Linen modules become stages."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 from flax import linen, nnx
 
-from subtune_jax.errors import InputError
+from subtune_jax.errors import InputError, unknown
 from subtune_jax.models.stages import split_stages
 from subtune_jax.network import Network, Stage, UnitTable
 
@@ -21,10 +22,11 @@ def adopt(
     The modules are called in order, each on the output of the one before. Dropout and
     norms follow the flags `deterministic` and `use_running_average` that nnx sets on
     every submodule. A whole model is the single stage `model`: selecting works as
-    ever, but no prefix can be cached or shared. Only `nnx.Param` leaves are parameters
-    and `nnx.BatchStat` leaves statistics. Raises `InputError` for anything else.
+    ever, but no prefix can be cached or shared. `nnx.Param` leaves are parameters and
+    `nnx.BatchStat` leaves statistics; random streams get their keys from the run.
+    Raises `InputError` for other variables, and for weights tied across modules.
     """
-    if isinstance(modules, nnx.Module):
+    if not isinstance(modules, Mapping):
         modules = {WHOLE: modules}
     for name, module in modules.items():
         if not isinstance(module, nnx.Module):
@@ -47,15 +49,16 @@ def adopt_linen(
     module: linen.Module,
     variables: Mapping[str, Any],
     *,
-    train: str | None = None,
+    flag: str | None = None,
     units: UnitTable = {},
 ) -> Network:
     """Returns a Linen model as a network with the single stage `model`.
 
     `variables` are those of `module.init`: `params` and, if any, `batch_stats`.
-    `train` names the argument of the module that switches to training (`train`,
-    `training`, ...): it is True exactly when norms use batch statistics, and dropout
-    gets its key from the run. Raises `InputError` for other collections.
+    `flag` names the argument of the module that switches to training: `train`, or
+    one of the opposite sense, `deterministic`. With batch statistics in the model it
+    is on exactly when norms use them, and dropout runs only then; without, it is on
+    when dropout has a key. Raises `InputError` for other collections and flags.
     """
     surplus = set(variables) - {"params", "batch_stats"}
     if "params" not in variables or surplus:
@@ -63,9 +66,14 @@ def adopt_linen(
             "expected the collections params and batch_stats, found "
             f"{', '.join(sorted(variables)) or 'none'}"
         )
+    known = list(inspect.signature(module.__call__).parameters)
+    if flag is not None and flag not in known:
+        raise unknown("flag", flag, known)
+    opposite = flag in ("deterministic", "use_running_average")
 
     def apply(params, stats, x, *, batch_stats, key):
-        flags = {} if train is None else {train: batch_stats}
+        training = batch_stats if stats else key is not None
+        flags = {} if flag is None else {flag: training != opposite}
         rngs = None if key is None else {"dropout": key}
         collections = {"params": params} | ({"batch_stats": stats} if stats else {})
         if not batch_stats:
@@ -73,7 +81,7 @@ def adopt_linen(
         x, new = module.apply(
             collections, x, rngs=rngs, mutable=["batch_stats"], **flags
         )
-        return x, dict(new.get("batch_stats", stats))
+        return x, dict(new["batch_stats"])
 
     params, stats = dict(variables["params"]), dict(variables.get("batch_stats", {}))
     return Network((Stage(WHOLE, apply),), {WHOLE: params}, {WHOLE: stats}, units)

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from subtune_jax import tree
@@ -12,11 +13,18 @@ from subtune_jax.network import Network
 
 
 def save(network: Network, file: Path) -> None:
-    """Writes parameters and statistics, to a temporary name first."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+    """Writes parameters and statistics, to a temporary name first.
+
+    Raises `InputError` when the file cannot be written.
+    """
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    save_file({k: np.asarray(v) for k, v in _tensors(network).items()}, temporary)
-    temporary.replace(file)
+    tensors = {k: np.asarray(v) for k, v in _tensors(network).items()}
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, temporary)
+        temporary.replace(file)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"cannot write {file}: {error}") from None
 
 
 def restore(network: Network, file: Path) -> Network:

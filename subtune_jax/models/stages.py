@@ -8,6 +8,7 @@ import jax
 from flax import nnx
 
 from subtune_jax import tree
+from subtune_jax.errors import InputError
 from subtune_jax.network import Params, Stage, Stats
 
 Keys = tuple[tuple, ...]  # the nnx key paths of a state's leaves
@@ -20,18 +21,45 @@ def split_stages(
 
     call(module, x, batch_stats=..., key=...) runs one; it may change the module, which
     is a copy. Keys of lists become strings: `layers/0/kernel`. Modules with equal
-    graphs share one `apply`.
+    graphs share one `apply`. Raises `InputError` for a variable that two modules share
+    (tied weights must be in one stage) and for one that is no parameter, statistic or
+    random state.
     """
     stages, params, stats = [], {}, {}
+    _require_untied(modules)
     for name, module in modules.items():
         graph, weights, statistics, rest = nnx.split(
             module, nnx.Param, nnx.BatchStat, ...
         )
+        _require_random(name, rest)
         params[name], weight_keys = _plain(weights)
         stats[name], stat_keys = _plain(statistics)
         make = partial(_apply, rest=rest) if nnx.to_flat_state(rest) else _shared_apply
         stages.append(Stage(name, make(graph, weight_keys, stat_keys, call)))
     return tuple(stages), params, stats
+
+
+def _require_untied(modules: Mapping[str, nnx.Module]) -> None:
+    owners: dict[int, str] = {}
+    for name, module in modules.items():
+        for _, variable in nnx.iter_graph(module):
+            if not isinstance(variable, nnx.Variable):
+                continue
+            owner = owners.setdefault(id(variable), name)
+            if owner != name:
+                raise InputError(
+                    f"stages {owner!r} and {name!r} share a variable: tied weights must "
+                    "be in one stage"
+                )
+
+
+def _require_random(name: str, rest: nnx.State) -> None:
+    for keys, leaf in nnx.to_flat_state(rest):
+        if not isinstance(leaf, nnx.RngState):
+            raise InputError(
+                f"stage {name!r} has a {type(leaf).__name__} at "
+                f"{'/'.join(map(str, keys))}: expected nnx.Param or nnx.BatchStat"
+            )
 
 
 def _apply(

@@ -1,5 +1,6 @@
 """Pictures of results; written without a display."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def grouped_bars(
         axis.set_title(titles.get(panel, panel), fontsize=10)
     axes[0].set_ylabel(ylabel)
     FigureCanvasAgg(figure)
-    temporary = file.with_name(f".{file.name}")
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
     figure.savefig(temporary, format="png", dpi=150)
     temporary.replace(file)
 

@@ -53,12 +53,26 @@ def _require_equal(old: Row, new: Row, free: set[str], out: Path) -> None:
 
 
 def read(out: Path) -> list[Row]:
-    """Returns the rows of a folder; a last line cut off by a kill is not one."""
+    """Returns the rows of a folder; a last line cut off by a kill is not one.
+
+    Raises `InputError` for another line that is no JSON.
+    """
     file = out / "results.jsonl"
     if not file.exists():
         return []
     lines = file.read_text().split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    try:
+        return [json.loads(line) for line in lines[:-1]]
+    except json.JSONDecodeError as error:
+        raise InputError(f"{file} has a line that is no JSON: {error}") from None
+
+
+def keep(out: Path, rows: Iterable[Row]) -> None:
+    """Makes these the rows of the folder: what else a killed run left there goes."""
+    try:
+        write(out / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    except OSError as error:
+        raise InputError(f"cannot write to {out}: {error.strerror}") from None
 
 
 def append(out: Path, rows: Iterable[Row]) -> None:

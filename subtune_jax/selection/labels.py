@@ -25,8 +25,12 @@ def select(network: Network, selection: Mapping[str, Sequence[str]]) -> Labels:
     Raises `InputError` when an entry matches no leaf (with the nearest units and
     paths), or none that an earlier group has not taken.
     """
+    if not isinstance(selection, Mapping):
+        raise InputError("a selection is a dict of group names to lists of selectors")
     groups: dict[str, str] = {}
     for group, entries in selection.items():
+        if not entries:
+            raise InputError(f"group {group!r} selects nothing: its list is empty")
         if group == FROZEN or "@" in group:
             raise InputError(
                 f"{group!r} cannot name a group: it has a meaning of its own"

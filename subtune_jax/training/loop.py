@@ -1,8 +1,8 @@
 """The loop driver: it decides what runs when; the step does not know."""
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import accumulate as running_total
-from itertools import count
+from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -11,30 +11,22 @@ import numpy as np
 from subtune_jax import tree
 from subtune_jax.data import batches
 from subtune_jax.data.batches import Data
-from subtune_jax.evaluation.metrics import Metric, accuracy, cross_entropy
 from subtune_jax.network import Network
-from subtune_jax.training.phases import Phase, programs
+from subtune_jax.training import resume
+from subtune_jax.training.features import cached_stages, features
+from subtune_jax.training.phases import Phase, Program
+from subtune_jax.training.plan import Plan, make_plan
+from subtune_jax.training.resume import Epoch, Snapshot
 from subtune_jax.training.state import State, advance, materialize, start
-from subtune_jax.training.step import Logs, compiled_forward, compiled_step
+from subtune_jax.training.step import compiled_step
 
 
 class Diverged(ArithmeticError):
-    """The loss was not finite at `step` (counted from 1)."""
+    """Loss, gradient or weights were not finite at `step` (counted from 1)."""
 
     def __init__(self, step: int, loss: float):
-        super().__init__(f"the loss became {loss} at step {step}")
+        super().__init__(f"the run diverged at step {step}, where the loss was {loss}")
         self.step = step
-
-
-class Epoch(NamedTuple):
-    """Where a run stands after a pass over the data (or at its end); owns its arrays."""
-
-    number: int  # from 1
-    step: int
-    loss: float  # mean over the epoch's steps
-    grad_norm: float  # L2, of the trainable leaves, mean over the epoch's steps
-    network: Network  # parameters and statistics at this point
-    trainable: Any
 
 
 class Fit(NamedTuple):
@@ -53,109 +45,119 @@ def fit(
     *,
     key: jax.Array,
     validate: Callable[[Network], float] | None = None,
+    checkpoint: Path | None = None,
+    checkpoint_seconds: float = 60.0,
     **settings,
 ) -> Fit:
     """Returns the network after the phases, or at the epoch that `validate` scores best.
 
-    The first of equal scores is kept. `settings` are those of `epochs`. The base
-    `network` is left as it is. Raises `InputError` for settings that cannot be, and
-    `Diverged` when the loss is not finite.
+    The first of equal scores is kept. The base `network` is left as it is. `settings`
+    are those of `plan.make_plan`. With a `checkpoint` folder the run is saved every
+    `checkpoint_seconds` and at its end, and the same call continues it, or returns at
+    once when it had ended. Raises `InputError` for settings that cannot be and for the
+    checkpoint of another base or run, and `Diverged` when the loss is not finite.
     """
-    kept, scores = None, []
-    for point in epochs(network, phases, data, key=key, **settings):
+    plan = make_plan(network, phases, data, key=key, **settings)
+    journal = resume.journal(plan, checkpoint, checkpoint_seconds)
+    kept, scores = journal.kept, list(journal.scores)
+
+    def save(snapshot: Snapshot) -> None:
+        journal.save(snapshot, kept, scores)
+
+    best = np.nanmax([*scores, -np.inf])
+    for point in epochs(plan, journal.snapshot, save):
         if validate is not None:
             scores.append(validate(point.network))
-        if validate is None or scores[-1] > max(scores[:-1], default=-np.inf):
-            kept = point
+        if validate is None or scores[-1] > best:
+            kept, best = point, scores[-1] if scores else best
     if kept is None:
         raise ArithmeticError(f"no epoch had a validation score: {scores}")
     return Fit(kept.network, kept.trainable, kept.number, scores)
 
 
 def epochs(
-    network: Network,
-    phases: Phase | Sequence[Phase],
-    data: Data,
-    *,
-    key: jax.Array,
-    loss: Callable = cross_entropy,
-    norm: str = "stored",
-    batch_size: int = 64,
-    accumulate: int = 1,
-    place: Callable[[Any], Any] = lambda tree: tree,
+    plan: Plan,
+    snapshot: Snapshot | None = None,
+    save: Callable[[Snapshot], None] = lambda snapshot: None,
 ) -> Iterator[Epoch]:
     """Yields an `Epoch` after every pass over the data and at the end of the run.
 
-    loss(outputs, targets) -> float[batch]. norm: `stored`, `tuned` or `batch` (see
-    `network.stages_with_batch_stats`). accumulate: micro-batches per update; a step is
-    one micro-batch. place: puts a batch on its devices (see `training.mesh`).
+    `save` is offered a snapshot after every step; a run that begins from one is bit
+    for bit the run that went on.
     """
-    phases = [phases] if isinstance(phases, Phase) else list(phases)
-    made = programs(network, phases, loss=loss, norm=norm, accumulate=accumulate)
-    drop = accumulate > 1 or any(program.batch_stats for program in made)
-    batches.steps_per_epoch(len(data.y), batch_size, drop=drop)
-    ends = list(running_total(phase.steps for phase in phases))
-    key, order = jax.random.split(key)
-    seed = np.asarray(jax.random.key_data(order)).tolist()
-    state, index, step = start(network, made[0], phases[0], key), 0, 0
-    for number in count(1):
-        logs: list[Logs] = []
-        for batch in batches.epoch(
-            data, batch_size, seed=seed, number=number, drop=drop
-        ):
-            if step == ends[index]:
-                index += 1
-                state = advance(
-                    network, state, phases[index - 1], made[index], phases[index]
-                )
-            state, log = compiled_step(made[index])(state, network.params, place(batch))
-            logs.append(log)
-            step += 1
-            if step == ends[-1]:
-                break
-        yield _epoch(network, phases[index], state, number, step, logs)
-        if step == ends[-1]:
+    if snapshot is None:
+        state = start(plan.network, plan.programs[0], plan.phases[0], plan.key)
+        snapshot = Snapshot(0, state, (), ())
+    step, state, losses, norms = snapshot
+    losses, norms = list(losses), list(norms)
+    index, prepared = plan.phase_at(max(step, 1)), None
+    while True:
+        if losses and (step % plan.per_epoch == 0 or step == plan.ends[-1]):
+            yield _epoch(plan, index, state, step, losses, norms)
+            losses, norms = [], []
+        if step == plan.ends[-1]:
+            save(Snapshot(step, state, (), ()))
             return
+        if step == plan.ends[index]:
+            before, index, prepared = plan.phases[index], index + 1, None
+            program = plan.programs[index]
+            state = advance(plan.network, state, before, program, plan.phases[index])
+        prepared = prepared or _prepared(plan, index, state)
+        for batch in _segment(plan, index, step, prepared[1]):
+            run = compiled_step(prepared[0])
+            state, log = run(state, plan.network.params, plan.place(batch))
+            losses.append(log.loss)
+            norms.append(log.grad_norm)
+            step += 1
+            save(Snapshot(step, state, losses, norms))
+
+
+def _prepared(plan: Plan, index: int, state: State) -> tuple[Program, Data]:
+    """Returns a phase's program and data, past the prefix that need not run again."""
+    phase, program = plan.phases[index], plan.programs[index]
+    if plan.augment is not None or phase.steps <= plan.per_epoch:
+        return program, plan.data
+    live = plan.network._replace(params=materialize(plan.network.params, state, phase))
+    labels, moving = phase.labels, program.batch_stats
+    cut = cached_stages(live, labels, moving, plan.data, plan.cache_bytes)
+    if not cut:
+        return program, plan.data
+    return program._replace(start=cut), features(live, cut, plan.data)
+
+
+def _segment(plan: Plan, index: int, step: int, data: Data) -> Iterator[batches.Batch]:
+    """Returns the batches from `step` to the end of its epoch or phase."""
+    number, begin = divmod(step, plan.per_epoch)
+    stream = batches.epoch(
+        data,
+        plan.batch_size,
+        seed=plan.seed,
+        number=number + 1,
+        drop=plan.drop,
+        start=begin,
+        augment=plan.augment,
+    )
+    return islice(stream, plan.ends[index] - step)
 
 
 def _epoch(
-    network: Network,
-    phase: Phase,
-    state: State,
-    number: int,
-    step: int,
-    logs: list[Logs],
+    plan: Plan, index: int, state: State, step: int, losses: list, norms: list
 ) -> Epoch:
-    losses = np.array([log.loss for log in logs])
-    if not np.isfinite(losses).all():
-        first = int(np.argmin(np.isfinite(losses)))
-        raise Diverged(step - len(losses) + first + 1, float(losses[first]))
+    values, sizes = np.array(losses), np.array(norms)
+    finite = np.isfinite(values) & np.isfinite(sizes)
+    if not finite.all():
+        first = int(np.argmin(finite))
+        raise Diverged(step - len(values) + first + 1, float(values[first]))
     trainable, held, stats = tree.copy((state.trainable, state.held, state.stats))
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(trainable)):
+        raise Diverged(step, float("inf"))
     own = state._replace(trainable=trainable, held=held)
+    params = materialize(plan.network.params, own, plan.phases[index])
     return Epoch(
-        number=number,
+        number=-(-step // plan.per_epoch),
         step=step,
-        loss=float(losses.mean()),
-        grad_norm=float(np.mean([log.grad_norm for log in logs])),
-        network=network._replace(
-            params=materialize(network.params, own, phase), stats=stats
-        ),
+        loss=float(values.mean()),
+        grad_norm=float(sizes.mean()),
+        network=plan.network._replace(params=params, stats=stats),
         trainable=trainable,
     )
-
-
-def predict(network: Network, data: Data, *, batch_size: int = 256) -> np.ndarray:
-    """Returns the outputs for all examples, in order: stored statistics, no dropout."""
-    run = compiled_forward(network.stages)
-    rows = [
-        np.asarray(run(network.params, network.stats, batch.x))[batch.weight > 0]
-        for batch in batches.in_order(data, batch_size)
-    ]
-    return np.concatenate(rows)
-
-
-def evaluate(
-    network: Network, data: Data, metric: Metric = accuracy, *, batch_size: int = 256
-) -> float:
-    """Returns metric(outputs, targets) over all of `data`, each example counted once."""
-    return metric(predict(network, data, batch_size=batch_size), data.y)

@@ -63,8 +63,10 @@ def _checked(rule: Rule) -> Rule:
         require_positive(clip=rule.clip)
     if rule.schedule not in SCHEDULES:
         raise unknown("schedule", rule.schedule, SCHEDULES)
-    if min(rule.warmup, rule.l2, rule.decay, rule.momentum) < 0:
-        raise InputError(f"warmup, l2, decay and momentum cannot be negative in {rule}")
+    for name in ("warmup", "l2", "decay", "momentum"):
+        if not 0 <= getattr(rule, name) < float("inf"):
+            value = getattr(rule, name)
+            raise InputError(f"{name} must be a number from 0 up, got {value!r}")
     return rule
 
 
@@ -93,10 +95,27 @@ def optimizer(
         for name in sorted(set(jax.tree.leaves(named)))
     }
     frozen = {FROZEN: optax.set_to_zero()}  # holds no leaf: frozen ones are absent
-    return optax.named_chain(
-        ("clip", optax.multi_transform(clips | frozen, groups)),
-        ("move", optax.multi_transform(moves | frozen, named)),
+    return _in_float32(
+        optax.named_chain(
+            ("clip", optax.multi_transform(clips | frozen, groups)),
+            ("move", optax.multi_transform(moves | frozen, named)),
+        )
     )
+
+
+def _in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Moments of narrower floats are float32: bf16(0.999) is 1, which never decays."""
+
+    def wide(values: Tree) -> Tree:
+        return jax.tree.map(
+            lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), values
+        )
+
+    def update(grads: Tree, state: Tree, params: Tree) -> tuple[Tree, Tree]:
+        updates, state = inner.update(wide(grads), state, wide(params))
+        return jax.tree.map(lambda u, g: u.astype(g.dtype), updates, grads), state
+
+    return optax.GradientTransformation(lambda params: inner.init(wide(params)), update)
 
 
 def _clip(rule: Rule) -> optax.GradientTransformation:

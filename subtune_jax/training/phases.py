@@ -1,7 +1,6 @@
 """Phases: a method is a list of them, and each becomes one compiled program."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -41,6 +40,7 @@ class Program(NamedTuple):
     updates: int
     accumulate: int
     batch_stats: frozenset[str]
+    start: int = 0  # the first stage that a step runs; those before it are cached
 
 
 def programs(
@@ -53,11 +53,15 @@ def programs(
 ) -> list[Program]:
     """Returns the program of every phase.
 
-    A leaf's wave is the phase in which it began to train. Raises `InputError` for an
-    empty phase, a group without a rule, or steps that are no multiple of `accumulate`.
+    A leaf's wave is the phase in which it began to train with the direction it has
+    now. Raises `InputError` for no phase or one that trains nothing, a group without a
+    rule, steps that are no multiple of `accumulate`, labels of another network, or a
+    change of tuning, whose trainable trees have nothing to carry over.
     """
     require_positive(accumulate=accumulate)
-    waves: dict[str, int] = {}
+    if not phases:
+        raise InputError("a run needs at least one phase")
+    waves: dict[str, tuple[int, str]] = {}
     made = []
     for index, phase in enumerate(phases):
         require_positive(steps=phase.steps)
@@ -65,19 +69,26 @@ def programs(
             raise InputError(
                 f"steps ({phase.steps}) must be a multiple of accumulate ({accumulate})"
             )
+        if jax.tree.structure(phase.labels) != jax.tree.structure(network.params):
+            raise InputError(f"the labels of phase {index} are of another network")
+        if phase.tuning[:3] != phases[0].tuning[:3]:
+            raise InputError(
+                f"phase {index} changes the tuning: its trainable tree is another one"
+            )
         groups = trainable_groups(network, phase)
         if not groups:
             raise InputError(f"phase {index} trains nothing: every leaf is frozen")
-        waves = {name: waves.get(name, index) for name in groups}
+        rules = rules_by_group(phase.rules, set(groups.values()))
+        waves = {
+            name: _wave(waves, name, index, rules[g]) for name, g in groups.items()
+        }
         made.append(
             Program(
                 stages=network.stages,
                 tuning=phase.tuning,
                 loss=loss,
-                groups=tuple(
-                    (name, group, waves[name]) for name, group in groups.items()
-                ),
-                rules=_static(rules_by_group(phase.rules, set(groups.values()))),
+                groups=tuple((n, group, waves[n][0]) for n, group in groups.items()),
+                rules=_static(rules),
                 updates=_schedule_length(phase, accumulate),
                 accumulate=accumulate,
                 batch_stats=stages_with_batch_stats(network.stats, phase.labels, norm),
@@ -88,9 +99,25 @@ def programs(
 
 def trainable_groups(network: Network, phase: Phase) -> dict[str, str]:
     """Returns the group of every leaf of the phase's trainable tree, by path."""
-    init = partial(phase.tuning.init, labels=phase.labels, key=None)
-    trainable = jax.eval_shape(lambda params: init(params), network.params)
+    trainable = trainable_shapes(network, phase)
     return tree.flatten(phase.tuning.groups(trainable, phase.labels))
+
+
+def trainable_shapes(network: Network, phase: Phase) -> tree.Tree:
+    """Returns the shapes and dtypes of the phase's trainable tree."""
+
+    def init(params, key):
+        return phase.tuning.init(params, phase.labels, key)
+
+    return jax.eval_shape(init, network.params, jax.random.key(0))
+
+
+def _wave(
+    waves: Mapping[str, tuple[int, str]], name: str, index: int, rule: Rule
+) -> tuple[int, str]:
+    """Returns (wave, direction): a leaf with other moments than before starts anew."""
+    known = waves.get(name)
+    return known if known and known[1] == rule.direction else (index, rule.direction)
 
 
 def rules_by_group(

@@ -42,6 +42,7 @@ def train_step(
             batch.x,
             batch_stats=program.batch_stats,
             key=dropout,
+            start=program.start,
         )
         loss = weighted_mean(program.loss(outputs, batch.y), batch.weight)
         return loss + program.tuning.penalty(trainable, params), (loss, stats)
@@ -57,7 +58,8 @@ def train_step(
         stats=stats,
         step=state.step + 1,
     )
-    return after, Logs(loss, optax.tree.norm(grads))
+    logs = Logs(loss, optax.tree.norm(grads))
+    return after, jax.tree.map(lambda log: log.astype(jnp.float32), logs)
 
 
 def weighted_mean(values: jax.Array, weight: jax.Array) -> jax.Array:
@@ -72,6 +74,13 @@ def compiled_step(program: Program) -> Callable:
 
 
 @cache
-def compiled_forward(stages: tuple[Stage, ...]) -> Callable:
-    """Returns the jitted `(params, stats, x) -> outputs`: stored norms, no dropout."""
-    return jax.jit(lambda params, stats, x: forward(stages, params, stats, x)[0])
+def compiled_forward(
+    stages: tuple[Stage, ...], start: int = 0, stop: int | None = None
+) -> Callable:
+    """Returns the jitted `(params, stats, x) -> activations` of stages `start` to `stop`
+    (excluded): stored norms, no dropout."""
+
+    def run(params, stats, x):
+        return forward(stages, params, stats, x, start=start, stop=stop)[0]
+
+    return jax.jit(run)

@@ -11,36 +11,36 @@ from subtune_jax.network import Params
 from subtune_jax.tuning.method import Tuning
 from subtune_jax.tuning.subset import subset
 
-HEAD = "head"  # the stage that has no pretrained value to return to
-
 
 @cache
-def l2_sp(strength: float) -> Tuning:
+def l2_sp(strength: float, free: tuple[str, ...] = ("head",)) -> Tuning:
     """Returns subset tuning with the penalty (strength / 2) ||theta - theta_0||_2^2.
 
-    The sum runs over the trainable leaves outside the head, whose start is no
-    pretrained value. Xuhong, Grandvalet and Davoine 2018, "Explicit inductive bias for
+    The sum runs over the trainable leaves outside the `free` stages: a new head's start
+    is no pretrained value. Xuhong, Grandvalet and Davoine 2018, "Explicit inductive bias for
     transfer learning" (recalled). Raises `InputError` unless strength > 0.
     """
     require_positive(strength=strength)
-    return _anchored(strength / 2, jnp.square)
+    return _anchored(strength / 2, jnp.square, free)
 
 
 @cache
-def l1_sp(strength: float) -> Tuning:
+def l1_sp(strength: float, free: tuple[str, ...] = ("head",)) -> Tuning:
     """Returns subset tuning with the penalty strength * ||theta - theta_0||_1.
 
-    Over the trainable leaves outside the head, as `l2_sp`; the "L1 regularize"
+    Over the trainable leaves outside the `free` stages, as `l2_sp`; the "L1 regularize"
     baseline of surgical fine-tuning (papers/surgical.md 2.6). Raises `InputError`
     unless strength > 0.
     """
     require_positive(strength=strength)
-    return _anchored(strength, jnp.abs)
+    return _anchored(strength, jnp.abs, free)
 
 
-def _anchored(scale: float, size: Callable) -> Tuning:
+def _anchored(scale: float, size: Callable, free: tuple[str, ...]) -> Tuning:
     def penalty(trainable: Params, params: Params) -> jax.Array:
-        body = {stage: leaves for stage, leaves in trainable.items() if stage != HEAD}
+        body = {
+            stage: leaves for stage, leaves in trainable.items() if stage not in free
+        }
         base = {stage: params[stage] for stage in body}
         terms = jax.tree.map(
             lambda w, w0: 0.0 if w is None else jnp.sum(size(w - w0)),

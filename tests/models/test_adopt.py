@@ -72,7 +72,7 @@ def test_adopt_a_linen_module_select_by_pattern_fit_and_get_the_tuned_leaves():
     model = TheirsLinen()
     data = toy.points()
     variables = model.init(jax.random.key(0), data.x)
-    network = adopt_linen(model, variables, train="train")
+    network = adopt_linen(model, variables, flag="train")
     np.testing.assert_allclose(
         network(data.x), model.apply(variables, data.x), rtol=1e-5
     )
@@ -97,7 +97,7 @@ def test_norms_of_an_adopted_model_follow_the_norm_mode(kind):
     else:
         model = TheirsLinen()
         network = adopt_linen(
-            model, model.init(jax.random.key(0), data.x), train="train"
+            model, model.init(jax.random.key(0), data.x), flag="train"
         )
     phase = Phase(select(network, {"g": ["norm"]}), adam(1e-2), steps=4)
     moved = {

@@ -8,10 +8,12 @@ import pytest
 from subtune_jax.data.batches import Data
 from subtune_jax.errors import InputError
 from subtune_jax.selection.labels import select
-from subtune_jax.training.loop import Diverged, epochs, evaluate, fit, predict
+from subtune_jax.training.loop import Diverged, epochs, fit
 from subtune_jax.training.mesh import data_mesh
 from subtune_jax.training.optimizers import adam, sgd
 from subtune_jax.training.phases import Phase
+from subtune_jax.training.plan import make_plan
+from subtune_jax.training.predict import evaluate, predict
 from tests import toy
 
 KEY = jax.random.key(0)
@@ -24,7 +26,11 @@ def phase(network, rule=adam(1e-2), steps=12):
 def test_an_epoch_is_a_pass_over_the_data_and_the_end_of_a_run_is_one():
     network = toy.mlp()
     points = list(
-        epochs(network, phase(network, steps=7), toy.points(48), key=KEY, batch_size=16)
+        epochs(
+            make_plan(
+                network, phase(network, steps=7), toy.points(48), key=KEY, batch_size=16
+            )
+        )
     )
     assert [(p.number, p.step) for p in points] == [(1, 3), (2, 6), (3, 7)]
     assert all(np.isfinite([p.loss, p.grad_norm]).all() for p in points)
@@ -51,7 +57,9 @@ def test_a_loss_that_is_not_finite_names_its_step():
     network = toy.mlp()
     data = toy.points(48)
     bad = Data(np.full_like(data.x, np.nan), data.y)
-    with pytest.raises(Diverged, match="the loss became nan at step 1") as error:
+    with pytest.raises(
+        Diverged, match="diverged at step 1, where the loss was nan"
+    ) as error:
         fit(network, phase(network), bad, key=KEY)
     assert error.value.step == 1
 
@@ -78,12 +86,14 @@ def test_a_ragged_batch_is_dropped_under_batch_statistics():
     network = toy.small_resnet("batch")
     points = list(
         epochs(
-            network,
-            phase(network, steps=4),
-            toy.images(20),
-            key=KEY,
-            batch_size=8,
-            norm="batch",
+            make_plan(
+                network,
+                phase(network, steps=4),
+                toy.images(20),
+                key=KEY,
+                batch_size=8,
+                norm="batch",
+            )
         )
     )
     assert [p.step for p in points] == [2, 4]

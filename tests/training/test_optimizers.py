@@ -91,7 +91,7 @@ def test_the_rate_is_a_float32_array_in_the_state():
         (lambda: adam(0), "rate must be a positive number, got 0"),
         (lambda: adam(float("nan")), "rate must be a positive number, got nan"),
         (lambda: sgd(0.1, clip=-1.0), "clip must be a positive number"),
-        (lambda: adamw(0.1, decay=-1.0), "cannot be negative"),
+        (lambda: adamw(0.1, decay=-1.0), "decay must be a number from 0 up, got -1.0"),
         (lambda: sgd(0.1, schedule="cosin"), "unknown schedule 'cosin'.*mean 'cosine'"),
     ],
 )

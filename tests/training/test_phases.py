@@ -98,15 +98,17 @@ def test_a_leaf_that_trains_no_longer_is_held_at_its_value():
 
 def test_one_trace_per_phase():
     traces: list = []
-    network = toy.mlp(traces=traces)
+    network, after = toy.mlp(traces=traces), []
     for seed, rate in enumerate((1e-2, 1e-3, 1e-4)):
         fit(
             network,
             growing(network, adam(rate)),
             toy.points(seed=seed),
             key=jax.random.key(seed),
+            cache_bytes=0,
         )
-    assert len(traces) == 2
+        after.append(len(traces))
+    assert after == [2, 2, 2]
 
 
 def test_multipliers_scale_rates_keep_moments_and_do_not_retrace():
@@ -170,6 +172,7 @@ def test_every_group_has_its_rule_and_a_missing_one_is_named():
             r"steps \(5\) must be a multiple of accumulate \(2\)",
         ),
         ({"labels": {}}, {}, "phase 0 trains nothing"),
+        ({"labels": {"one": "g"}}, {}, "labels of phase 0 are of another network"),
         ({}, {"norm": "eval"}, "unknown norm mode 'eval'"),
     ],
 )

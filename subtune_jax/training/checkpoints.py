@@ -1,0 +1,122 @@
+"""Checkpoints of a run, by Orbax: only what trains, and where the run stands.
+
+A checkpoint is a flat dict of NumPy arrays and a dict of facts (JSON): the fingerprint
+of the base it belongs to, the recipe of the run, and a digest of the arrays.
+"""
+
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from subtune_jax import tree
+from subtune_jax.errors import InputError
+
+Arrays = dict[str, np.ndarray]
+KEPT = 2  # the newest may be damaged when a machine dies
+
+
+class Saved(NamedTuple):
+    """What a checkpoint holds."""
+
+    step: int
+    arrays: Arrays
+    facts: dict[str, Any]
+
+
+def save(folder: Path, saved: Saved) -> None:
+    """Writes a checkpoint; the one before it is kept, older ones go.
+
+    Orbax writes to a temporary name and renames. Raises `InputError` when the folder
+    cannot be written.
+    """
+    from orbax.checkpoint.experimental import v1 as ocp
+
+    facts = saved.facts | {"digest": tree.fingerprint(saved.arrays)}
+    keep = ocp.training.preservation_policies.LatestN(KEPT)
+    try:
+        with ocp.training.Checkpointer(
+            folder.absolute(), preservation_policy=keep
+        ) as out:
+            out.save(saved.step, saved.arrays, overwrite=True, custom_metadata=facts)
+    except OSError as error:
+        raise InputError(
+            f"cannot write to {folder}: {error.strerror or error}"
+        ) from None
+
+
+def restore(folder: Path, identity: Mapping[str, Any]) -> Saved | None:
+    """Returns the newest whole checkpoint of a folder, or None where there is none.
+
+    A damaged one is said in a sentence on standard error, and the one before is used.
+    Raises `InputError` when a fact in `identity` (`base`, `recipe`) differs.
+    """
+    if not folder.is_dir():
+        return None
+    from orbax.checkpoint.experimental import v1 as ocp
+
+    with ocp.training.Checkpointer(folder.absolute()) as out:
+        for step in sorted(
+            (int(found.step) for found in out.checkpoints), reverse=True
+        ):
+            saved = _read(out, step)
+            if saved is not None:
+                _require_same(saved.facts, identity, folder)
+                return saved
+            print(
+                f"checkpoint {folder}/{step} is damaged and is left out",
+                file=sys.stderr,
+            )
+            shutil.rmtree(folder / str(step), ignore_errors=True)
+    return None
+
+
+def _read(out: Any, step: int) -> Saved | None:
+    try:
+        arrays = {name: np.asarray(leaf) for name, leaf in out.load(step).items()}
+        facts = dict(out.metadata(step).custom_metadata)
+    except Exception:  # whatever Orbax and TensorStore raise for damaged files
+        return None
+    whole = facts.get("digest") == tree.fingerprint(arrays)
+    return Saved(step, arrays, facts) if whole else None
+
+
+def _require_same(facts: Mapping[str, Any], identity: Mapping[str, Any], folder: Path):
+    if facts["base"] != identity["base"]:
+        raise InputError(
+            f"the checkpoint in {folder} belongs to another base: its fingerprint is "
+            f"{facts['base'][:12]}, this network's is {identity['base'][:12]}"
+        )
+    if facts["recipe"] != identity["recipe"]:
+        raise InputError(
+            f"the checkpoint in {folder} belongs to a run with other settings"
+        )
+
+
+def packed(prefix: str, value: Any) -> Arrays:
+    """Returns a tree's leaves as `{prefix/path: array}`; keys become their data."""
+
+    def array(leaf):
+        keyed = hasattr(leaf, "dtype") and jax.dtypes.issubdtype(
+            leaf.dtype, jax.dtypes.prng_key
+        )
+        return np.asarray(jax.random.key_data(leaf) if keyed else leaf)
+
+    return {
+        f"{prefix}/{name}": array(leaf) for name, leaf in tree.flatten(value).items()
+    }
+
+
+def unpacked(prefix: str, arrays: Arrays, like: Any) -> Any:
+    """Returns the tree with the structure of `like` whose leaves `packed` wrote."""
+
+    def leaf(name, old):
+        array = jax.numpy.asarray(arrays[f"{prefix}/{name}"])
+        keyed = jax.dtypes.issubdtype(old.dtype, jax.dtypes.prng_key)
+        return jax.random.wrap_key_data(array) if keyed else array
+
+    return tree.map_with_path(leaf, like)

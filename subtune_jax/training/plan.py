@@ -1,0 +1,100 @@
+"""The plan of a run: what is fixed before its first step."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from itertools import accumulate as running_total
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from subtune_jax import tree
+from subtune_jax.data import batches
+from subtune_jax.data.batches import Augment, Data
+from subtune_jax.evaluation.metrics import cross_entropy
+from subtune_jax.network import Network
+from subtune_jax.training.phases import Phase, Program, programs
+
+
+class Plan(NamedTuple):
+    """A run's phases and programs, and how its batches are made."""
+
+    network: Network  # the base
+    phases: tuple[Phase, ...]
+    programs: tuple[Program, ...]
+    ends: tuple[int, ...]  # the number of steps up to and with each phase
+    per_epoch: int  # steps of a pass over the data
+    data: Data
+    batch_size: int
+    drop: bool
+    seed: tuple[int, ...]  # of the order of examples
+    key: jax.Array
+    augment: Augment | None
+    place: Callable[[Any], Any]
+    cache_bytes: int
+
+    def phase_at(self, step: int) -> int:
+        """Returns the index of the phase that makes step `step` (counted from 1)."""
+        return next(i for i, end in enumerate(self.ends) if step <= end)
+
+
+def make_plan(
+    network: Network,
+    phases: Phase | Sequence[Phase],
+    data: Data,
+    *,
+    key: jax.Array,
+    loss: Callable = cross_entropy,
+    norm: str = "stored",
+    batch_size: int = 64,
+    accumulate: int = 1,
+    augment: Augment | None = None,
+    place: Callable[[Any], Any] = lambda batch: batch,
+    cache_bytes: int = 2**30,
+) -> Plan:
+    """Returns the plan of a run; raises `InputError` for settings that cannot be.
+
+    loss(outputs, targets) -> float[batch]. norm: `stored`, `tuned` or `batch` (see
+    `network.stages_with_batch_stats`). accumulate: micro-batches per update; a step is
+    one micro-batch. augment(x, rng) -> x changes training inputs at random. place
+    puts a batch on its devices (see `training.mesh`). cache_bytes: how much memory the
+    activations of a frozen prefix may take to be computed once; 0 turns that off.
+    """
+    phases = (phases,) if isinstance(phases, Phase) else tuple(phases)
+    made = programs(network, phases, loss=loss, norm=norm, accumulate=accumulate)
+    drop = accumulate > 1 or any(program.batch_stats for program in made)
+    key, order = jax.random.split(key)
+    return Plan(
+        network=network,
+        phases=phases,
+        programs=tuple(made),
+        ends=tuple(running_total(phase.steps for phase in phases)),
+        per_epoch=batches.steps_per_epoch(len(data.y), batch_size, drop=drop),
+        data=data,
+        batch_size=batch_size,
+        drop=drop,
+        seed=tuple(np.asarray(jax.random.key_data(order)).tolist()),
+        key=key,
+        augment=augment,
+        place=place,
+        cache_bytes=cache_bytes,
+    )
+
+
+def identity(plan: Plan) -> dict[str, str]:
+    """Returns fingerprints of the base and of all settings that a run depends on."""
+    network = plan.network
+    settings = [
+        [sorted(tree.flatten(p.labels).items()) for p in plan.phases],
+        [(p.rules, p.steps) for p in plan.phases],
+        [
+            program._replace(stages=(), tuning=None, loss=None)
+            for program in plan.programs
+        ],
+        (plan.batch_size, plan.seed, plan.augment is None),
+        tree.fingerprint({"key": jax.random.key_data(plan.key), "y": plan.data.y}),
+    ]
+    return {
+        "base": tree.fingerprint({"params": network.params, "stats": network.stats}),
+        "recipe": hashlib.sha256(repr(settings).encode()).hexdigest(),
+    }
