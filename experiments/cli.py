@@ -49,7 +49,7 @@ Flags = Annotated[Common, tyro.conf.OmitArgPrefixes]
 
 def main(experiment: Callable[[Any], None], settings: type, doc: str) -> None:
     """Reads the flags and runs the experiment; bad input is one sentence, exit code 2."""
-    logging.set_verbosity(logging.ERROR)  # TFDS recommends OpenCV at every start
+    logging.set_verbosity(logging.FATAL)  # what matters is raised; TFDS and Orbax chat
     try:
         experiment(tyro.cli(settings, description=doc))
     except InputError as error:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,13 +10,15 @@ from pathlib import Path
 import pytest
 
 import experiments
-from experiments import surgical_shifts
+from experiments import digits, prefix_speed, surgical_shifts
 from experiments.cli import main
+from subtune_jax.data.shifts import shift
 from subtune_jax.reporting import results
 
 SMOKE = {
+    "prefix_speed": "",
     "surgical_shifts": "--shift contrast subpopulation --methods none last block2 "
-    "--train-examples 20"
+    "--train-examples 20",
 }
 
 
@@ -27,6 +30,16 @@ def call(monkeypatch, *flags):
     except SystemExit as stop:
         return stop.code
     return 0
+
+
+REAL = "--dataset cifar10_corrupted/gaussian_noise_5"
+
+
+@pytest.fixture
+def real(real_data, monkeypatch):
+    """Sets the data folder and returns the flags of a real run."""
+    monkeypatch.setenv("TFDS_DATA_DIR", str(real_data / "tfds"))
+    return [*REAL.split(), "--weights", real_data / "weights" / "resnet26_gn_cifar10"]
 
 
 def rows(out):
@@ -72,6 +85,98 @@ def test_smoke(monkeypatch, tmp_path, capsys):
         call(monkeypatch, *flags, "--methods", "none", "last", "block2", "block1") == 0
     )
     assert len([r for r in rows(tmp_path) if r["split"] == "test"]) == 8
+
+
+def test_the_benchmark_prints_flops_and_times(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(
+        sys, "argv", ["x", "--smoke", "--out", str(tmp_path), "--epochs", "1"]
+    )
+    main(prefix_speed.run, prefix_speed.Settings, prefix_speed.__doc__)
+    flops = {r["method"]: r["step_flops"] for r in rows(tmp_path)}
+    assert flops["all"] > flops["last two blocks"] > flops["last two, cached"] > 0
+    assert "| last two, cached |" in capsys.readouterr().out
+
+
+def test_a_real_network_on_real_corrupted_images(monkeypatch, tmp_path, real):
+    flags = "--methods none last --epochs 2 --seeds 1 --train-examples 100 --test-examples 300"
+    assert call(monkeypatch, *real, *flags.split(), "--out", tmp_path) == 0
+    tests = {r["method"]: r for r in rows(tmp_path) if r["split"] == "test"}
+    assert tests["none"]["task"] == "gaussian_noise_5"
+    assert (tests["last"]["trainable_params"], tests["last"]["total_params"]) == (
+        650,
+        366_938,
+    )
+    assert 45 < tests["none"]["value"] < 62  # 52.35 on all 2,000 images (data's README)
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_a_job_that_was_killed_goes_on_from_its_checkpoints(
+    monkeypatch, tmp_path, real, capsys
+):
+    flags = "--methods last --epochs 2 --seeds 1 --train-examples 50 --test-examples 50"
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert call(monkeypatch, *real, *flags.split(), "--out", whole) == 0
+
+    def die(*args):
+        raise KeyboardInterrupt
+
+    with (
+        monkeypatch.context() as patched
+    ):  # after all runs, before their rows are written
+        patched.setattr("experiments.surgical_shifts.read_test_once", die)
+        assert call(patched, *real, *flags.split(), "--out", killed) == 130
+    assert "the same command continues" in capsys.readouterr().err
+    assert rows(killed) == []
+    monkeypatch.setattr(
+        "subtune_jax.training.loop.compiled_step", None
+    )  # no step is run
+    assert call(monkeypatch, *real, *flags.split(), "--out", killed) == 0
+    timeless = [
+        [
+            {k: v for k, v in row.items() if k not in ("seconds", "commit")}
+            for row in rows(out)
+        ]
+        for out in (whole, killed)
+    ]
+    assert timeless[0] == timeless[1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--dataset cifar10_corrupted", "needs one of its configs"),
+        ("--dataset mnist", "no prepared data set 'mnist'"),
+        ("--dataset glue/rte --split validation", "glue/rte is no image set"),
+        ("--dataset cifar100", "cifar100 has 100 classes: the network has 10 outputs"),
+        ("--split train", "has no split 'train': expected one of test"),
+        ("--weights nowhere", "there is no folder nowhere with weights"),
+        ("--weights nobody/nothing", "could not be had from the hub"),
+        ("--shift subpopulation", "changes the source task: it is for digits only"),
+        ("--data-dir /nowhere", "in /nowhere (there: nothing); prepare it with"),
+        ("--train-examples 1950", "1950 train examples are more than there are"),
+    ],
+)
+def test_bad_input_of_real_runs(monkeypatch, tmp_path, capsys, real, flags, message):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    assert call(monkeypatch, *real, *flags.split(), "--out", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error:") and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_of_another_size_are_refused(
+    monkeypatch, tmp_path, capsys, real, real_data
+):
+    folder = tmp_path / "weights"
+    shutil.copytree(real[-1], folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["input_size"] = [64, 64, 3]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert call(monkeypatch, *real[:-1], folder, "--out", tmp_path / "out") == 2
+    assert "(32, 32, 3) (height, width, channels): the network takes (64, 64, 3)" in (
+        capsys.readouterr().err
+    )
 
 
 def test_a_loss_that_is_not_finite_marks_its_run_and_the_others_go_on(
@@ -120,7 +225,21 @@ def test_cost_prints_every_method_beside_full_tuning(monkeypatch, tmp_path, caps
         ),
         ("--methods block9_0", "unknown method 'block9_0'"),
         ("--shift contrasst", "unknown shift 'contrasst'"),
-        ("--dataset digts", "unknown data set 'digts': expected one of digits"),
+        ("--dataset digts", "data set 'digts' needs --weights: a folder or hub id"),
+        ("--methods last block2_0/conv9", "nearest paths are block2_0/conv2/kernel"),
+        ("--methods (", "selector '(' is no regular expression"),
+        ("--methods", "--methods needs at least one value"),
+        ("--shift", "--shift needs at least one value"),
+        ("--l2 -1", "l2 must be a number from 0 up, got -1.0"),
+        ("--l2 nan", "l2 must be a number from 0 up, got nan"),
+        (
+            "--weights here",
+            "digits are embedded: --weights and --data-dir name real data",
+        ),
+        (
+            "--norm batch --network-norm batch --batch-size 200",
+            "batch size 200 is more than",
+        ),
         (
             "--norm eval",
             "unknown norm mode 'eval': expected one of stored, tuned, batch",
@@ -176,6 +295,7 @@ def test_a_folder_of_another_configuration_is_refused(monkeypatch, tmp_path, cap
 def test_a_folder_that_is_full_at_once_or_later_is_said_and_loses_nothing(
     tmp_path, blocks
 ):
+    digits.pretrained(shift("contrast"), "group")  # is in the cache from here on
     # A limit on file sizes is the one full disk that every machine has.
     command = (
         f"ulimit -f {blocks}; exec {sys.executable} -m experiments.surgical_shifts"

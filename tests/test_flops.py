@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from subtune_jax.flops import contraction_flops, trained_flops
+from subtune_jax.flops import contraction_flops, depends_on, trained_flops
 
 
 def conv(x, w, stride=1, padding=((1, 1), (1, 1))):
@@ -59,3 +59,27 @@ def test_the_floor_stops_at_the_lowest_leaf_that_trains():
     assert trained_flops(net, [False, False, False, True], *args) == 4 * one
     assert trained_flops(net, [False, False, True, False], *args) == 5 * one
     assert trained_flops(net, [False, True, True, True], *args) == 8 * one
+
+
+def test_what_holds_a_jaxpr_and_is_no_call_passes_dependence_on():
+    a, b, x = jnp.zeros((4, 4)), jnp.zeros((4, 4)), jnp.zeros((2, 4))
+    one = 2 * 2 * 4 * 4
+
+    def scatter(a, b, x):
+        return (x @ a).at[0].add(x[0]) @ b
+
+    def branch(a, b, x):
+        made = jax.lax.cond(x.sum() > 0, lambda: x @ a, lambda: jnp.zeros((2, 4)))
+        return made @ b
+
+    for f in (scatter, branch):
+        assert trained_flops(f, [True, True, False], a, b, x) == 5 * one
+
+
+def test_dependence_on_a_key():
+    def used(key):
+        return jax.random.normal(key)
+
+    key = jax.random.key(0)
+    assert depends_on(used, [True], key)
+    assert not depends_on(lambda key: jnp.zeros(()), [True], key)

@@ -30,6 +30,14 @@ class Batch(NamedTuple):
     weight: np.ndarray
 
 
+def require_pairs(data: Data) -> None:
+    """Raises `InputError` unless every input array has a row for every target."""
+    for leaf in jax.tree.leaves(data.x):
+        rows = len(leaf) if hasattr(leaf, "__len__") else len(data.y)
+        if rows != len(data.y):
+            raise InputError(f"there are {rows} inputs and {len(data.y)} targets")
+
+
 def steps_per_epoch(examples: int, size: int, *, drop: bool) -> int:
     """Returns the batches of an epoch; a ragged last one counts unless dropped.
 

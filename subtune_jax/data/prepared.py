@@ -41,6 +41,10 @@ def records(
         raise InputError(
             f"{folder} is not in the array_record format: {error}"
         ) from None
+    except ValueError:
+        raise InputError(
+            f"cannot read split {split!r} of {name}: expected e.g. {part} or {part}[:100]"
+        ) from None
 
 
 def find(name: str, data_dir: str | Path) -> Path:

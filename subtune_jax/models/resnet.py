@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from subtune_jax.errors import unknown
+from subtune_jax.errors import InputError, unknown
 from subtune_jax.models.stages import split_stages
 from subtune_jax.network import Network, Stage, UnitTable, linear, linear_params
 
@@ -160,6 +160,11 @@ def resnet(config: ResNetConfig, key: jax.Array) -> Network:
     """
     if config.norm not in NORMS:
         raise unknown("norm", config.norm, NORMS)
+    if len(config.blocks) != len(config.widths):
+        raise InputError(
+            f"there are {len(config.blocks)} stages of blocks and "
+            f"{len(config.widths)} widths: expected one width a stage"
+        )
     body_key, head_key = jax.random.split(key)
     rngs = nnx.Rngs(body_key)
     modules: dict[str, nnx.Module] = {"stem": Stem(config, rngs)}

@@ -47,6 +47,9 @@ def save(folder: Path, saved: Saved) -> None:
         raise InputError(
             f"cannot write to {folder}: {error.strerror or error}"
         ) from None
+    except ValueError as error:  # what TensorStore raises for a full disk
+        reason = str(error).rpartition(": ")[2]
+        raise InputError(f"cannot write to {folder}: {reason}") from None
 
 
 def restore(folder: Path, identity: Mapping[str, Any]) -> Saved | None:

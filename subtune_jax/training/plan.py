@@ -60,6 +60,7 @@ def make_plan(
     puts a batch on its devices (see `training.mesh`). cache_bytes: how much memory the
     activations of a frozen prefix may take to be computed once; 0 turns that off.
     """
+    batches.require_pairs(data)
     phases = (phases,) if isinstance(phases, Phase) else tuple(phases)
     made = programs(network, phases, loss=loss, norm=norm, accumulate=accumulate)
     drop = accumulate > 1 or any(program.batch_stats for program in made)

@@ -147,6 +147,51 @@ def test_dropout_draws_anew_with_every_key_and_layer_and_is_off_without():
     assert np.mean(one == two) == pytest.approx(0.5, abs=0.1)
 
 
+class Dropping(linen.Module):
+    @linen.compact
+    def __call__(self, x, deterministic=True):
+        x = linen.Dropout(0.5, deterministic=deterministic)(
+            linen.Dense(64, name="in")(x)
+        )
+        return linen.Dense(3, name="out")(x)
+
+
+def test_dropout_of_an_adopted_linen_model_runs_iff_a_key_is_given():
+    model, data = Dropping(), toy.points()
+    network = adopt_linen(
+        model, model.init(jax.random.key(0), data.x), flag="deterministic"
+    )
+    (stage,) = network.stages
+
+    def outputs(seed):
+        key = None if seed is None else jax.random.key(seed)
+        args = network.params["model"], {}, data.x
+        return np.asarray(stage.apply(*args, batch_stats=False, key=key)[0])
+
+    assert np.any(outputs(0) != outputs(1))
+    np.testing.assert_array_equal(outputs(None), outputs(None))
+    np.testing.assert_array_equal(outputs(None), network(data.x))
+    with pytest.raises(
+        InputError, match="unknown flag 'training': expected one of x, determ"
+    ):
+        adopt_linen(model, model.init(jax.random.key(0), data.x), flag="training")
+
+
+def test_norms_of_a_stage_that_train_in_part_cannot_be_tuned():
+    class TwoNorms(nnx.Module):
+        def __init__(self, rngs):
+            self.n1, self.n2 = nnx.BatchNorm(4, rngs=rngs), nnx.BatchNorm(4, rngs=rngs)
+            self.out = nnx.Linear(4, 3, rngs=rngs)
+
+        def __call__(self, x):
+            return self.out(self.n2(self.n1(x)))
+
+    network = adopt(TwoNorms(nnx.Rngs(0)))
+    phase = Phase(select(network, {"g": ["n2"]}), adam(1e-2), steps=2)
+    with pytest.raises(InputError, match="stage 'model' has both"):
+        fit(network, phase, toy.points(), key=jax.random.key(0), norm="tuned")
+
+
 def test_stages_of_equal_modules_share_one_apply():
     rngs = nnx.Rngs(0)
     network = adopt(
@@ -156,6 +201,26 @@ def test_stages_of_equal_modules_share_one_apply():
 
 
 def test_what_cannot_be_adopted_is_refused():
+    class Holder(nnx.Module):
+        def __init__(self, inner):
+            self.inner = inner
+
+        def __call__(self, x):
+            return self.inner(x)
+
+    class Cached(nnx.Module):
+        def __init__(self):
+            self.memory = nnx.Cache(jnp.zeros(3))
+
+    shared = nnx.Linear(4, 4, rngs=nnx.Rngs(0))
+    with pytest.raises(InputError, match="stages 'a' and 'b' share a variable: tied"):
+        adopt({"a": Holder(shared), "b": Holder(shared)})
+    with pytest.raises(InputError, match="stage 'model' has a Cache at memory"):
+        adopt(Cached())
+    with pytest.raises(
+        InputError, match="stage 'model' is a list: expected an nnx.Module"
+    ):
+        adopt([shared])
     with pytest.raises(
         InputError, match="stage 'a' is a function: expected an nnx.Module"
     ):

@@ -53,6 +53,12 @@ def test_the_first_group_wins_and_an_empty_group_is_refused():
     assert labels["two"]["kernel"] == "body"
     with pytest.raises(InputError, match="'head' of group 'b'.*group 'a' already has"):
         select(net, {"a": [".*"], "b": ["head"]})
+    with pytest.raises(
+        InputError, match="group 'a' selects nothing: its list is empty"
+    ):
+        select(net, {"a": []})
+    with pytest.raises(InputError, match="a selection is a dict"):
+        select(net, "head")
     with pytest.raises(InputError, match="no regular expression"):
         select(net, {"a": ["("]})
     with pytest.raises(InputError, match="cannot name a group"):

@@ -138,3 +138,21 @@ def test_a_mesh_of_more_devices_than_there_are_is_refused():
         InputError, match="mesh asks for 64 devices: expected 1 to 1 here"
     ):
         data_mesh(64)
+
+
+def test_weights_that_are_not_finite_are_no_result():
+    network = toy.mlp()
+    with pytest.raises(Diverged, match="diverged at step 1"):
+        fit(network, phase(network, sgd(3e38, l2=10.0), 1), toy.points(), key=KEY)
+
+
+def test_a_score_that_is_not_a_number_is_passed_over():
+    network, scores = toy.mlp(), iter([np.nan, 50.0, 70.0, 60.0])
+    settings = {"batch_size": 16, "validate": lambda net: next(scores)}
+    assert fit(network, phase(network), toy.points(), key=KEY, **settings).epoch == 3
+
+
+def test_inputs_and_targets_of_different_number_are_refused():
+    network, data = toy.mlp(), toy.points(48)
+    with pytest.raises(InputError, match="48 inputs and 30 targets"):
+        fit(network, phase(network), data._replace(y=data.y[:30]), key=KEY)

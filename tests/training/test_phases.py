@@ -15,6 +15,8 @@ from subtune_jax.training.optimizers import adam, adamw, set_multipliers, sgd
 from subtune_jax.training.phases import Phase, programs
 from subtune_jax.training.state import advance, start
 from subtune_jax.training.step import compiled_step
+from subtune_jax.tuning.anchor import l2_sp
+from subtune_jax.tuning.subset import subset
 from tests import toy
 
 KEY = jax.random.key(0)
@@ -203,3 +205,29 @@ def test_dropout_keys_differ_by_step_and_stage():
     fit(network, phase, toy.points(8), key=KEY, batch_size=8)
     jax.effects_barrier()
     assert len(set(seen)) == 6
+
+
+def test_a_leaf_whose_optimizer_changes_starts_with_moments_and_count_of_its_own():
+    network, rate = toy.mlp(), 1e-3
+    labels = select(network, {"head": ["head"], "body": ["one"]})
+    both = select(network, {"all": ["head", "one"]})
+    phases = [
+        Phase(labels, {"head": sgd(0.1), "body": adam(rate)}, 50),
+        Phase(both, adam(rate), 50),
+    ]
+    _, _, new, end = run(network, phases, steps=1)
+    assert int(direction(new, "all@0").count) == 1
+    assert int(direction(new, "all@1").count) == 0
+    moved = jnp.abs(end.trainable["head"]["kernel"] - new.trainable["head"]["kernel"])
+    np.testing.assert_allclose(moved, rate, rtol=1e-2)
+
+
+def test_a_change_of_tuning_between_phases_is_refused():
+    network = toy.mlp()
+    other = subset._replace(materialize=lambda trainable, params, key: params)
+    phases = growing(network)
+    with pytest.raises(InputError, match="phase 1 changes the tuning"):
+        run(network, [phases[0], phases[1]._replace(tuning=other)])
+    run(network, [phases[0], phases[1]._replace(tuning=l2_sp(0.1))])
+    with pytest.raises(InputError, match="at least one phase"):
+        programs(network, [], loss=cross_entropy)

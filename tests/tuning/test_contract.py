@@ -71,6 +71,22 @@ def test_frozen_leaves_are_bit_identical_the_loss_falls_and_the_base_survives(na
 
 
 @every_tuning
+def test_dtypes_are_kept_through_training_and_moments_are_float32(name):
+    network, phase, program = setup(name, toy.mlp(dtype=jnp.bfloat16))
+    result = fit(network, phase, toy.points(), key=KEY, batch_size=16)
+    for old, new in zip(
+        *map(jax.tree.leaves, (network.params, result.network.params)), strict=True
+    ):
+        assert old.dtype == new.dtype == jnp.bfloat16
+    assert_frozen(network.params, result.network.params, phase.labels)
+    state = start(network, program, phase, KEY)
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.opt_state)} == {
+        jnp.dtype("float32"),
+        jnp.dtype("int32"),
+    }
+
+
+@every_tuning
 def test_jitted_equals_plain(name):
     network, phase, program = setup(name)
     plain, _ = train_step(

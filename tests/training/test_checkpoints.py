@@ -1,0 +1,208 @@
+"""Killed at any moment and started again, a run is the run that was not killed."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from subtune_jax import tree
+from subtune_jax.errors import InputError
+from subtune_jax.selection.labels import select
+from subtune_jax.training import checkpoints
+from subtune_jax.training.checkpoints import Saved
+from subtune_jax.training.loop import fit
+from subtune_jax.training.optimizers import adam, adamw
+from subtune_jax.training.phases import Phase
+from tests import toy
+
+KEY = jax.random.key(3)
+
+# Two phases, batch norm, accumulation, a validation score; saved after every step.
+RUN = """
+import sys, jax
+from pathlib import Path
+from subtune_jax.training.predict import evaluate
+from tests.training.test_checkpoints import final_state, phases, run
+from tests import toy
+folder = Path(sys.argv[1])
+result = run(toy.small_resnet("batch"), folder)
+print("RESULT", final_state(folder), result.epoch, result.scores)
+"""
+
+
+def phases(network):
+    head, body = (
+        select(network, {"h": ["head"]}),
+        select(network, {"b": ["block3", "head"]}),
+    )
+    return [Phase(head, adam(1e-2), 10), Phase(body, adamw(1e-3, clip=1.0), 30)]
+
+
+def run(network, folder, seconds=0.0):
+    from subtune_jax.training.predict import evaluate
+
+    return fit(
+        network,
+        phases(network),
+        toy.images(40),
+        key=KEY,
+        batch_size=8,
+        accumulate=2,
+        norm="tuned",
+        validate=lambda net: evaluate(net, toy.images(60, seed=1)),
+        checkpoint=folder,
+        checkpoint_seconds=seconds,
+    )
+
+
+def final_state(folder):
+    """Returns a fingerprint of everything in the last checkpoint: parameters, moments,
+    statistics, key, the kept epoch."""
+    newest = max(int(p.name) for p in folder.iterdir() if p.name.isdigit())
+    from orbax.checkpoint.experimental import v1 as ocp
+
+    with ocp.training.Checkpointer(folder.absolute()) as saved:
+        return tree.fingerprint(
+            {k: np.asarray(v) for k, v in saved.load(newest).items()}
+        )
+
+
+def start_process(folder):
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", RUN, str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=env,
+    )
+
+
+def steps_saved(folder):
+    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+    return max([int(n) for n in names if n.isdigit()], default=0)
+
+
+def test_killed_at_three_random_points_it_ends_bit_for_bit_the_same(tmp_path):
+    whole, _ = start_process(tmp_path / "whole").communicate()
+    expected = [line for line in whole.splitlines() if line.startswith("RESULT")]
+    assert len(expected) == 1
+    rng, killed = random.Random(), tmp_path / "killed"
+    points = sorted(rng.sample(range(1, 38), 3))
+    for point in points:
+        process = start_process(killed)
+        while steps_saved(killed) < point and process.poll() is None:
+            time.sleep(0.001)
+        time.sleep(rng.random() * 0.05)  # inside a step, or inside a save
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    out, err = start_process(killed).communicate()
+    found = [line for line in out.splitlines() if line.startswith("RESULT")]
+    assert found == expected, f"killed at {points}: {err[-2000:]}"
+
+
+def test_a_finished_run_is_returned_without_a_step(tmp_path, monkeypatch):
+    network = toy.small_resnet("batch")
+    first = run(network, tmp_path)
+    monkeypatch.setattr("subtune_jax.training.loop.compiled_step", None)
+    again = run(network, tmp_path)
+    assert (again.epoch, again.scores) == (first.epoch, first.scores)
+    for field in ("network", "trainable"):
+        one, two = getattr(first, field), getattr(again, field)
+        if field == "network":
+            one, two = (one.params, one.stats), (two.params, two.stats)
+        jax.tree.map(np.testing.assert_array_equal, one, two)
+
+
+def test_only_what_trains_is_saved(tmp_path):
+    network = toy.small_resnet("batch")
+    run(network, tmp_path, seconds=1e9)  # at the end only
+    found = checkpoints.restore(tmp_path, _identity_of(tmp_path))
+    trained = tree.count(network.params["head"]) + tree.count(
+        network.params["block3_0"]
+    )
+    trained += tree.count(network.params["pool"])
+    arrays = {n: a for n, a in found.arrays.items() if a.ndim}
+    assert not [n for n in arrays if "stem" in n and "stats" not in n]
+    sizes = {
+        prefix: sum(a.size for n, a in arrays.items() if n.startswith(prefix))
+        for prefix in (
+            "state/trainable",
+            "kept/trainable",
+            "kept/params",
+            "state/opt_state",
+        )
+    }
+    assert sizes["state/trainable"] == sizes["kept/trainable"] == trained
+    assert sizes["kept/params"] == trained
+    assert sizes["state/opt_state"] == 3 * trained  # two moments, accumulated gradients
+
+
+def _identity_of(folder):
+    from orbax.checkpoint.experimental import v1 as ocp
+
+    with ocp.training.Checkpointer(folder.absolute()) as saved:
+        return dict(saved.metadata(steps_saved(folder)).custom_metadata)
+
+
+def test_another_base_and_other_settings_are_refused(tmp_path):
+    network = toy.small_resnet("batch")
+    run(network, tmp_path)
+    other = {
+        **network.params,
+        "stem": jax.tree.map(lambda a: a + 1, network.params["stem"]),
+    }
+    with pytest.raises(InputError, match="belongs to another base: its fingerprint is"):
+        run(network._replace(params=other), tmp_path)
+    with pytest.raises(InputError, match="belongs to a run with other settings"):
+        fit(network, phases(network), toy.images(40), key=KEY, checkpoint=tmp_path)
+
+
+IDENTITY = {"base": "b", "recipe": "r"}
+
+
+def saved_twice(folder):
+    for step in (1, 2):
+        arrays = {"x": np.full(1000, step, np.float32), "scalar": np.array(step)}
+        checkpoints.save(folder, Saved(step, arrays, dict(IDENTITY)))
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
+def test_a_damaged_newest_checkpoint_is_said_and_the_one_before_used(
+    tmp_path, capsys, damage
+):
+    saved_twice(tmp_path)
+    files = [p for p in (tmp_path / "2").rglob("*") if p.is_file() and "/d/" in str(p)]
+    assert files
+    for file in files:
+        content = bytearray(file.read_bytes())
+        if damage == "flip":
+            content[len(content) // 2] ^= 1
+        if damage == "remove":
+            file.unlink()
+        else:
+            file.write_bytes(
+                content[: len(content) // 2] if damage == "truncate" else content
+            )
+    found = checkpoints.restore(tmp_path, IDENTITY)
+    assert (found.step, found.arrays["x"][0]) == (1, 1)
+    error = capsys.readouterr().err
+    assert error == f"checkpoint {tmp_path}/2 is damaged and is left out\n"
+
+
+def test_two_checkpoints_are_kept(tmp_path):
+    saved_twice(tmp_path)
+    arrays = {"x": np.zeros(3)}
+    checkpoints.save(tmp_path, Saved(3, arrays, dict(IDENTITY)))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["2", "3"]
+
+
+def test_no_folder_is_no_checkpoint(tmp_path):
+    assert checkpoints.restore(tmp_path / "none", IDENTITY) is None

@@ -1,0 +1,162 @@
+"""A frozen prefix computed once gives what it gives when computed at every step."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from subtune_jax import tree
+from subtune_jax.cost import stage_flops
+from subtune_jax.data.batches import Data, padded
+from subtune_jax.evaluation.metrics import cross_entropy
+from subtune_jax.flops import contraction_flops
+from subtune_jax.network import Network, Stage, linear
+from subtune_jax.selection.labels import select
+from subtune_jax.training.features import cached_stages, features
+from subtune_jax.training.loop import fit
+from subtune_jax.training.optimizers import adam, adamw
+from subtune_jax.training.phases import Phase, programs
+from subtune_jax.training.state import start
+from subtune_jax.training.step import train_step
+from tests import toy
+
+KEY = jax.random.key(0)
+NONE: frozenset = frozenset()
+
+
+def cut(network, entry, data=None, budget=2**30, moving=NONE):
+    labels = select(network, {"g": [entry]})
+    return cached_stages(network, labels, moving, data or toy.images(), budget)
+
+
+def test_the_prefix_ends_at_the_lowest_trainable_stage():
+    network = toy.small_resnet()
+    assert [s.name for s in network.stages[:4]] == [
+        "input",
+        "stem",
+        "block1_0",
+        "block2_0",
+    ]
+    assert cut(network, "stem") == 0  # nothing but pixels below it
+    assert cut(network, "block2_0/conv2") == 3
+    assert cut(network, "head") == 6
+
+
+def test_batch_statistics_end_it_and_so_does_the_byte_budget():
+    network, data = toy.small_resnet(), toy.images(10)
+    assert cut(network, "head", moving=frozenset({"block2_0"})) == 3
+    per_image = {1: 64, 2: 8 * 64, 3: 8 * 64, 4: 8 * 64, 5: 16 * 16, 6: 16}  # floats
+    assert cut(network, "head", data, budget=16 * 4 * 10) == 6
+    assert cut(network, "pool", data, budget=16 * 16 * 4 * 10) == 5
+    assert cut(network, "pool", data, budget=16 * 16 * 4 * 10 - 1) == 0
+    assert set(per_image) == set(range(1, 7))
+
+
+def test_dropout_ends_it():
+    def dropout(params, stats, x, *, batch_stats, key):
+        if key is None:
+            return x, stats
+        return x * jax.random.bernoulli(key, 0.5, x.shape), stats
+
+    net = toy.mlp()
+    stages = (
+        net.stages[0],
+        Stage("drop", dropout),
+        net.stages[1],
+        Stage("head", linear),
+    )
+    empty = {"drop": {}}
+    network = Network(stages, net.params | empty, net.stats | empty, {})
+    assert cut(network, "head", toy.points()) == 1
+    assert cut(net, "head", toy.points()) == 2
+
+
+def test_features_are_the_activations_of_all_examples_in_order():
+    network, data = toy.small_resnet(), toy.images(10)
+    made = features(network, 6, data, batch_size=4)
+    head = network.params["head"]
+    logits = made.x @ np.asarray(head["kernel"]) + np.asarray(head["bias"])
+    np.testing.assert_allclose(logits, network(data.x), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(made.y, data.y)
+
+
+@pytest.mark.parametrize("entry", ["block2", "block3", "head", "pool"])
+def test_twenty_steps_in_float64_are_those_without_the_cache(entry):
+    with jax.enable_x64(True):
+        network = toy.small_resnet("group")
+        wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), network.params)
+        network = network._replace(params=wide)
+        phase = Phase(
+            select(network, {"g": [entry]}), adamw(1e-2, decay=0.1, clip=1.0), 20
+        )
+        results = [
+            fit(
+                network, phase, toy.images(), key=KEY, batch_size=8, cache_bytes=n
+            ).trainable
+            for n in (0, 2**30)
+        ]
+        for plain, cached in zip(*map(jax.tree.leaves, results), strict=True):
+            assert plain.dtype == jnp.float64
+            np.testing.assert_allclose(plain, cached, rtol=0, atol=1e-9)
+
+
+def test_a_phase_that_comes_after_another_caches_what_the_first_trained():
+    network = toy.small_resnet("group")
+    first, second = (select(network, {"g": [e]}) for e in ("block1", "head"))
+    phases = [Phase(first, adam(1e-2), 6), Phase(second, adam(1e-2), 12)]
+    runs = [
+        fit(network, phases, toy.images(), key=KEY, batch_size=8, cache_bytes=n).network
+        for n in (0, 2**30)
+    ]
+    for plain, cached in zip(*(jax.tree.leaves(r.params) for r in runs), strict=True):
+        np.testing.assert_allclose(plain, cached, rtol=1e-3, atol=1e-5)
+
+
+def test_augmented_inputs_are_never_cached():
+    calls = []
+
+    def augment(x, rng):
+        calls.append(len(x))
+        return x
+
+    network = toy.small_resnet("group")
+    phase = Phase(select(network, {"g": ["head"]}), adam(1e-2), 9)
+    fit(network, phase, toy.images(), key=KEY, batch_size=8, augment=augment)
+    assert len(calls) >= 9
+
+
+@pytest.mark.parametrize("entry", ["block2_0", "block3", "head"])
+def test_flops_of_a_step_fall_by_the_prefix_it_does_not_run(entry):
+    network, data = toy.small_resnet("group"), toy.images(16)
+    phase = Phase(select(network, {"g": [entry]}), adam(1e-2), 40)
+    (program,) = programs(network, [phase], loss=cross_entropy)
+    state = start(network, program, phase, KEY)
+    stages = cut(network, entry)
+
+    def flops(program, data):
+        def step(state, params, batch):
+            return train_step(program, state, params, batch)
+
+        return contraction_flops(step, state, network.params, padded(data, 16))
+
+    short = flops(program._replace(start=stages), features(network, stages, data))
+    prefix = [network.stages[i].name for i in range(stages)]
+    saved = sum(stage_flops(network, data.x)[name] for name in prefix)
+    assert flops(program, data) - short == saved > 0
+
+
+def test_the_prefix_is_computed_once(monkeypatch):
+    calls = []
+    original = features
+
+    def counted(*args):
+        calls.append(args[1])
+        return original(*args)
+
+    monkeypatch.setattr("subtune_jax.training.loop.features", counted)
+    network = toy.small_resnet("group")
+    phase = Phase(select(network, {"g": ["head"]}), adam(1e-2), 30)
+    fit(network, phase, toy.images(), key=KEY, batch_size=8)
+    assert calls == [6]
+    assert tree.count(network.params["head"]) == 51
+    assert isinstance(toy.images(), Data)
