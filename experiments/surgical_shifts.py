@@ -9,7 +9,6 @@ For each method, rate and epoch are chosen by accuracy on target validation data
 the test part is read once. Results: the README's table.
 """
 
-import os
 import re
 import shutil
 import time
@@ -18,21 +17,18 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from experiments import digits
 from experiments.cli import Common, Flags, as_config, main, progress
-from subtune_jax.cost import cost, cost_table
-from subtune_jax.data.batches import Batch, Data, steps_per_epoch
-from subtune_jax.data.prepared import images
-from subtune_jax.data.sampling import balanced_parts
-from subtune_jax.data.shifts import SHIFTS, shift
+from experiments.targets import Target, TargetFlags, Task, make_task
+from subtune_jax.cost import cost_table
+from subtune_jax.data.batches import Batch, steps_per_epoch
+from subtune_jax.data.images import crop_and_flip
+from subtune_jax.data.shifts import SHIFTS
 from subtune_jax.errors import InputError, require_positive, unknown
 from subtune_jax.evaluation.metrics import cross_entropy
-from subtune_jax.models.pretrained import load
 from subtune_jax.network import (
     FROZEN,
     NORM_MODES,
@@ -54,40 +50,15 @@ from subtune_jax.tree import count
 NAME = "surgical_shifts"
 ENTRIES = {"all": ".*", "last": "head"}  # methods that are no unit's name
 
-# Flags left out: small for the digits, and papers/surgical.md 2.3 for real networks.
-DIGITS = {
-    "shift": ("contrast", "gaussian_noise", "subpopulation", "label_flip"),
-    "train_examples": 100,
-    "rates": (1e-2, 1e-3),
-    "batch_size": 20,
-}
-PAPER = {
-    "shift": ("none",),
-    "train_examples": 1000,
-    "rates": (1e-3, 1e-4),
-    "batch_size": 64,
-}
-
 
 @dataclass(frozen=True)
 class Settings:
     """Flags; a default without a source is our choice."""
 
-    dataset: str = "digits"
-    """digits (embedded), or a prepared TFDS image set: cifar10, cifar10_corrupted/..."""
-    split: str = "test"
-    """TFDS split that target images are drawn from, e.g. test or test[:2000]."""
-    shift: tuple[str, ...] | None = None
-    """Shifts to run; default for digits: contrast gaussian_noise subpopulation
-    label_flip, else none (the data are shifted already)."""
+    target: TargetFlags = field(default_factory=Target)
     methods: tuple[str, ...] = ("none", "block1", "block2", "block3", "last", "all")
-    """What is tuned: none, all, last (the head), or units of the network."""
-    train_examples: int | None = None
-    """Target images for training, balanced over classes; digits 100, else 1000 (paper)."""
-    validation_examples: int = 100
-    """Target images for choosing rate and epoch (100: official code)."""
-    test_examples: int | None = None
-    """Target images for the test; default: all that are left (official code: 900)."""
+    """What is tuned: none, all, last (the head), units of the network, or patterns over
+    parameter paths."""
     rates: tuple[float, ...] | None = None
     """Learning rates tried; digits 1e-2 1e-3, else 1e-3 1e-4 (papers/surgical.md 2.3)."""
     last_rates: tuple[float, ...] = (1e-1, 1e-2, 1e-3)
@@ -98,10 +69,10 @@ class Settings:
     """Images per step; digits 20, else 64 (official code)."""
     l2: float = 1e-4
     """L2 inside Adam, not decoupled (official code)."""
+    augment: bool = False
+    """Random crops and flips of training images (official code: none)."""
     norm: str = "stored"
     """Statistics of batch norms: stored (paper), tuned or batch."""
-    network_norm: str = "group"
-    """Norm layers of the embedded network: group or batch."""
     cost: bool = False
     """Print what a step of each method costs, and stop."""
     common: Flags = field(default_factory=Common)
@@ -109,92 +80,30 @@ class Settings:
     def check(self) -> None:
         """Raises `InputError` for the first setting that cannot be."""
         self.common.check()
-        counts = ("train_examples", "validation_examples", "test_examples")
-        counts += ("epochs", "batch_size")
-        given = {name: getattr(self, name) for name in counts}
-        require_positive(
-            **{n: value for n, value in given.items() if value is not None}
-        )
-        for rate in (*(self.rates or ()), *self.last_rates):
-            require_positive(rate=rate)
-        adam(1.0, l2=self.l2)
-        for flag in ("shift", "methods", "rates", "last_rates"):
+        self.target.check(self.common)
+        require_positive(epochs=self.epochs)
+        if self.batch_size is not None:
+            require_positive(batch_size=self.batch_size)
+        for flag in ("methods", "rates", "last_rates"):
             if getattr(self, flag) == ():
                 raise InputError(f"--{flag.replace('_', '-')} needs at least one value")
-        for name in self.shift or ():
-            shift(name)
+        for rate in (*(self.rates or ()), *self.last_rates):
+            adam(rate, l2=self.l2)
         if self.norm not in NORM_MODES:
             raise unknown("norm mode", self.norm, NORM_MODES)
-        if self.dataset == "digits" and (self.common.weights or self.common.data_dir):
-            raise InputError(
-                "digits are embedded: --weights and --data-dir name real data"
-            )
 
     def resolved(self) -> "Settings":
-        """Returns the settings with every flag that was left out filled in."""
-        defaults = DIGITS if self.dataset == "digits" else PAPER
-        return replace(
-            self, **{n: v for n, v in defaults.items() if getattr(self, n) is None}
+        """Returns the settings with flags that were left out filled in, and `--smoke`."""
+        small = self.target.dataset == "digits"
+        made = replace(
+            self,
+            rates=self.rates or ((1e-2, 1e-3) if small else (1e-3, 1e-4)),
+            batch_size=self.batch_size or (20 if small else 64),
         )
-
-
-class Task(NamedTuple):
-    """A network pretrained on the source, and the target's disjoint parts."""
-
-    network: Network
-    train: Data
-    validation: Data
-    test: Data
-
-
-def make_task(settings: Settings, name: str, seed: int) -> Task:
-    """Returns the target task of a shift; the seed draws its images, noise and parts."""
-    rng = np.random.default_rng(seed)
-    sizes = {
-        "train": settings.train_examples,
-        "validation": settings.validation_examples,
-        "test": settings.test_examples,
-    }
-    if settings.dataset == "digits":
-        network = digits.pretrained(shift(name), settings.network_norm)
-        pool = digits.pools()["target"]
-    else:
-        network, pool = real(settings, name)
-        wanted = sum(sizes.values()) if settings.test_examples else None
-        pool = balanced_parts(pool, {"target": wanted}, rng)["target"]
-    return Task(network, **balanced_parts(shift(name).target(pool, rng), sizes, rng))
-
-
-def real(settings: Settings, name: str) -> tuple[Network, Data]:
-    """Returns the network of `--weights` and the images of `--dataset`, which must fit."""
-    flags = settings.common
-    if flags.weights is None:
-        raise InputError(
-            f"data set {settings.dataset!r} needs --weights: a folder or hub id"
-        )
-    if shift(name).level == "feature":
-        raise InputError(
-            f"shift {name!r} changes the source task: it is for digits only"
-        )
-    home = flags.data_dir or os.environ.get("TFDS_DATA_DIR")
-    if home is None:
-        raise InputError(
-            "give --data-dir or set TFDS_DATA_DIR: where are TFDS data sets?"
-        )
-    pretrained = load(flags.weights)
-    data = images(settings.dataset, settings.split, home)
-    found, outputs = data.x[np.arange(1)].shape[1:], int(data.y.max()) + 1
-    if found != pretrained.size:
-        raise InputError(
-            f"images of {settings.dataset} are {found} (height, width, channels): the "
-            f"network takes {pretrained.size}"
-        )
-    expected = pretrained.network.params["head"]["bias"].size
-    if outputs != expected:
-        raise InputError(
-            f"{settings.dataset} has {outputs} classes: the network has {expected} outputs"
-        )
-    return pretrained.network, data
+        if not self.common.smoke:
+            return made
+        one_seed = replace(self.common, seeds=1)
+        return replace(made, epochs=1, rates=made.rates[:1], common=one_seed)
 
 
 def method_labels(network: Network, method: str) -> Labels:
@@ -246,6 +155,7 @@ def tune(
                 key=jax.random.key(seed),
                 norm=settings.norm,
                 batch_size=settings.batch_size,
+                augment=crop_and_flip() if settings.augment else None,
                 validate=lambda network: evaluate(network, task.validation),
                 place=mesh.placement(settings.common.mesh),
                 checkpoint=None if folder is None else folder / f"rate_{rate}",
@@ -289,7 +199,7 @@ Job = tuple[str, int, str]  # shift, seed, method
 def jobs(settings: Settings) -> list[Job]:
     """Returns every job once, in order."""
     seeds = range(settings.common.seeds)
-    every = product(settings.shift, seeds, settings.methods)
+    every = product(settings.target.shifts, seeds, settings.methods)
     return list(dict.fromkeys(every))
 
 
@@ -302,15 +212,13 @@ def run(settings: Settings) -> None:
     """Runs what the folder does not have yet, then writes the table and the picture."""
     settings.check()
     settings = settings.resolved()
-    if settings.common.smoke:
-        small = replace(settings.common, seeds=1)
-        settings = replace(settings, epochs=1, rates=settings.rates[:1], common=small)
-    task_of = lru_cache(1)(lambda name, seed: make_task(settings, name, seed))
-    require_runnable(settings, task_of(settings.shift[0], 0))
+    target, common = settings.target, settings.common
+    task_of = lru_cache(1)(lambda name, seed: make_task(target, common, name, seed))
+    require_runnable(settings, task_of(target.shifts[0], 0))
     if settings.cost:
-        print(cost_report(settings, task_of(settings.shift[0], 0)))
+        print(cost_report(settings, task_of(target.shifts[0], 0)))
         return
-    out = settings.common.out or Path("runs") / NAME
+    out = common.out or Path("runs") / NAME
     free = {"out", "seeds", "methods", "shift", "data_dir", "weights", "mesh", "cost"}
     rows = results.open_folder(out, as_config(settings), free)
     done = {job_of(row) for row in rows if row["split"] == "test"}
@@ -334,13 +242,13 @@ def require_runnable(settings: Settings, task: Task) -> None:
 
 def run_job(settings: Settings, task: Task, job: Job, out: Path) -> None:
     """Adds the rows of a job to the folder; its checkpoints go when they are there."""
-    name, seed, method = job
+    (name, seed, method), dataset = job, settings.target.dataset
     labels = method_labels(task.network, method)
     fixed = {
         "experiment": NAME,
-        "dataset": settings.dataset,
+        "dataset": dataset,
         "shift": name,
-        "task": name if name != "none" else settings.dataset.split("/")[-1],
+        "task": name if name != "none" else dataset.split("/")[-1],
         "method": method,
         "seed": seed,
         "metric": "accuracy",
@@ -351,26 +259,25 @@ def run_job(settings: Settings, task: Task, job: Job, out: Path) -> None:
     folder = (
         out / "checkpoints" / f"{name}-{seed}-{re.sub(r'[^a-zA-Z0-9]', '_', method)}"
     )
-    kept = None if settings.dataset == "digits" else folder  # digits take seconds
+    kept = None if dataset == "digits" else folder  # digits take seconds
     rows = [fixed | row for row in tune(task, settings, method, seed, kept)]
     results.append(out, rows)
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def cost_report(settings: Settings, task: Task) -> str:
-    """Returns the table of what one step of each method costs."""
+    """Returns the table of what one step of each method costs, beside full tuning."""
     images = task.train.take(np.arange(settings.batch_size) % len(task.train.y))
     batch = Batch(images.x, images.y, np.ones(settings.batch_size, np.float32))
-    costs = {}
-    for method in dict.fromkeys((*settings.methods, "all")):
-        if method != "none":
-            phase = Phase(
-                method_labels(task.network, method), adam(1.0, l2=settings.l2), 1
-            )
-            costs[method] = cost(
-                task.network, phase, batch, loss=cross_entropy, norm=settings.norm
-            )
-    return cost_table(costs)
+    rule = adam(1.0, l2=settings.l2)
+    phases = {
+        method: Phase(method_labels(task.network, method), rule, 1)
+        for method in settings.methods
+        if method != "none"
+    }
+    return cost_table(
+        task.network, phases, batch, loss=cross_entropy, norm=settings.norm
+    )
 
 
 def report(out: Path) -> None:

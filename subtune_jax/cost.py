@@ -10,6 +10,7 @@ from subtune_jax import tree
 from subtune_jax.data.batches import Batch
 from subtune_jax.flops import contraction_flops, trained_flops
 from subtune_jax.network import FROZEN, Labels, Network, lowest_trainable
+from subtune_jax.training.optimizers import Rule
 from subtune_jax.training.phases import Phase, programs
 from subtune_jax.training.state import start
 from subtune_jax.training.step import compiled_step, train_step
@@ -78,17 +79,31 @@ def stage_flops(
     return flops
 
 
-def cost_table(costs: Mapping[str, Cost]) -> str:
-    """Returns a markdown table of named costs; FLOPs in units of the forward pass."""
-    rows = [
+def cost_table(
+    network: Network, phases: Mapping[str, Phase], batch: Batch, **settings
+) -> str:
+    """Returns the costs of named phases as markdown, beside full tuning and the floor.
+
+    Where no phase is called `all`, one that tunes everything by the rules of the first
+    is added. `forwards` is the step's FLOPs in units of the forward pass. `settings`
+    are those of `cost`.
+    """
+    first = next(iter(phases.values()))
+    rules = first.rules if isinstance(first.rules, Rule) else [*first.rules.values()][0]
+    every = jax.tree.map(lambda _: "all", network.params)
+    phases = (
+        {**phases} if "all" in phases else {**phases, "all": Phase(every, rules, 1)}
+    )
+    lines = [
         "| tuned | trained | GFLOP | floor | forwards | compiled GFLOP "
         "| temporary MiB | optimizer KiB |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for name, c in costs.items():
-        rows.append(
+    for name, phase in phases.items():
+        c = cost(network, phase, batch, **settings)
+        lines.append(
             f"| {name} | {c.trainable:,} | {c.flops / 1e9:.3f} | {c.floor / 1e9:.3f} | "
             f"{c.flops / c.forward:.2f} | {c.compiled_flops / 1e9:.3f} | "
             f"{c.temp_bytes / 2**20:.1f} | {c.optimizer_bytes / 2**10:.1f} |"
         )
-    return "\n".join(rows)
+    return "\n".join(lines)

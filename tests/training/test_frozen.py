@@ -103,19 +103,18 @@ def test_the_floor_of_a_literal_network():
     assert floor(".*") == {"one": 2 * one, "two": 3 * two, "head": 3 * head}
 
 
-def test_the_table_shows_a_selection_beside_full_tuning():
+def test_the_table_shows_any_selection_beside_full_tuning_and_the_floor():
     network, data = toy.small_resnet(), toy.images(8)
     batch = Batch(data.x, data.y, np.ones(8, np.float32))
-    costs = {
-        n: cost(network, phase_of(network, n), batch, loss=cross_entropy)
+    head, every = (
+        cost(network, phase_of(network, n), batch, loss=cross_entropy)
         for n in ("head", "all")
-    }
-    assert costs["head"].optimizer_bytes < 0.1 * costs["all"].optimizer_bytes
-    assert costs["head"].temp_bytes < costs["all"].temp_bytes
-    lines = cost_table(costs).splitlines()
-    assert [line.split("|")[1].strip() for line in lines] == [
-        "tuned",
-        "---",
-        "head",
-        "all",
-    ]
+    )
+    assert head.optimizer_bytes < 0.1 * every.optimizer_bytes
+    assert head.temp_bytes < every.temp_bytes
+    phases = {"head": phase_of(network, "head")}
+    lines = cost_table(network, phases, batch, loss=cross_entropy).splitlines()
+    cells = [[cell.strip() for cell in line.split("|")] for line in lines]
+    assert [row[1] for row in cells] == ["tuned", "---", "head", "all"]
+    assert cells[2][3] == f"{head.flops / 1e9:.3f}" and cells[0][4] == "floor"
+    assert cells[3][2] == f"{every.trainable:,}"
