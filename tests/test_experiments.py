@@ -49,7 +49,7 @@ def rows(out):
 
 
 def test_every_experiment_has_a_smoke_run():
-    shared = {"__init__", "cli", "digits", "readme", "targets"}
+    shared = {"__init__", "cli", "digits", "readme", "surgical", "targets"}
     found = {p.stem for p in Path(experiments.__path__[0]).glob("*.py")} - shared
     assert found == set(SMOKE)
 
@@ -123,7 +123,7 @@ def test_a_job_that_was_killed_goes_on_from_its_checkpoints(
     with (
         monkeypatch.context() as patched
     ):  # after all runs, before their rows are written
-        patched.setattr("experiments.surgical_shifts.read_test_once", die)
+        patched.setattr("experiments.surgical.read_test_once", die)
         assert call(patched, *real, *flags.split(), "--out", killed) == 130
     assert "the same command continues" in capsys.readouterr().err
     assert rows(killed) == []

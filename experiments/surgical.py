@@ -1,0 +1,189 @@
+"""Surgical fine-tuning: what a method trains, and how its rate and epoch are chosen."""
+
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import jax
+import tyro
+
+from experiments.targets import Task
+from subtune_jax.data.batches import steps_per_epoch
+from subtune_jax.data.images import crop_and_flip
+from subtune_jax.errors import InputError, require_positive, unknown
+from subtune_jax.network import (
+    FROZEN,
+    NORM_MODES,
+    Labels,
+    Network,
+    stages_with_batch_stats,
+)
+from subtune_jax.reporting.results import Row
+from subtune_jax.selection.labels import select, unit_patterns
+from subtune_jax.training import mesh
+from subtune_jax.training.loop import Diverged, fit
+from subtune_jax.training.optimizers import adam
+from subtune_jax.training.phases import Phase
+from subtune_jax.training.predict import evaluate
+
+ENTRIES = {"all": ".*", "last": "head"}  # methods that are no unit's name
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Flags that say how a method is trained; a default without a source is our choice."""
+
+    rates: tuple[float, ...] | None = None
+    """Learning rates tried; digits 1e-2 1e-3, else 1e-3 1e-4 (papers/surgical.md 2.3)."""
+    last_rates: tuple[float, ...] = (1e-1, 1e-2, 1e-3)
+    """Rates tried for last (papers/surgical.md 2.3)."""
+    epochs: int = 15
+    """Passes over the target images (15: paper, CIFAR-C)."""
+    batch_size: int | None = None
+    """Images per step; digits 20, else 64 (official code)."""
+    l2: float = 1e-4
+    """L2 inside Adam, not decoupled (official code)."""
+    augment: bool = False
+    """Random crops and flips of training images (official code: none)."""
+    norm: str = "stored"
+    """Statistics of batch norms: stored (paper), tuned or batch."""
+
+    def check(self) -> None:
+        """Raises `InputError` for the first flag that cannot be."""
+        require_positive(epochs=self.epochs)
+        if self.batch_size is not None:
+            require_positive(batch_size=self.batch_size)
+        for flag in ("rates", "last_rates"):
+            if getattr(self, flag) == ():
+                raise InputError(f"--{flag.replace('_', '-')} needs at least one value")
+        for rate in (*(self.rates or ()), *self.last_rates):
+            adam(rate, l2=self.l2)
+        if self.norm not in NORM_MODES:
+            raise unknown("norm mode", self.norm, NORM_MODES)
+
+    def resolved(self, small: bool, smoke: bool) -> "Recipe":
+        """Returns the recipe with flags that were left out filled in, and `--smoke`."""
+        made = replace(
+            self,
+            rates=self.rates or ((1e-2, 1e-3) if small else (1e-3, 1e-4)),
+            batch_size=self.batch_size or (20 if small else 64),
+        )
+        return replace(made, epochs=1, rates=made.rates[:1]) if smoke else made
+
+
+RecipeFlags = Annotated[Recipe, tyro.conf.OmitArgPrefixes]
+
+
+def method_labels(network: Network, method: str) -> Labels:
+    """Returns what a method trains: `none`, `all`, `last`, a unit or a path pattern.
+
+    A unit that is in the table `surgical` is the paper's. Raises `InputError` for
+    anything else.
+    """
+    if method == "none":
+        return jax.tree.map(lambda _: FROZEN, network.params)
+    entry = ENTRIES.get(method, method)
+    if unit_patterns(network, f"surgical:{entry}"):
+        entry = f"surgical:{entry}"
+    named = method in ENTRIES or unit_patterns(network, entry)
+    if not named and re.fullmatch(r"\w+", method):
+        units = [unit for table in network.units.values() for unit in table]
+        raise unknown("method", method, dict.fromkeys(("none", *ENTRIES, *units)))
+    return select(network, {"tuned": [entry]})
+
+
+def run_steps(task: Task, recipe: Recipe, labels: Labels) -> int:
+    """Returns the steps of a run: full passes over the training images."""
+    drop = bool(stages_with_batch_stats(task.network.stats, labels, recipe.norm))
+    size = recipe.batch_size
+    return recipe.epochs * steps_per_epoch(len(task.train.y), size, drop=drop)
+
+
+class Tried(NamedTuple):
+    """A finished run at one rate: its validation row, and the network (if it has one)."""
+
+    row: Row
+    network: Network | None
+
+
+def tune(
+    task: Task,
+    recipe: Recipe,
+    method: str,
+    seed: int,
+    *,
+    devices: int = 1,
+    folder: Path | None = None,
+) -> Iterator[Row]:
+    """Yields a validation row per rate, then the test row of the best rate and epoch.
+
+    With a folder, runs are checkpointed there, and finished ones not repeated.
+    """
+    labels = method_labels(task.network, method)
+    begin, tried = time.perf_counter(), []
+    for rate in rates_of(recipe, method):
+        saved = None if folder is None else folder / f"rate_{rate}"
+        tried.append(train(task, recipe, labels, rate, seed, devices, saved))
+        yield tried[-1].row
+    row = chosen_row(task, method, tried)
+    yield row | {"seconds": time.perf_counter() - begin}
+
+
+def train(
+    task: Task,
+    recipe: Recipe,
+    labels: Labels,
+    rate: float,
+    seed: int,
+    devices: int,
+    checkpoint: Path | None,
+) -> Tried:
+    """Returns one run at one rate; the epoch is the best on validation data."""
+    begin, steps = time.perf_counter(), run_steps(task, recipe, labels)
+    row = {"split": "validation", "rate": rate}
+    try:
+        fitted = fit(
+            task.network,
+            Phase(labels, adam(rate, l2=recipe.l2), steps),
+            task.train,
+            key=jax.random.key(seed),
+            norm=recipe.norm,
+            batch_size=recipe.batch_size,
+            augment=crop_and_flip() if recipe.augment else None,
+            validate=lambda network: evaluate(network, task.validation),
+            place=mesh.placement(devices),
+            checkpoint=checkpoint,
+        )
+    except Diverged as error:
+        lost = {"value": None, "status": "diverged", "steps": error.step}
+        return Tried(row | lost | {"seconds": time.perf_counter() - begin}, None)
+    row |= {"value": max(fitted.scores), "status": "ok", "epoch": fitted.epoch}
+    row |= {"steps": steps, "seconds": time.perf_counter() - begin}
+    return Tried(row, fitted.network)
+
+
+def rates_of(recipe: Recipe, method: str) -> tuple[float, ...]:
+    """Returns the rates to try; the last layer has its own."""
+    if method == "none":
+        return ()
+    return recipe.last_rates if method in ("last", "head") else recipe.rates
+
+
+def chosen_row(task: Task, method: str, tried: Sequence[Tried]) -> Row:
+    """Returns the test row of the best run, the first of equals; `none` has no runs."""
+    row = {"split": "test", "rate": None, "epoch": 0, "steps": 0}
+    whole = [run for run in tried if run.network is not None]
+    if method == "none":
+        return row | {"value": read_test_once(task.network, task), "status": "ok"}
+    if not whole:
+        return row | {"value": None, "status": "diverged"}
+    best = max(whole, key=lambda run: run.row["value"])
+    return best.row | {"split": "test", "value": read_test_once(best.network, task)}
+
+
+def read_test_once(network: Network, task: Task) -> float:
+    """Returns the test accuracy in percent, of the one network that was chosen."""
+    return evaluate(network, task.test)
