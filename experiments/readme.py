@@ -5,19 +5,42 @@ python -m experiments.readme
 A table stands between `<!-- table: FOLDER -->` and `<!-- end -->`.
 """
 
+import json
 import re
 from pathlib import Path
 
+from experiments.prefix_speed import speed_table
 from subtune_jax.reporting import results, tables
 
 
-def with_tables(text: str, folder: Path) -> str:
-    """Returns the README's text with every table made from `folder/NAME/results.jsonl`."""
+def surgical(folder: Path) -> str:
+    """Returns our accuracy by target and method, above the reference's if there is one."""
+    tests = [r for r in results.read(folder) if r["split"] == "test"]
+    ours = tables.cells(tests, "task", "method")
+    reference = folder / "reference.json"
+    if not reference.exists():
+        return tables.markdown(ours, "target")
+    known = json.loads(reference.read_text())["cells"]
+    both: tables.Cells = {}
+    for task in dict.fromkeys(task for task, _ in ours):
+        both |= {(f"{t}, ours", m): cell for (t, m), cell in ours.items() if t == task}
+        for method, cell in known[task].items():
+            both[f"{task}, PyTorch reference", method] = tuple(cell)
+    return tables.markdown(both, "target")
+
+
+def prefix_speed(folder: Path) -> str:
+    """Returns the table of the benchmark of cached prefixes."""
+    return speed_table(results.read(folder))
+
+
+def with_tables(text: str, home: Path) -> str:
+    """Returns the README's text with every table made from `home/NAME/results.jsonl`."""
 
     def made(match: re.Match) -> str:
-        tests = [r for r in results.read(folder / match[1]) if r["split"] == "test"]
-        table = tables.pivot(tests, "task", "method")
-        return f"<!-- table: {match[1]} -->\n{table}\n<!-- end -->"
+        name = match[1]
+        make = prefix_speed if name == "prefix_speed" else surgical
+        return f"<!-- table: {name} -->\n{make(home / name)}\n<!-- end -->"
 
     return re.sub(r"<!-- table: (\S+) -->\n.*?<!-- end -->", made, text, flags=re.S)
 

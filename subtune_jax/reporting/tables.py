@@ -24,19 +24,26 @@ def grouped(rows: Iterable[Row], *keys: str) -> dict[tuple, list[float]]:
     return groups
 
 
-def pivot(rows: Iterable[Row], down: str, across: str) -> str:
-    """Returns mean (standard error) of `value` as a markdown table, best of a row bold."""
-    cells = grouped(rows, down, across)
-    lines, columns = (list(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
-    head = f"| {down} | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}"
-    return "\n".join([head, *(_line(line, columns, cells) for line in lines)])
+Cells = dict[tuple[str, str], tuple[float, float]]  # {(line, column): (mean, error)}
 
 
-def _line(line: str, columns: Sequence[str], cells: dict[tuple, list[float]]) -> str:
-    stats = {c: mean_and_error(cells[line, c]) for c in columns if (line, c) in cells}
-    best = max(mean for mean, _ in stats.values())
-    shown = {c: f"{m:.1f} ({e:.1f})" for c, (m, e) in stats.items()}
-    shown = {
-        c: f"**{text}**" if stats[c][0] == best else text for c, text in shown.items()
-    }
-    return f"| {line} | {' | '.join(shown.get(c, '') for c in columns)} |"
+def cells(rows: Iterable[Row], down: str, across: str) -> Cells:
+    """Returns mean and standard error of `value` for each pair of values of two keys."""
+    return {key: mean_and_error(v) for key, v in grouped(rows, down, across).items()}
+
+
+def markdown(table: Cells, corner: str) -> str:
+    """Returns cells as mean (standard error), the best of each line in bold."""
+    lines, columns = (list(dict.fromkeys(key[i] for key in table)) for i in (0, 1))
+    head = f"| {corner} | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}"
+    return "\n".join([head, *(_line(line, columns, table) for line in lines)])
+
+
+def _line(line: str, columns: Sequence[str], table: Cells) -> str:
+    best = max(mean for (name, _), (mean, _) in table.items() if name == line)
+    shown = []
+    for column in columns:
+        mean, error = table.get((line, column), (None, None))
+        text = "" if mean is None else f"{mean:.1f} ({error:.1f})"
+        shown.append(f"**{text}**" if mean == best else text)
+    return f"| {line} | {' | '.join(shown)} |"
