@@ -1,0 +1,175 @@
+"""Scores of a two-layer linear network against values worked out by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from subtune_jax.data.batches import Data, padded
+from subtune_jax.errors import InputError
+from subtune_jax.evaluation.metrics import cross_entropy, squared_error
+from subtune_jax.flops import contraction_flops
+from subtune_jax.network import Network, Stage, forward
+from subtune_jax.selection import scores
+from tests import toy
+
+
+def matrix(params, stats, x, *, batch_stats, key):
+    return x @ params["w"], stats
+
+
+def linear_network():
+    """f(x) = x B v with B = [[1, 2], [0, 1]] and v = [[1], [-1]]."""
+    params = {
+        "first": {"w": jnp.array([[1.0, 2.0], [0.0, 1.0]])},
+        "last": {"w": jnp.array([[1.0], [-1.0]])},
+    }
+    stages = (Stage("first", matrix), Stage("last", matrix))
+    units = {"coarse": {"both": ("first", "last")}}
+    return Network(stages, params, {"first": {}, "last": {}}, units)
+
+
+X = np.array([[1.0, 0.0], [0.0, 2.0]], np.float32)
+Y = np.array([[1.0], [0.0]], np.float32)
+BATCH = padded(Data(X, Y), 2)
+
+# By hand: hidden = [[1, 2], [0, 2]]; outputs = [-1, -2]; residuals e = [-2, -2].
+# Loss of an example (o - y)^2, its gradients: dv = 2 e h, dB = 2 e x^T v^T.
+DV = np.array([[-4.0, -8.0], [0.0, -8.0]])[..., None]
+DB = np.array([[[-4.0, 4.0], [0.0, 0.0]], [[0.0, 0.0], [-8.0, 8.0]]])
+
+
+def test_relative_gradient_norm():
+    found = scores.relative_gradient_norm(linear_network(), [BATCH], squared_error)
+    g_b, g_v = DB.mean(0), DV.mean(0)
+    assert found["first/w"] == pytest.approx(np.linalg.norm(g_b) / np.sqrt(6))
+    assert found["first/w"] == pytest.approx(np.sqrt(4 + 4 + 16 + 16) / np.sqrt(6))
+    assert found["last/w"] == pytest.approx(np.sqrt(4 + 64) / np.sqrt(2))
+    groups = scores.unit_groups(linear_network(), "coarse")
+    both = scores.relative_gradient_norm(
+        linear_network(), [BATCH], squared_error, groups
+    )
+    assert both["both"] == pytest.approx(np.sqrt((40 + 68) / 8))
+    assert np.linalg.norm(g_v) == pytest.approx(np.sqrt(68))
+
+
+def test_it_is_the_mean_of_ratios_over_batches_and_zero_norms_are_left_out():
+    network = linear_network()
+    other = padded(Data(X[::-1] * 3, Y), 2)
+    one, two, both = (
+        scores.relative_gradient_norm(network, b, squared_error)["last/w"]
+        for b in ([BATCH], [other], [BATCH, other])
+    )
+    assert both == pytest.approx((one + two) / 2)
+    zero = {**network.params, "last": {"w": jnp.zeros((2, 1))}}
+    found = scores.relative_gradient_norm(
+        network._replace(params=zero), [BATCH], squared_error
+    )
+    assert found["last/w"] == 0.0
+
+
+def test_signal_to_noise_over_examples():
+    found = scores.signal_to_noise(linear_network(), [BATCH], squared_error)
+    mean, var = DV.mean(0), DV.var(0, ddof=1)
+    np.testing.assert_allclose(mean.ravel(), [-2, -8])
+    np.testing.assert_allclose(var.ravel(), [8, 0])
+    expected = np.mean([4 / 8, 64 / 1e-8])
+    assert found["last/w"] == pytest.approx(expected, rel=1e-5)
+    mean, var = DB.mean(0), DB.var(0, ddof=1)
+    assert found["first/w"] == pytest.approx(np.mean(mean**2 / var), rel=1e-5)
+    assert found["first/w"] == pytest.approx(0.5, rel=1e-5)
+
+
+def test_signal_to_noise_over_microbatches():
+    data = Data(np.repeat(X, 2, axis=0), np.repeat(Y, 2, axis=0))
+    micro = scores.signal_to_noise(
+        linear_network(), [padded(data, 4)], squared_error, mode="microbatch", micro=2
+    )
+    plain = scores.signal_to_noise(linear_network(), [BATCH], squared_error)
+    assert micro["first/w"] == pytest.approx(plain["first/w"], rel=1e-5)
+
+
+# A stored gradient, as PyTorch has it: (out, in). Its code's score, worked out beside it.
+STORED = np.array([[1.0, 2.0], [3.0, 2.0], [2.0, 5.0]])
+
+
+def test_the_official_formula_on_a_stored_gradient():
+    variance = np.array([1.0, 3.0])  # over axis 0: (1, 3, 2) and (2, 2, 5), unbiased
+    expected = np.mean(STORED**2 / (variance + 1e-8))
+    assert expected == pytest.approx((1 + 9 + 4 + (4 + 4 + 25) / 3) / 6)
+    ours = scores._official_ratios(jnp.asarray(STORED.T)) / STORED.size
+    assert float(ours) == pytest.approx(expected, rel=1e-6)
+    assert float(scores._official_ratios(jnp.ones((4, 1)))) == 0.0
+    found = scores.signal_to_noise(
+        linear_network(), [BATCH], squared_error, mode="official"
+    )
+    g = DB.mean(0)
+    variance = g.var(axis=1, ddof=1, keepdims=True)
+    assert found["first/w"] == pytest.approx(
+        np.mean(g**2 / (variance + 1e-8)), rel=1e-5
+    )
+    assert found["last/w"] == 0.0
+
+
+def test_fisher_is_the_mean_square_of_example_gradients():
+    found = scores.fisher(linear_network(), [BATCH], squared_error)
+    assert found["first/w"] == pytest.approx(np.mean(DB**2)) == pytest.approx(20.0)
+    assert found["last/w"] == pytest.approx(np.mean(DV**2)) == pytest.approx(36.0)
+
+
+def test_magnitude_is_the_root_mean_square():
+    found = scores.magnitude(linear_network())
+    assert found == {
+        "first/w": pytest.approx(np.sqrt(6 / 4)),
+        "last/w": pytest.approx(1.0),
+    }
+
+
+def test_agreement_is_spearmans():
+    made = {
+        "a": {"x": 1.0, "y": 2.0, "z": 3.0},
+        "b": {"x": 10.0, "y": 40.0, "z": 30.0},
+        "c": {"z": 0.0, "y": 1.0, "x": 2.0},
+    }
+    found = scores.rank_agreement(made)
+    assert found["a", "a"] == pytest.approx(1.0)
+    assert found["a", "b"] == found["b", "a"] == pytest.approx(0.5)
+    assert found["a", "c"] == pytest.approx(-1.0)
+
+
+def test_an_unknown_mode_or_table_is_refused():
+    with pytest.raises(InputError, match="unknown SNR mode 'offical'.*mean 'official'"):
+        scores.signal_to_noise(linear_network(), [BATCH], squared_error, mode="offical")
+    with pytest.raises(InputError, match="unknown unit table 'fine'"):
+        scores.unit_groups(linear_network(), "fine")
+
+
+@pytest.mark.parametrize("per_example", [False, True])
+def test_a_score_costs_little_more_than_its_gradients(per_example):
+    network = toy.small_resnet("group")
+    data = toy.images(16)
+    batch = padded(data, 16)
+
+    def loss(params):
+        return cross_entropy(
+            forward(network.stages, params, network.stats, data.x)[0], data.y
+        ).mean()
+
+    gradients = contraction_flops(jax.grad(loss), network.params)
+    if per_example:
+        run = scores._example_sums(network.stages, cross_entropy, scores._mean_squares)
+    else:
+        run = scores._batch_sums(network.stages, cross_entropy, scores._squares)
+    found = contraction_flops(run, network.params, network.stats, batch)
+    assert gradients <= found <= 1.3 * gradients
+    compiled = run.lower(network.params, network.stats, batch).compile()
+    assert compiled.cost_analysis()["flops"] <= 1.3 * gradients + 1e6
+
+
+def test_a_score_compiles_once_for_all_batches():
+    traces: list = []
+    network = toy.mlp(traces=traces)
+    made = [padded(toy.points(16, seed), 16) for seed in range(5)]
+    scores.relative_gradient_norm(network, made, cross_entropy)
+    scores.relative_gradient_norm(network, made, cross_entropy)
+    assert len(traces) == 1
