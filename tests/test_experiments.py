@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 import experiments
-from experiments import digits, prefix_speed, surgical_shifts
+from experiments import digits, prefix_speed, surgical_shifts, surgical_theory
 from experiments.cli import main
 from subtune_jax.data.shifts import shift
 from subtune_jax.reporting import results
 
 SMOKE = {
+    "surgical_theory": "",
     "prefix_speed": "",
     "surgical_shifts": "--shift contrast subpopulation --methods none last block2 "
     "--train-examples 20",
@@ -95,6 +96,21 @@ def test_the_benchmark_prints_flops_and_times(monkeypatch, tmp_path, capsys):
     flops = {r["method"]: r["step_flops"] for r in rows(tmp_path)}
     assert flops["all"] > flops["last two blocks"] > flops["last two, cached"] > 0
     assert "| last two, cached |" in capsys.readouterr().out
+
+
+def test_the_theory_writes_both_tables(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(
+        sys, "argv", ["x", "--smoke", "--seeds", "1", "--out", str(tmp_path)]
+    )
+    main(surgical_theory.run, surgical_theory.Settings, surgical_theory.__doc__)
+    claims = {r["claim"] for r in rows(tmp_path)}
+    assert {
+        "theorem 1, end",
+        "input shift",
+        "output shift",
+        "noise in block2",
+    } <= claims
+    assert "| perturbed |" in (tmp_path / "summary.md").read_text()
 
 
 def test_a_real_network_on_real_corrupted_images(monkeypatch, tmp_path, real):
