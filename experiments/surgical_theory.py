@@ -92,13 +92,15 @@ def perturbed(network: Network, unit: str, noise: float, seed: int) -> Network:
 
 def noise_rows(settings: Settings, recipe: Recipe) -> list[Row]:
     """Returns test accuracies of tuning each block after each was perturbed, on digits."""
-    rows, blocks = [], ("block1", "block2", "block3", "last")
+    rows, small = [], settings.common.smoke
+    methods = METHODS[:2] if small else METHODS
+    blocks = methods[1:] if small else methods[1:-1]
     jobs = [(b, s) for b in blocks for s in range(settings.common.seeds)]
     with progress() as bar:
         for block, seed in bar.track(jobs, description=NAME):
             task = make_task(Target(), settings.common, "none", seed)
             noisy = perturbed(task.network, block, settings.noise, seed)
-            for method in METHODS:
+            for method in methods:
                 *_, row = tune(Task(noisy, *task[1:]), recipe, method, seed)
                 fixed = {"claim": f"noise in {block}", "method": method, "seed": seed}
                 rows.append(row | fixed | {"metric": "accuracy"})

@@ -14,7 +14,8 @@ from subtune_jax.data.batches import Data
 from subtune_jax.network import Network
 from subtune_jax.training import resume
 from subtune_jax.training.features import cached_stages, features
-from subtune_jax.training.phases import Phase, Program
+from subtune_jax.training.optimizers import set_multipliers
+from subtune_jax.training.phases import Phase, Program, transformation
 from subtune_jax.training.plan import Plan, make_plan
 from subtune_jax.training.resume import Epoch, Snapshot
 from subtune_jax.training.state import State, advance, materialize, start
@@ -103,6 +104,8 @@ def epochs(
             program = plan.programs[index]
             state = advance(plan.network, state, before, program, plan.phases[index])
         prepared = prepared or _prepared(plan, index, state)
+        if step % plan.per_epoch == 0:
+            state = _refreshed(plan, index, state, step)
         for batch in _segment(plan, index, step, prepared[1]):
             run = compiled_step(prepared[0])
             state, log = run(state, plan.network.params, plan.place(batch))
@@ -123,6 +126,23 @@ def _prepared(plan: Plan, index: int, state: State) -> tuple[Program, Data]:
     if not cut:
         return program, plan.data
     return program._replace(start=cut), features(live, cut, plan.data)
+
+
+def _refreshed(plan: Plan, index: int, state: State, step: int) -> State:
+    """Returns the state with an epoch's multipliers (and fresh moments) set."""
+    phase, program = plan.phases[index], plan.programs[index]
+    if phase.multipliers is None:
+        return state
+    live = materialize(plan.network.params, state, phase)
+    network = plan.network._replace(params=live, stats=state.stats)
+    opt_state = state.opt_state
+    if phase.reset_moments:
+        opt_state = transformation(program, phase.rules, state.trainable).init(
+            state.trainable
+        )
+    paths = [name for name, _, _ in program.groups]
+    factors = phase.multipliers(network, _segment(plan, index, step, plan.data), paths)
+    return state._replace(opt_state=set_multipliers(opt_state, factors))
 
 
 def _segment(plan: Plan, index: int, step: int, data: Data) -> Iterator[batches.Batch]:

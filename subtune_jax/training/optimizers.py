@@ -175,18 +175,20 @@ def _schedule(rule: Rule, updates: int) -> optax.Schedule:
     return optax.join_schedules([rise, shape], [rule.warmup])
 
 
-def set_multipliers(state: optax.OptState, multipliers: Tree) -> optax.OptState:
+def set_multipliers(
+    state: optax.OptState, multipliers: Mapping[str, float]
+) -> optax.OptState:
     """Returns the optimizer state with every leaf's rate multiplied by its own scalar.
 
-    `multipliers` is a tree like the trainable one. Moments and counts stay.
+    `multipliers` has one for the path of every trainable leaf. Moments and counts stay.
     """
-    flat = tree.flatten(multipliers)
 
     def put(node):
         if not isinstance(node, RateState):
             return node
         typed = tree.map_with_path(
-            lambda name, _: jnp.asarray(flat[name], jnp.float32), node.multipliers
+            lambda name, _: jnp.asarray(multipliers[name], jnp.float32),
+            node.multipliers,
         )
         return node._replace(multipliers=typed)
 

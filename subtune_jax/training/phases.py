@@ -1,29 +1,38 @@
 """Phases: a method is a list of them, and each becomes one compiled program."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import optax
 
 from subtune_jax import tree
+from subtune_jax.data.batches import Batch
 from subtune_jax.errors import InputError, require_positive
 from subtune_jax.network import Labels, Network, Stage, stages_with_batch_stats
 from subtune_jax.training.optimizers import Rule, optimizer
 from subtune_jax.tuning.method import Tuning
 from subtune_jax.tuning.subset import subset
 
+Multipliers = Callable[[Network, Iterable[Batch], Sequence[str]], Mapping[str, float]]
+
 
 class Phase(NamedTuple):
     """What trains, by which rules, for how many steps, under which tuning.
 
     `rules` is one `Rule` for all groups or a dict with a rule per group.
+    `multipliers(network, batches, paths) -> {path: factor}`, if given, sets the factors
+    of the learning rates at the start of every epoch, from the network as it stands,
+    the batches of that epoch and the trainable paths; `reset_moments` starts the
+    moments anew then.
     """
 
     labels: Labels
     rules: Rule | Mapping[str, Rule]
     steps: int
     tuning: Tuning = subset
+    multipliers: Multipliers | None = None
+    reset_moments: bool = False
 
 
 class Program(NamedTuple):

@@ -125,7 +125,7 @@ def test_multipliers_scale_rates_keep_moments_and_do_not_retrace():
     results = []
     for wanted in (jax.tree.map(lambda _: 1.0, state.trainable), halves):
         from_here = tree.copy(state)
-        opt_state = set_multipliers(from_here.opt_state, wanted)
+        opt_state = set_multipliers(from_here.opt_state, tree.flatten(wanted))
         np.testing.assert_array_equal(
             direction(from_here, "g@0").mu["two"]["kernel"],
             opt_state["move"]

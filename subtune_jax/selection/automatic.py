@@ -1,0 +1,108 @@
+"""Auto-RGN and Auto-SNR: learning-rate multipliers from gradient scores.
+
+Each returns `multipliers(network, batches, paths) -> {path: factor}` for the trainable
+paths, to be called at the start of every epoch (`Phase.multipliers`). Scores are
+normalized over these paths (or their units) alone.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from itertools import islice
+
+from subtune_jax.errors import require_positive, unknown
+from subtune_jax.network import Network
+from subtune_jax.selection.scores import (
+    SNR_MODES,
+    Score,
+    relative_gradient_norm,
+    signal_to_noise,
+    unit_groups,
+)
+
+NORMALIZATIONS = ("max", "minmax", "none")
+Multipliers = Callable[[Network, Iterable, Sequence[str]], Mapping[str, float]]
+
+
+def auto_rgn(
+    loss: Callable,
+    *,
+    table: str | None = None,
+    normalization: str = "max",
+    batches: int = 5,
+) -> Multipliers:
+    """Returns the multipliers w_i = RGN_i / max_j RGN_j, of tensors or units.
+
+    RGN over the first `batches` batches of the epoch (5: official code). table: `None`
+    for a multiplier per tensor (the paper), or a unit table, whose units share one;
+    leaves in no unit get 0. normalization: `max`, `minmax` ((r - min) / (max - min))
+    or `none`. papers/surgical.md 2.4; norms are excluded there by not selecting them.
+    Raises `InputError` for an unknown normalization.
+    """
+    _check(normalization, batches)
+    score = partial(relative_gradient_norm, loss=loss)
+    return partial(_multipliers, score, table, normalization, batches)
+
+
+def auto_snr(
+    loss: Callable,
+    *,
+    threshold: float,
+    mode: str = "per_example",
+    table: str | None = None,
+    normalization: str = "minmax",
+    batches: int = 5,
+) -> Multipliers:
+    """Returns the multipliers 1 where SNR_i >= threshold, else 0.
+
+    The stated form normalizes SNR to 0..1 over tensors (`minmax`) first, and its
+    threshold is chosen on validation data; the official code is `mode="official"`,
+    `normalization="none"`, `threshold=0.95`. papers/surgical.md 2.5. Raises
+    `InputError` for an unknown mode or normalization.
+    """
+    _check(normalization, batches)
+    if mode not in SNR_MODES:
+        raise unknown("SNR mode", mode, SNR_MODES)
+    score = partial(signal_to_noise, loss=loss, mode=mode)
+
+    def multipliers(
+        network: Network, stream: Iterable, paths: Sequence[str]
+    ) -> Mapping[str, float]:
+        found = _multipliers(
+            score, table, normalization, batches, network, stream, paths
+        )
+        return {path: float(value >= threshold) for path, value in found.items()}
+
+    return multipliers
+
+
+def _multipliers(
+    score: Callable,
+    table: str | None,
+    normalization: str,
+    batches: int,
+    network: Network,
+    stream: Iterable,
+    paths: Sequence[str],
+) -> Mapping[str, float]:
+    units = (
+        {path: path for path in paths} if table is None else unit_groups(network, table)
+    )
+    groups = {path: units[path] for path in paths if path in units}
+    found = score(network, islice(stream, batches), groups=groups)
+    scaled = normalized(found, normalization)
+    return {path: scaled.get(groups.get(path), 0.0) for path in paths}
+
+
+def normalized(score: Score, how: str) -> Score:
+    """Returns r / max r (`max`), (r - min) / (max - min) (`minmax`), or r (`none`)."""
+    low, high = min(score.values()), max(score.values())
+    if how == "none" or high == 0 or (how == "minmax" and high == low):
+        return score if how == "none" else {name: 1.0 for name in score}
+    base = low if how == "minmax" else 0.0
+    return {name: (value - base) / (high - base) for name, value in score.items()}
+
+
+def _check(normalization: str, batches: int) -> None:
+    require_positive(batches=batches)
+    if normalization not in NORMALIZATIONS:
+        raise unknown("normalization", normalization, NORMALIZATIONS)

@@ -1,0 +1,126 @@
+import jax
+import numpy as np
+import pytest
+
+from subtune_jax import tree
+from subtune_jax.data.batches import padded
+from subtune_jax.errors import InputError
+from subtune_jax.evaluation.metrics import cross_entropy
+from subtune_jax.selection.automatic import auto_rgn, auto_snr, normalized
+from subtune_jax.selection.labels import select
+from subtune_jax.selection.scores import relative_gradient_norm
+from subtune_jax.training.loop import fit
+from subtune_jax.training.optimizers import adam
+from subtune_jax.training.phases import Phase
+from tests import toy
+
+KEY = jax.random.key(0)
+SCORE = {"a": 1.0, "b": 4.0, "c": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ("max", {"a": 0.25, "b": 1.0, "c": 0.5}),
+        ("minmax", {"a": 0.0, "b": 1.0, "c": pytest.approx(1 / 3)}),
+        ("none", SCORE),
+    ],
+)
+def test_normalization(how, expected):
+    assert normalized(SCORE, how) == expected
+
+
+def made(network, rule, *entries):
+    labels = select(network, {"g": entries})
+    paths = [n for n, label in tree.flatten(labels).items() if label == "g"]
+    stream = (padded(toy.points(16, seed), 16) for seed in range(9))
+    return rule(network, stream, paths)
+
+
+def test_auto_rgn_is_the_max_normalized_score_of_the_trainable_tensors():
+    network = toy.mlp()
+    batches = [padded(toy.points(16, seed), 16) for seed in range(5)]
+    score = relative_gradient_norm(network, batches, cross_entropy)
+    paths = ("one/bias", "one/kernel", "two/bias", "two/kernel")
+    top = max(score[path] for path in paths)
+    found = made(network, auto_rgn(cross_entropy), "one", "two")
+    assert found == {path: pytest.approx(score[path] / top) for path in paths}
+
+
+def test_units_share_a_multiplier_and_leaves_in_none_get_none():
+    network = toy.mlp()
+    part = network._replace(units={"some": {"body": ("one",), "head": ("head",)}})
+    found = made(part, auto_rgn(cross_entropy, table="some"), ".*")
+    assert found["one/bias"] == found["one/kernel"]
+    assert found["two/bias"] == found["two/kernel"] == 0.0
+    assert max(found.values()) == 1.0
+
+
+def test_auto_snr_is_all_or_nothing():
+    network = toy.mlp()
+    low, some, none = (
+        made(network, auto_snr(cross_entropy, threshold=t), ".*")
+        for t in (0.0, 0.5, 1.1)
+    )
+    assert set(low.values()) == {1.0}
+    assert set(some.values()) == {0.0, 1.0}
+    assert set(none.values()) == {0.0}
+    official = auto_snr(
+        cross_entropy, threshold=0.95, mode="official", normalization="none"
+    )
+    assert set(made(network, official, ".*").values()) <= {0.0, 1.0}
+
+
+def run(network, seen=None, **settings):
+    rule = auto_rgn(cross_entropy)
+
+    def counted(*args):
+        factors = rule(*args)
+        if seen is not None:
+            seen.append(factors)
+        return factors
+
+    labels = select(network, {"g": ["one", "two"]})
+    phase = Phase(labels, adam(1e-2), 12, multipliers=counted, **settings)
+    return fit(network, phase, toy.points(), key=KEY, batch_size=16, cache_bytes=0)
+
+
+def test_multipliers_are_refreshed_every_epoch_without_retracing_the_step():
+    seen, traces = [], []
+    network = toy.mlp(traces=traces)
+    run(network, seen)
+    assert len(seen) == 4  # 12 steps of 3 an epoch
+    assert seen[0] != seen[1]
+    assert len(traces) == 2  # the step and the score
+
+
+def test_a_tensor_with_multiplier_zero_does_not_move():
+    network = toy.mlp()
+    labels = select(network, {"g": [".*"]})
+
+    def only_bias(network, batches, paths):
+        return {path: float(path.endswith("bias")) for path in paths}
+
+    phase = Phase(labels, adam(1e-2), 6, multipliers=only_bias)
+    after = fit(network, phase, toy.points(), key=KEY, batch_size=16).network.params
+    np.testing.assert_array_equal(
+        after["two"]["kernel"], network.params["two"]["kernel"]
+    )
+    assert np.all(after["two"]["bias"] != network.params["two"]["bias"])
+
+
+def test_moments_are_kept_or_reset():
+    network = toy.mlp()
+    kept, reset = (run(network, reset_moments=r).trainable for r in (False, True))
+    assert np.any(kept["one"]["kernel"] != reset["one"]["kernel"])
+
+
+def test_bad_settings_are_refused():
+    with pytest.raises(
+        InputError, match="unknown normalization 'min-max'.*mean 'minmax'"
+    ):
+        auto_rgn(cross_entropy, normalization="min-max")
+    with pytest.raises(InputError, match="unknown SNR mode 'exact'"):
+        auto_snr(cross_entropy, threshold=0.5, mode="exact")
+    with pytest.raises(InputError, match="batches must be a positive number, got 0"):
+        auto_rgn(cross_entropy, batches=0)
