@@ -1,6 +1,5 @@
 """Surgical fine-tuning: what a method trains, and how its rate and epoch are chosen."""
 
-import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -10,26 +9,23 @@ from typing import Annotated, NamedTuple
 import jax
 import tyro
 
+from experiments.methods import Budget, Grid, labels, phases, variants
 from experiments.targets import Task
 from subtune_jax.data.batches import steps_per_epoch
 from subtune_jax.data.images import crop_and_flip
 from subtune_jax.errors import InputError, require_positive, unknown
 from subtune_jax.network import (
-    FROZEN,
     NORM_MODES,
     Labels,
     Network,
     stages_with_batch_stats,
 )
 from subtune_jax.reporting.results import Row
-from subtune_jax.selection.labels import select, unit_patterns
 from subtune_jax.training import mesh
 from subtune_jax.training.loop import Diverged, fit
 from subtune_jax.training.optimizers import adam
 from subtune_jax.training.phases import Phase
 from subtune_jax.training.predict import evaluate
-
-ENTRIES = {"all": ".*", "last": "head"}  # methods that are no unit's name
 
 
 @dataclass(frozen=True)
@@ -46,6 +42,10 @@ class Recipe:
     """Images per step; digits 20, else 64 (official code)."""
     l2: float = 1e-4
     """L2 inside Adam, not decoupled (official code)."""
+    strengths: tuple[float, ...] = (1e-3, 1e-2)
+    """Penalty strengths tried for l1_sp and l2_sp (the paper's are unknown)."""
+    thresholds: tuple[float, ...] = (0.1, 0.3)
+    """Thresholds of normalized SNR tried for auto_snr (the paper's are unknown)."""
     augment: bool = False
     """Random crops and flips of training images (official code: none)."""
     norm: str = "stored"
@@ -56,13 +56,20 @@ class Recipe:
         require_positive(epochs=self.epochs)
         if self.batch_size is not None:
             require_positive(batch_size=self.batch_size)
-        for flag in ("rates", "last_rates"):
+        for flag in ("rates", "last_rates", "strengths", "thresholds"):
             if getattr(self, flag) == ():
                 raise InputError(f"--{flag.replace('_', '-')} needs at least one value")
         for rate in (*(self.rates or ()), *self.last_rates):
             adam(rate, l2=self.l2)
+        for value in (*self.strengths, *self.thresholds):
+            require_positive(strengths_and_thresholds=value)
         if self.norm not in NORM_MODES:
             raise unknown("norm mode", self.norm, NORM_MODES)
+
+    @property
+    def grid(self) -> Grid:
+        """The values tried; of resolved flags."""
+        return Grid(self.rates, self.last_rates, self.strengths, self.thresholds)
 
     def resolved(self, small: bool, smoke: bool) -> "Recipe":
         """Returns the recipe with flags that were left out filled in, and `--smoke`."""
@@ -77,27 +84,9 @@ class Recipe:
 RecipeFlags = Annotated[Recipe, tyro.conf.OmitArgPrefixes]
 
 
-def method_labels(network: Network, method: str) -> Labels:
-    """Returns what a method trains: `none`, `all`, `last`, a unit or a path pattern.
-
-    A unit that is in the table `surgical` is the paper's. Raises `InputError` for
-    anything else.
-    """
-    if method == "none":
-        return jax.tree.map(lambda _: FROZEN, network.params)
-    entry = ENTRIES.get(method, method)
-    if unit_patterns(network, f"surgical:{entry}"):
-        entry = f"surgical:{entry}"
-    named = method in ENTRIES or unit_patterns(network, entry)
-    if not named and re.fullmatch(r"\w+", method):
-        units = [unit for table in network.units.values() for unit in table]
-        raise unknown("method", method, dict.fromkeys(("none", *ENTRIES, *units)))
-    return select(network, {"tuned": [entry]})
-
-
-def run_steps(task: Task, recipe: Recipe, labels: Labels) -> int:
+def run_steps(task: Task, recipe: Recipe, chosen: Labels) -> int:
     """Returns the steps of a run: full passes over the training images."""
-    drop = bool(stages_with_batch_stats(task.network.stats, labels, recipe.norm))
+    drop = bool(stages_with_batch_stats(task.network.stats, chosen, recipe.norm))
     size = recipe.batch_size
     return recipe.epochs * steps_per_epoch(len(task.train.y), size, drop=drop)
 
@@ -122,11 +111,13 @@ def tune(
 
     With a folder, runs are checkpointed there, and finished ones not repeated.
     """
-    labels = method_labels(task.network, method)
     begin, tried = time.perf_counter(), []
-    for rate in rates_of(recipe, method):
-        saved = None if folder is None else folder / f"rate_{rate}"
-        tried.append(train(task, recipe, labels, rate, seed, devices, saved))
+    budget = Budget(run_steps(task, recipe, labels(task.network, method)), recipe.l2)
+    for variant in variants(method, recipe.grid):
+        made = phases(task.network, method, variant, budget)
+        saved = None if folder is None else folder / "_".join(map(str, variant))
+        tried.append(train(task, recipe, made, seed, devices, saved))
+        tried[-1].row.update(variant._asdict())
         yield tried[-1].row
     row = chosen_row(task, method, tried)
     yield row | {"seconds": time.perf_counter() - begin}
@@ -135,19 +126,17 @@ def tune(
 def train(
     task: Task,
     recipe: Recipe,
-    labels: Labels,
-    rate: float,
+    made: Sequence[Phase],
     seed: int,
     devices: int,
     checkpoint: Path | None,
 ) -> Tried:
-    """Returns one run at one rate; the epoch is the best on validation data."""
-    begin, steps = time.perf_counter(), run_steps(task, recipe, labels)
-    row = {"split": "validation", "rate": rate}
+    """Returns one run; the epoch is the best on validation data."""
+    begin, row = time.perf_counter(), {"split": "validation"}
     try:
         fitted = fit(
             task.network,
-            Phase(labels, adam(rate, l2=recipe.l2), steps),
+            made,
             task.train,
             key=jax.random.key(seed),
             norm=recipe.norm,
@@ -161,15 +150,9 @@ def train(
         lost = {"value": None, "status": "diverged", "steps": error.step}
         return Tried(row | lost | {"seconds": time.perf_counter() - begin}, None)
     row |= {"value": max(fitted.scores), "status": "ok", "epoch": fitted.epoch}
-    row |= {"steps": steps, "seconds": time.perf_counter() - begin}
+    row |= {"steps": sum(phase.steps for phase in made)}
+    row |= {"seconds": time.perf_counter() - begin}
     return Tried(row, fitted.network)
-
-
-def rates_of(recipe: Recipe, method: str) -> tuple[float, ...]:
-    """Returns the rates to try; the last layer has its own."""
-    if method == "none":
-        return ()
-    return recipe.last_rates if method in ("last", "head") else recipe.rates
 
 
 def chosen_row(task: Task, method: str, tried: Sequence[Tried]) -> Row:

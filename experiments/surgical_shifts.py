@@ -24,7 +24,8 @@ from pathlib import Path
 import numpy as np
 
 from experiments.cli import Common, Flags, as_config, main, progress
-from experiments.surgical import Recipe, RecipeFlags, method_labels, run_steps, tune
+from experiments.methods import Budget, Variant, labels, phases
+from experiments.surgical import Recipe, RecipeFlags, run_steps, tune
 from experiments.targets import Target, TargetFlags, Task, make_task
 from subtune_jax.cost import cost_table
 from subtune_jax.data.batches import Batch
@@ -36,8 +37,6 @@ from subtune_jax.reporting.plots import grouped_bars
 from subtune_jax.reporting.results import Row
 from subtune_jax.selection.labels import trainable_count
 from subtune_jax.training import mesh
-from subtune_jax.training.optimizers import adam
-from subtune_jax.training.phases import Phase
 from subtune_jax.tree import count
 
 NAME = "surgical_shifts"
@@ -114,15 +113,15 @@ def require_runnable(settings: Settings, task: Task) -> None:
     place = mesh.placement(settings.common.mesh)
     place(np.zeros(settings.recipe.batch_size))
     for method in settings.methods:
-        labels = method_labels(task.network, method)
+        chosen = labels(task.network, method)
         if method != "none":
-            run_steps(task, settings.recipe, labels)
+            run_steps(task, settings.recipe, chosen)
 
 
 def run_job(settings: Settings, task: Task, job: Job, out: Path) -> None:
     """Adds the rows of a job to the folder; its checkpoints go when they are there."""
     (name, seed, method), dataset = job, settings.target.dataset
-    labels = method_labels(task.network, method)
+    chosen = labels(task.network, method)
     fixed = {
         "experiment": NAME,
         "dataset": dataset,
@@ -131,7 +130,7 @@ def run_job(settings: Settings, task: Task, job: Job, out: Path) -> None:
         "method": method,
         "seed": seed,
         "metric": "accuracy",
-        "trainable_params": trainable_count(task.network.params, labels),
+        "trainable_params": trainable_count(task.network.params, chosen),
         "total_params": count(task.network.params),
         "commit": results.commit(),
     }
@@ -147,17 +146,17 @@ def run_job(settings: Settings, task: Task, job: Job, out: Path) -> None:
 
 
 def cost_report(settings: Settings, task: Task) -> str:
-    """Returns the table of what one step of each method costs, beside full tuning."""
+    """Returns what a step of each method's last phase costs, beside full tuning."""
     images = task.train.take(np.arange(settings.recipe.batch_size) % len(task.train.y))
     batch = Batch(images.x, images.y, np.ones(settings.recipe.batch_size, np.float32))
-    rule = adam(1.0, l2=settings.recipe.l2)
-    phases = {
-        method: Phase(method_labels(task.network, method), rule, 1)
+    budget, variant = Budget(1, settings.recipe.l2), Variant(1.0, 1.0)
+    last = {
+        method: phases(task.network, method, variant, budget)[-1]
         for method in settings.methods
         if method != "none"
     }
     return cost_table(
-        task.network, phases, batch, loss=cross_entropy, norm=settings.recipe.norm
+        task.network, last, batch, loss=cross_entropy, norm=settings.recipe.norm
     )
 
 

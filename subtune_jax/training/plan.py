@@ -87,7 +87,10 @@ def identity(plan: Plan) -> dict[str, str]:
     network = plan.network
     settings = [
         [sorted(tree.flatten(p.labels).items()) for p in plan.phases],
-        [(p.rules, p.steps, p.multipliers is None, p.reset_moments) for p in plan.phases],
+        [
+            (p.rules, p.steps, p.multipliers is None, p.reset_moments)
+            for p in plan.phases
+        ],
         [
             program._replace(stages=(), tuning=None, loss=None)
             for program in plan.programs
