@@ -56,7 +56,8 @@ def main(experiment: Callable[[Any], None], settings: type, doc: str) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        print(f"error: {error.strerror}: {error.filename}", file=sys.stderr)
+        about = f"{error.strerror}: {error.filename}" if error.strerror else error
+        print(f"error: {about}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped: the same command continues", file=sys.stderr)

@@ -17,11 +17,12 @@ import numpy as np
 from experiments.cli import Common, Flags, as_config, main
 from subtune_jax.cost import stage_flops
 from subtune_jax.data.batches import Data
-from subtune_jax.errors import require_positive
+from subtune_jax.errors import InputError, require_positive
 from subtune_jax.models.resnet import ResNetConfig, resnet
-from subtune_jax.network import Network, lowest_trainable
+from subtune_jax.network import Network
 from subtune_jax.reporting import results
 from subtune_jax.selection.labels import select, trainable_count
+from subtune_jax.training.features import cached_stages
 from subtune_jax.training.loop import fit
 from subtune_jax.training.optimizers import adam
 from subtune_jax.training.phases import Phase
@@ -52,6 +53,8 @@ def run(settings: Settings) -> None:
     require_positive(
         examples=settings.examples, batch=settings.batch_size, epochs=settings.epochs
     )
+    if settings.common.weights or settings.common.data_dir:
+        raise InputError("images and weights are random here: --weights has no use")
     small = settings.common.smoke
     network = resnet(
         ResNetConfig(blocks=(1,) * 3 if small else (4,) * 3), jax.random.key(0)
@@ -92,10 +95,8 @@ def timed(
     )
     spent = np.diff(ends)
     flops = stage_flops(network, data.x[:size], labels)
-    prefix = [
-        s.name for s in network.stages[: lowest_trainable(network.stages, labels)]
-    ]
-    skipped = prefix if budget else []
+    cut = cached_stages(network, labels, frozenset(), data, budget)
+    skipped = [stage.name for stage in network.stages[:cut]]
     return {
         "dataset": "random images",
         "seed": 0,

@@ -16,6 +16,7 @@ accuracy on target validation data, then the test part is read once.
 
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import product
@@ -32,6 +33,7 @@ from subtune_jax.data.batches import Batch
 from subtune_jax.data.shifts import SHIFTS
 from subtune_jax.errors import InputError
 from subtune_jax.evaluation.metrics import cross_entropy
+from subtune_jax.models.pretrained import load
 from subtune_jax.reporting import results, tables
 from subtune_jax.reporting.plots import grouped_bars
 from subtune_jax.reporting.results import Row
@@ -97,15 +99,27 @@ def run(settings: Settings) -> None:
         print(cost_report(settings, task_of(target.shifts[0], 0)))
         return
     out = common.out or Path("runs") / NAME
-    free = {"out", "seeds", "methods", "shift", "data_dir", "weights", "mesh", "cost"}
-    rows = results.open_folder(out, as_config(settings), free)
+    free = {"out", "seeds", "methods", "shift", "data_dir", "weights", "cost"}
+    config = as_config(settings) | {"base": base_of(target, common)}
+    with results.lock(out):
+        rows = results.open_folder(out, config, free)
+        run_jobs(settings, task_of, rows, out)
+    report(out)
+
+
+def base_of(target: Target, common: Common) -> str | None:
+    """Returns the fingerprint of the weights; the digits' are of their code."""
+    return None if target.dataset == "digits" else load(common.weights).fingerprint
+
+
+def run_jobs(settings: Settings, task_of: Callable, rows: list[Row], out: Path) -> None:
+    """Runs the jobs that have no rows yet; those a kill cut short are done again."""
     done = {job_of(row) for row in rows if row["split"] == "test"}
     results.keep(out, [row for row in rows if job_of(row) in done])
     with progress() as bar:
         todo = [job for job in jobs(settings) if job not in done]
         for job in bar.track(todo, description=NAME):
             run_job(settings, task_of(*job[:2]), job, out)
-    report(out)
 
 
 def require_runnable(settings: Settings, task: Task) -> None:

@@ -104,11 +104,22 @@ def make_task(target: Target, common: Common, name: str, seed: int) -> Task:
     else:
         pretrained = load(common.weights)
         data = require_fit(real_images(target, common, pretrained), target, pretrained)
-        wanted = sum(target.sizes.values()) if target.test_examples else None
         network = pretrained.network
-        pool = balanced_parts(data, {"target": wanted}, rng)["target"]
+        pool = balanced_parts(data, {"target": pool_size(target, data)}, rng)["target"]
     shifted = shift(name).target(pool, rng)
     return Task(network, **balanced_parts(shifted, target.sizes, rng))
+
+
+def pool_size(target: Target, data: Data) -> int | None:
+    """Returns how many images are enough to draw all parts from; `None` for all of them.
+
+    Images are read when they are drawn, so a few of a large set are read alone.
+    """
+    if target.test_examples is None:
+        return None
+    per_class = np.bincount(data.y)
+    needed = sum(-(-size // len(per_class)) for size in target.sizes.values())
+    return needed * len(per_class) if needed <= per_class.min() else None
 
 
 def real_images(target: Target, common: Common, pretrained: Pretrained) -> Data:

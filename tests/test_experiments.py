@@ -7,11 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import experiments
 from experiments import digits, prefix_speed, surgical_shifts, surgical_theory
-from experiments.cli import main
+from experiments.cli import Common, main
+from experiments.targets import Target, make_task
 from subtune_jax.data.shifts import shift
 from subtune_jax.reporting import results
 
@@ -108,7 +110,7 @@ def test_the_theory_writes_both_tables(monkeypatch, tmp_path, capsys):
         "theorem 1, end",
         "input shift",
         "output shift",
-        "noise in block2",
+        "noise in block1",
     } <= claims
     assert "| perturbed |" in (tmp_path / "summary.md").read_text()
 
@@ -193,6 +195,29 @@ def test_images_of_another_size_are_refused(
     assert "(32, 32, 3) (height, width, channels): the network takes (64, 64, 3)" in (
         capsys.readouterr().err
     )
+
+
+def test_sizes_that_classes_do_not_divide_are_drawn(real_data):
+    target = Target(
+        dataset="cifar10_corrupted/contrast_5", train_examples=105, test_examples=305
+    )
+    flags = Common(
+        data_dir=real_data / "tfds",
+        weights=str(real_data / "weights" / "resnet20_cifar10"),
+    )
+    for seed in range(3):
+        task = make_task(target, flags, "none", seed)
+        sizes = [len(part.y) for part in (task.train, task.validation, task.test)]
+        assert sizes == [105, 100, 305]
+        assert np.ptp(np.bincount(task.test.y)) <= 1
+
+
+def test_another_base_is_refused_whatever_its_path(monkeypatch, tmp_path, capsys, real):
+    flags = "--methods none --seeds 1 --train-examples 20 --test-examples 20"
+    assert call(monkeypatch, *real, *flags.split(), "--out", tmp_path) == 0
+    other = real[-1].parent / "resnet20_cifar10"
+    assert call(monkeypatch, *real[:-1], other, *flags.split(), "--out", tmp_path) == 2
+    assert "holds runs of another configuration: base" in capsys.readouterr().err
 
 
 def test_a_loss_that_is_not_finite_marks_its_run_and_the_others_go_on(

@@ -66,9 +66,7 @@ def folder(root: str | Path, size: int | None = None) -> Folder:
         raise InputError(f"expected images in {root} as CLASS/FILE or CLASS/GROUP/FILE")
     classes = tuple(sorted({part[0] for part in parts}))
     groups = tuple(sorted({part[1] if len(part) > 1 else "" for part in parts}))
-    pixels = [
-        resized(np.asarray(Image.open(file).convert("RGB")), size) for file in files
-    ]
+    pixels = [_read(file, size) for file in files]
     shapes = {image.shape for image in pixels}
     if len(shapes) > 1:
         raise InputError(
@@ -79,3 +77,10 @@ def folder(root: str | Path, size: int | None = None) -> Folder:
         [groups.index(part[1] if len(part) > 1 else "") for part in parts], np.int32
     )
     return Folder(Data(np.stack(pixels), y), g, classes, groups)
+
+
+def _read(file: Path, size: int | None) -> np.ndarray:
+    try:
+        return resized(np.asarray(Image.open(file).convert("RGB")), size)
+    except OSError as error:
+        raise InputError(f"{file} is no readable image: {error}") from None

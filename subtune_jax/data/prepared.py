@@ -12,9 +12,6 @@ from subtune_jax.data.batches import Data
 from subtune_jax.data.images import resized
 from subtune_jax.errors import InputError, nearest
 
-# Registered by TFDS only where TensorFlow is installed, so preparing them needs it.
-NEEDS_TENSORFLOW = ("glue",)
-
 
 def records(
     name: str, split: str, data_dir: str | Path, **options
@@ -61,16 +58,12 @@ def find(name: str, data_dir: str | Path) -> Path:
     configs = [other for other in prepared if other.startswith(f"{name}/")]
     if configs:
         raise InputError(f"{name} needs one of its configs: {', '.join(configs)}")
-    needs = (
-        "it needs TensorFlow for that: pip install tensorflow-cpu"
-        if name.split("/")[0] in NEEDS_TENSORFLOW
-        else "TensorFlow is not needed"
-    )
     raise InputError(
         f"no prepared data set {name!r} in {home} (there: "
         f"{', '.join(nearest(name, prepared)) or 'nothing'}); prepare it with "
         f"tensorflow_datasets.data_source({name!r}, data_dir={str(home)!r}) where there "
-        f"is a network; {needs}"
+        "is a network (many sets need TensorFlow for that, not for reading: pip install "
+        "tensorflow-cpu)"
     )
 
 
@@ -92,9 +85,10 @@ class LazyImages:
 
     def __getitem__(self, index: np.ndarray | slice) -> np.ndarray:
         rows = np.arange(len(self.source))[index]
-        return np.stack(
-            [resized(self.source[int(i)]["image"], self.size) for i in rows]
-        )
+        found = [resized(self.source[int(i)]["image"], self.size) for i in rows]
+        if len({image.shape for image in found}) > 1:
+            raise InputError("images of this set differ in size: they need resizing")
+        return np.stack(found)
 
 
 def images(

@@ -35,6 +35,8 @@ def _per_class(
     name: str,
 ) -> dict[int, int]:
     if size is None:
+        if not any(len(index) for index in left.values()):
+            raise InputError(f"no {name} examples are left: the other parts took all")
         return {c: len(index) for c, index in left.items()}
     require_positive(**{f"{name} examples": size})
     base, extra = divmod(size, len(left))

@@ -14,17 +14,19 @@ from subtune_jax.network import Network
 class Name(NamedTuple):
     """A tensor name as a regular expression, our path for it, and an axis order.
 
-    `path` may refer to groups of the expression. It begins with `params/` or `stats/`,
-    or is empty for a tensor that has no place here.
+    `path` may refer to groups of the expression, and begins with `params/` or `stats/`.
+    A tensor that is not `used` may only stand beside the leaf at that path.
     """
 
     pattern: str
     path: str
     axes: tuple[int, ...] | None = None
+    used: bool = True
 
 
 CONV = (2, 3, 1, 0)  # OIHW to HWIO
 LINEAR = (1, 0)  # (out, in) to (in, out)
+HEAD = r"(?:fc|linear)\.(?:weight|bias)"
 
 
 def _norm(pattern: str, path: str) -> list[Name]:
@@ -33,7 +35,7 @@ def _norm(pattern: str, path: str) -> list[Name]:
         Name(rf"{pattern}\.bias", f"params/{path}/bias"),
         Name(rf"{pattern}\.running_mean", f"stats/{path}/mean"),
         Name(rf"{pattern}\.running_var", f"stats/{path}/var"),
-        Name(rf"{pattern}\.num_batches_tracked", ""),
+        Name(rf"{pattern}\.num_batches_tracked", f"stats/{path}/mean", used=False),
     ]
 
 
@@ -63,18 +65,19 @@ def filled(
     Raises `InputError` that lists every missing, unexpected and misshapen tensor.
     """
     wanted = tree.flatten({"params": network.params, "stats": network.stats})
-    found, unexpected = {}, []
+    found: dict[str, np.ndarray] = {}
+    unexpected, misshapen = [], []
     for name, tensor in tensors.items():
-        path, value = _converted(name, tensor, table)
-        if path in wanted:
-            found[path] = value
-        elif path != "":
+        known = _known(name, table)
+        path = None if known is None else known.path
+        if path not in wanted or (known.used and path in found):
             unexpected.append(name)
-    misshapen = [
-        f"{path} {value.shape} (expected {wanted[path].shape})"
-        for path, value in found.items()
-        if value.shape != wanted[path].shape
-    ]
+        elif known.used:
+            value = _laid_out(tensor, known.axes)
+            found[path], shape = value, wanted[path].shape
+            if value.shape != shape or value.dtype.kind not in "fV":
+                said = f"{name} {value.dtype}{list(value.shape)}"
+                misshapen.append(f"{said} (expected float{list(shape)} in our layout)")
     problems = {
         "missing": sorted(wanted.keys() - found.keys()),
         "unexpected": unexpected,
@@ -90,12 +93,15 @@ def filled(
     return network._replace(**values)
 
 
-def _converted(
-    name: str, tensor: np.ndarray, table: Sequence[Name]
-) -> tuple[str | None, np.ndarray]:
-    for pattern, path, axes in table:
-        match = re.fullmatch(pattern, name)
+def _known(name: str, table: Sequence[Name]) -> Name | None:
+    """Returns the table's entry for a tensor, its path filled in."""
+    for entry in table:
+        match = re.fullmatch(entry.pattern, name)
         if match:
-            fits = axes is not None and tensor.ndim == len(axes)
-            return match.expand(path), tensor.transpose(axes) if fits else tensor
-    return None, tensor
+            return entry._replace(path=match.expand(entry.path))
+    return None
+
+
+def _laid_out(tensor: np.ndarray, axes: tuple[int, ...] | None) -> np.ndarray:
+    fits = axes is not None and tensor.ndim == len(axes)
+    return tensor.transpose(axes) if fits else tensor

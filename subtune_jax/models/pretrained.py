@@ -1,6 +1,5 @@
 """Pretrained networks from a folder or the Hugging Face hub; safetensors only, strict."""
 
-import hashlib
 import json
 import re
 from pathlib import Path
@@ -10,8 +9,9 @@ import jax
 import numpy as np
 from safetensors.numpy import load_file
 
+from subtune_jax import tree
 from subtune_jax.errors import InputError, unknown
-from subtune_jax.models.conversions import CIFAR_RESNET, filled
+from subtune_jax.models.conversions import CIFAR_RESNET, HEAD, filled
 from subtune_jax.models.resnet import ResNetConfig, resnet
 from subtune_jax.network import LECUN_NORMAL, Network, linear_params
 
@@ -21,8 +21,8 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.th", "*.ckpt", "*.pkl")
 class Pretrained(NamedTuple):
     """A network and what its inputs must look like.
 
-    fingerprint: SHA-256 of the safetensors file. size: (height, width, channels) of
-    the images, pixels 0 to 255.
+    fingerprint: SHA-256 of the tensors as stored, without the head's. size: (height,
+    width, channels) of the images, pixels 0 to 255.
     """
 
     network: Network
@@ -43,14 +43,15 @@ def load(
     folder = find(source)
     config = _config(folder / "config.json")
     file = folder / "model.safetensors"
-    network = filled(_built(config, folder), _tensors(file), CIFAR_RESNET, str(file))
+    tensors = _tensors(file)
+    network = filled(_built(config, folder), tensors, CIFAR_RESNET, str(file))
     if new_head is not None:
         features = network.params["head"]["kernel"].shape[0]
         init = jax.nn.initializers.zeros if key is None else LECUN_NORMAL
         head = linear_params(key, features, new_head, init)
         network = network._replace(params={**network.params, "head": head})
-    fingerprint = hashlib.sha256(file.read_bytes()).hexdigest()
-    return Pretrained(network, fingerprint, tuple(config["input_size"]))
+    body = {n: t for n, t in tensors.items() if not re.fullmatch(HEAD, n)}
+    return Pretrained(network, tree.fingerprint(body), tuple(config["input_size"]))
 
 
 def find(source: str | Path) -> Path:
@@ -64,14 +65,13 @@ def find(source: str | Path) -> Path:
 
     try:
         files = ["config.json", "model.safetensors"]
-        return Path(
-            huggingface_hub.snapshot_download(str(source), allow_patterns=files)
-        )
+        found = huggingface_hub.snapshot_download(str(source), allow_patterns=files)
     except Exception as error:  # network, missing, gated: many classes, one meaning
         reason = str(error).strip().split("\n")[0]
         raise InputError(
             f"{source} is no folder here and could not be had from the hub: {reason}"
         ) from None
+    return _checked(Path(found))
 
 
 def _checked(folder: Path) -> Path:
@@ -125,8 +125,12 @@ def _built(config: dict[str, Any], folder: Path) -> Network:
             mean=tuple(config["normalization"]["mean"]),
             std=tuple(config["normalization"]["std"]),
         )
-    except (KeyError, TypeError) as error:
+        return resnet(made, jax.random.key(0))
+    except KeyError as error:
         raise InputError(
             f"{folder}/config.json describes no residual network: {error} is missing"
         ) from None
-    return resnet(made, jax.random.key(0))
+    except (TypeError, AttributeError) as error:
+        raise InputError(
+            f"{folder}/config.json describes no residual network: {error}"
+        ) from None

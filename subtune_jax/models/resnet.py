@@ -165,6 +165,10 @@ def resnet(config: ResNetConfig, key: jax.Array) -> Network:
             f"there are {len(config.blocks)} stages of blocks and "
             f"{len(config.widths)} widths: expected one width a stage"
         )
+    if config.norm == "group" and any(w % max(config.groups, 1) for w in config.widths):
+        raise InputError(
+            f"widths {config.widths} do not divide into {config.groups} groups"
+        )
     body_key, head_key = jax.random.split(key)
     rngs = nnx.Rngs(body_key)
     modules: dict[str, nnx.Module] = {"stem": Stem(config, rngs)}

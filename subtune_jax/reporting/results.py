@@ -1,9 +1,11 @@
 """An experiment's folder: `config.json`, and `results.jsonl` with a line per run."""
 
+import fcntl
 import json
 import os
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,22 @@ def open_folder(
             f"{file} is damaged: choose another --out or remove it"
         ) from None
     return rows
+
+
+@contextmanager
+def lock(out: Path) -> Iterator[None]:
+    """Holds a folder for this process; raises `InputError` if another one has it."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        file = (out / ".lock").open("w")
+    except OSError as error:
+        raise InputError(f"cannot write to {out}: {error.strerror}") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"another process is writing to {out}") from None
+        yield
 
 
 def _require_equal(old: Row, new: Row, free: set[str], out: Path) -> None:

@@ -4,8 +4,8 @@ A checkpoint is a flat dict of NumPy arrays and a dict of facts (JSON): the fing
 of the base it belongs to, the recipe of the run, and a digest of the arrays.
 """
 
-import shutil
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,8 +55,9 @@ def save(folder: Path, saved: Saved) -> None:
 def restore(folder: Path, identity: Mapping[str, Any]) -> Saved | None:
     """Returns the newest whole checkpoint of a folder, or None where there is none.
 
-    A damaged one is said in a sentence on standard error, and the one before is used.
-    Raises `InputError` when a fact in `identity` (`base`, `recipe`) differs.
+    A damaged one is said in a sentence on standard error and put aside, and the one
+    before is used. Raises `InputError` when a fact in `identity` (`base`, `recipe`)
+    differs, or the folder cannot be read.
     """
     if not folder.is_dir():
         return None
@@ -74,7 +75,7 @@ def restore(folder: Path, identity: Mapping[str, Any]) -> Saved | None:
                 f"checkpoint {folder}/{step} is damaged and is left out",
                 file=sys.stderr,
             )
-            shutil.rmtree(folder / str(step), ignore_errors=True)
+            (folder / str(step)).rename(folder / f"damaged-{step}-{time.time_ns()}")
     return None
 
 
@@ -82,6 +83,12 @@ def _read(out: Any, step: int) -> Saved | None:
     try:
         arrays = {name: np.asarray(leaf) for name, leaf in out.load(step).items()}
         facts = dict(out.metadata(step).custom_metadata)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:  # the machine's fault, not the checkpoint's
+        raise InputError(f"cannot read {out.directory}: {error}") from None
+    except MemoryError:
+        raise
     except Exception:  # whatever Orbax and TensorStore raise for damaged files
         return None
     whole = facts.get("digest") == tree.fingerprint(arrays)

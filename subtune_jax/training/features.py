@@ -1,7 +1,7 @@
 """Activations of a frozen prefix, computed once instead of at every step."""
 
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -56,6 +56,10 @@ def _deterministic(
         yield index + 1, x
 
 
+def _room(examples: int, rows: np.ndarray) -> np.ndarray:
+    return np.empty((examples, *rows.shape[1:]), rows.dtype)
+
+
 def _hashable(values) -> tuple:
     leaves, structure = jax.tree.flatten(values)
     return structure, tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves)
@@ -80,12 +84,13 @@ def features(network: Network, stop: int, data: Data, batch_size: int = 256) -> 
 
     Stored statistics, no dropout. As many examples as before, in the same order.
     """
-    run = compiled_forward(network.stages, 0, stop)
-    rows = [
-        jax.tree.map(
-            lambda leaf, kept=batch.weight > 0: np.asarray(leaf)[kept],
-            run(network.params, network.stats, batch.x),
-        )
-        for batch in batches.in_order(data, batch_size)
-    ]
-    return Data(jax.tree.map(lambda *leaves: np.concatenate(leaves), *rows), data.y)
+    run, made, begin = compiled_forward(network.stages, 0, stop), None, 0
+    for batch in batches.in_order(data, batch_size):
+        rows = jax.device_get(run(network.params, network.stats, batch.x))
+        if made is None:
+            made = jax.tree.map(partial(_room, len(data.y)), rows)
+        end = min(begin + batch_size, len(data.y))
+        for whole, part in zip(*map(jax.tree.leaves, (made, rows)), strict=True):
+            whole[begin:end] = part[: end - begin]
+        begin = end
+    return Data(made, data.y)

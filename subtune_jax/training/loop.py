@@ -68,7 +68,7 @@ def fit(
     best = np.nanmax([*scores, -np.inf])
     for point in epochs(plan, journal.snapshot, save):
         if validate is not None:
-            scores.append(validate(point.network))
+            scores.append(float(validate(point.network)))
         if validate is None or scores[-1] > best:
             kept, best = point, scores[-1] if scores else best
     if kept is None:
@@ -120,7 +120,8 @@ def _prepared(plan: Plan, index: int, state: State) -> tuple[Program, Data]:
     phase, program = plan.phases[index], plan.programs[index]
     if plan.augment is not None or phase.steps <= plan.per_epoch:
         return program, plan.data
-    live = plan.network._replace(params=materialize(plan.network.params, state, phase))
+    params = materialize(plan.network.params, state, phase)
+    live = plan.network._replace(params=params, stats=state.stats)
     labels, moving = phase.labels, program.batch_stats
     cut = cached_stages(live, labels, moving, plan.data, plan.cache_bytes)
     if not cut:
@@ -163,7 +164,7 @@ def _segment(plan: Plan, index: int, step: int, data: Data) -> Iterator[batches.
 def _epoch(
     plan: Plan, index: int, state: State, step: int, losses: list, norms: list
 ) -> Epoch:
-    values, sizes = np.array(losses), np.array(norms)
+    values, sizes = np.array(losses, np.float32), np.array(norms, np.float32)
     finite = np.isfinite(values) & np.isfinite(sizes)
     if not finite.all():
         first = int(np.argmin(finite))

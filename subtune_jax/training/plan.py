@@ -83,22 +83,35 @@ def make_plan(
 
 
 def identity(plan: Plan) -> dict[str, str]:
-    """Returns fingerprints of the base and of all settings that a run depends on."""
-    network = plan.network
+    """Returns fingerprints of the base (without its head) and of the run's recipe.
+
+    The recipe is what the result depends on: labels, rules, functions by name, data (of
+    the inputs, up to 64 rows), order, the head. What `validate` does is not known here.
+    """
+    network, head = plan.network, plan.network.stages[-1].name
+    body = {name: leaves for name, leaves in network.params.items() if name != head}
     settings = [
-        [sorted(tree.flatten(p.labels).items()) for p in plan.phases],
-        [
-            (p.rules, p.steps, p.multipliers is None, p.reset_moments)
-            for p in plan.phases
-        ],
-        [
-            program._replace(stages=(), tuning=None, loss=None)
-            for program in plan.programs
-        ],
-        (plan.batch_size, plan.seed, plan.augment is None),
-        tree.fingerprint({"key": jax.random.key_data(plan.key), "y": plan.data.y}),
+        [sorted(tree.flatten(phase.labels).items()) for phase in plan.phases],
+        [(phase.rules, phase.steps, phase.reset_moments) for phase in plan.phases],
+        [_name(phase.multipliers) for phase in plan.phases],
+        [[_name(f) for f in phase.tuning] for phase in plan.phases],
+        [(p.updates, p.accumulate, sorted(p.batch_stats)) for p in plan.programs],
+        [_name(program.loss) for program in plan.programs],
+        (plan.batch_size, plan.drop, plan.seed, _name(plan.augment)),
+        tree.fingerprint({"key": jax.random.key_data(plan.key), **_sampled(plan.data)}),
+        tree.fingerprint(network.params[head]),
     ]
     return {
-        "base": tree.fingerprint({"params": network.params, "stats": network.stats}),
+        "base": tree.fingerprint({"params": body, "stats": network.stats}),
         "recipe": hashlib.sha256(repr(settings).encode()).hexdigest(),
     }
+
+
+def _name(f: Callable | None) -> str:
+    inner = getattr(f, "func", f)  # of a partial
+    return f"{getattr(inner, '__module__', '')}.{getattr(inner, '__qualname__', inner)}"
+
+
+def _sampled(data: Data) -> dict:
+    rows = np.unique(np.linspace(0, len(data.y) - 1, 64).astype(int))
+    return {"x": data.take(rows).x, "y": np.asarray(data.y)}

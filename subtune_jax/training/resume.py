@@ -62,6 +62,8 @@ def journal(plan: Plan, folder: Path | None, seconds: float) -> Journal:
     found = checkpoints.restore(folder, who)
     if found is None:
         return Journal(None, None, (), save)
+    if found.step == plan.ends[-1]:  # it has ended: there is nothing to save again
+        return Journal(*_unpacked(plan, found), lambda snapshot, kept, scores: None)
     return Journal(*_unpacked(plan, found), save)
 
 

@@ -65,6 +65,11 @@ def test_more_examples_than_there_are_is_refused():
         balanced_parts(numbered(), {"train": 0}, np.random.default_rng(0))
 
 
+def test_parts_that_leave_nothing_for_the_rest_are_refused():
+    with pytest.raises(InputError, match="no test examples are left"):
+        balanced_parts(numbered(), {"train": 30, "test": None}, 0)
+
+
 def test_digits_are_the_real_ones():
     data = digits()
     assert data.x.shape == (1797, 8, 8, 1) and data.x.dtype == np.uint8

@@ -52,9 +52,9 @@ def test_a_corrupted_set_is_of_the_same_images(real_data):
         (
             "cifar11",
             "test",
-            "no prepared data set 'cifar11'.*there: cifar10.*not needed",
+            "no prepared data set 'cifar11'.*there: cifar10.*prepare it with",
         ),
-        ("glue/mrpc", "test", "needs TensorFlow for that: pip install tensorflow-cpu"),
+        ("glue/mrpc", "test", "need TensorFlow for that, not for reading: pip install"),
         ("cifar10", "dev", "has no split 'dev': expected one of train, test"),
         ("cifar10", "test[:x]", "cannot read split 'test\\[:x\\]'"),
         ("glue/rte", "validation", "is no image set: its features are"),
@@ -136,6 +136,13 @@ def test_a_folder_of_classes_only_and_of_many_sizes(tmp_path):
         folder(tmp_path)
     found = folder(tmp_path, size=4)
     assert found.data.x.shape == (2, 4, 4, 3) and found.groups.tolist() == [0, 0]
+
+
+def test_a_file_that_is_no_image_is_named(tmp_path):
+    paint(tmp_path / "a" / "1.png", (0, 0, 0))
+    (tmp_path / "a" / "2.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match="a/2.png is no readable image"):
+        folder(tmp_path)
 
 
 def test_a_folder_without_images_is_refused(tmp_path):

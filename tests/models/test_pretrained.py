@@ -54,12 +54,24 @@ def test_a_new_head(real_data):
     assert network.stages == load(folder).network.stages
 
 
-def test_the_fingerprint_is_of_the_file(real_data):
-    import hashlib
+def test_the_fingerprint_is_of_the_stored_tensors_without_the_head(folder):
+    before = load(folder).fingerprint
 
-    file = real_data / "weights" / "resnet20_cifar10" / "model.safetensors"
-    expected = hashlib.sha256(file.read_bytes()).hexdigest()
-    assert load(file.parent).fingerprint == expected
+    def other_head(tensors):
+        tensors["linear.bias"] = tensors["linear.bias"] + 1
+
+    def other_body(tensors):
+        tensors["bn1.bias"] = tensors["bn1.bias"] + 1
+
+    def narrower(tensors):
+        tensors["bn1.bias"] = tensors["bn1.bias"].astype(np.float16)
+
+    respoil(folder, other_head)
+    assert load(folder).fingerprint == before
+    respoil(folder, narrower)
+    after = load(folder).fingerprint
+    respoil(folder, other_body)
+    assert len({before, after, load(folder).fingerprint}) == 3
 
 
 @pytest.fixture
@@ -90,10 +102,26 @@ def test_missing_unexpected_and_misshapen_tensors_are_listed_at_once(folder):
     assert "missing: params/block1_0/conv1/kernel, params/head/bias;" in said
     assert "unexpected: layer9.0.conv1.weight;" in said
     assert (
-        "misshapen: params/stem/conv/kernel (3, 3, 1, 16) (expected (3, 3, 3, 16))"
+        "misshapen: conv1.weight float32[3, 3, 1, 16] (expected float[3, 3, 3, 16]"
         in said
     )
     assert "\n" not in said
+
+
+def test_what_would_be_overwritten_or_has_no_norm_is_unexpected(folder):
+    def change(tensors):
+        tensors["fc.bias"] = tensors["linear.bias"]
+        tensors["layer9.9.bn9.num_batches_tracked"] = np.zeros((), np.int64)
+        tensors["bn1.num_batches_tracked"] = np.zeros(
+            (), np.int64
+        )  # stands beside a norm
+
+    respoil(folder, change)
+    with pytest.raises(InputError, match="unexpected: ") as error:
+        load(folder)
+    said = str(error.value)
+    assert "layer9.9.bn9.num_batches_tracked" in said and " bn1.num" not in said
+    assert "linear.bias" in said or "fc.bias" in said
 
 
 def spoil_config(**changes):
@@ -129,6 +157,11 @@ def write(name, content):
         (spoil_config(norm={"type": "layer"}), "unknown norm type 'layer'"),
         (spoil_config(block={"type": "bottleneck"}), "unknown block type 'bottleneck'"),
         (spoil_config(widths=[16, 32]), "3 stages of blocks and 2 widths"),
+        (spoil_config(blocks_per_stage=4), "describes no residual network"),
+        (
+            spoil_config(norm={"type": "group_norm", "num_groups": 7}),
+            "do not divide into 7 groups",
+        ),
         (write("model.safetensors", b"x" * 100), "is no readable safetensors file"),
     ],
 )
@@ -156,6 +189,14 @@ def test_a_hub_id_without_network_is_said(monkeypatch, tmp_path):
         InputError, match="nobody/nothing is no folder here and could not be had"
     ):
         load("nobody/nothing")
+
+
+def test_a_hub_repository_without_safetensors_is_said(monkeypatch, tmp_path):
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda *a, **k: str(tmp_path)
+    )
+    with pytest.raises(InputError, match="has no model.safetensors"):
+        load("somebody/pickles")
 
 
 def test_values_are_the_files(real_data):

@@ -39,6 +39,15 @@ def test_a_folder_of_another_configuration_is_refused(tmp_path):
         results.open_folder(tmp_path, {"rate": 2, "seeds": 3}, free=["seeds"])
 
 
+def test_a_folder_is_one_processs_at_a_time(tmp_path):
+    with results.lock(tmp_path):
+        with pytest.raises(InputError, match="another process is writing to"):
+            with results.lock(tmp_path):
+                pass
+    with results.lock(tmp_path):
+        pass
+
+
 def test_a_damaged_config_is_said(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(InputError, match="config.json is damaged"):

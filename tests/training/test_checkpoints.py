@@ -69,13 +69,14 @@ def final_state(folder):
     from orbax.checkpoint.experimental import v1 as ocp
 
     with ocp.training.Checkpointer(folder.absolute()) as saved:
-        return tree.fingerprint(
-            {k: np.asarray(v) for k, v in saved.load(newest).items()}
-        )
+        arrays = {k: np.asarray(v) for k, v in saved.load(newest).items()}
+        facts = dict(saved.metadata(newest).custom_metadata)  # metrics among them
+    return tree.fingerprint(arrays), sorted(facts.items())
 
 
-def start_process(folder):
+def start_process(folder, hash_seed=0):
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    env["PYTHONHASHSEED"] = str(hash_seed)
     return subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", RUN, str(folder)],
         stdout=subprocess.PIPE,
@@ -97,7 +98,7 @@ def test_killed_at_three_random_points_it_ends_bit_for_bit_the_same(tmp_path):
     rng, killed = random.Random(), tmp_path / "killed"
     points = sorted(rng.sample(range(1, 38), 3))
     for point in points:
-        process = start_process(killed)
+        process = start_process(killed, hash_seed=point)
         while steps_saved(killed) < point and process.poll() is None:
             time.sleep(0.001)
         time.sleep(rng.random() * 0.05)  # inside a step, or inside a save
@@ -193,6 +194,7 @@ def test_a_damaged_newest_checkpoint_is_said_and_the_one_before_used(
             )
     found = checkpoints.restore(tmp_path, IDENTITY)
     assert (found.step, found.arrays["x"][0]) == (1, 1)
+    assert [p for p in tmp_path.iterdir() if p.name.startswith("damaged-2-")]
     error = capsys.readouterr().err
     assert error == f"checkpoint {tmp_path}/2 is damaged and is left out\n"
 
@@ -202,6 +204,28 @@ def test_two_checkpoints_are_kept(tmp_path):
     arrays = {"x": np.zeros(3)}
     checkpoints.save(tmp_path, Saved(3, arrays, dict(IDENTITY)))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["2", "3"]
+
+
+def test_a_machine_that_cannot_read_loses_no_checkpoint(tmp_path, monkeypatch):
+    saved_twice(tmp_path)
+
+    def fail(*args):
+        raise OSError(24, "Too many open files")
+
+    from orbax.checkpoint.experimental import v1 as ocp
+
+    monkeypatch.setattr(ocp.training.Checkpointer, "load", fail)
+    with pytest.raises(InputError, match="cannot read .*Too many open files"):
+        checkpoints.restore(tmp_path, IDENTITY)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "2"]
+
+
+def test_another_head_or_other_inputs_are_another_run_on_the_same_base(tmp_path):
+    network = toy.small_resnet("batch")
+    run(network, tmp_path)
+    head = jax.tree.map(lambda a: a + 1, network.params["head"])
+    with pytest.raises(InputError, match="belongs to a run with other settings"):
+        run(network._replace(params={**network.params, "head": head}), tmp_path)
 
 
 def test_no_folder_is_no_checkpoint(tmp_path):

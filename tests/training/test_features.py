@@ -100,16 +100,18 @@ def test_twenty_steps_in_float64_are_those_without_the_cache(entry):
             np.testing.assert_allclose(plain, cached, rtol=0, atol=1e-9)
 
 
-def test_a_phase_that_comes_after_another_caches_what_the_first_trained():
-    network = toy.small_resnet("group")
+@pytest.mark.parametrize("norm", ["stored", "tuned"])
+def test_a_phase_that_comes_after_another_caches_what_the_first_trained(norm):
+    network = toy.small_resnet("batch")
     first, second = (select(network, {"g": [e]}) for e in ("block1", "head"))
     phases = [Phase(first, adam(1e-2), 6), Phase(second, adam(1e-2), 12)]
+    settings = {"key": KEY, "batch_size": 8, "norm": norm}
     runs = [
-        fit(network, phases, toy.images(), key=KEY, batch_size=8, cache_bytes=n).network
+        fit(network, phases, toy.images(), cache_bytes=n, **settings).network
         for n in (0, 2**30)
     ]
     for plain, cached in zip(*(jax.tree.leaves(r.params) for r in runs), strict=True):
-        np.testing.assert_allclose(plain, cached, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(plain, cached, rtol=1e-3, atol=1e-4)
 
 
 def test_augmented_inputs_are_never_cached():
