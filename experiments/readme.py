@@ -10,13 +10,15 @@ import re
 from pathlib import Path
 
 from experiments.prefix_speed import speed_table
+from experiments.surgical import derived
 from subtune_jax.reporting import results, tables
 
 
 def surgical(folder: Path) -> str:
     """Returns our accuracy by target and method, above the reference's if there is one."""
-    tests = [r for r in results.read(folder) if r["split"] == "test"]
-    ours = tables.cells(tests, "task", "method")
+    rows = results.read(folder)
+    tests = [r for r in rows if r["split"] == "test"]
+    ours = tables.cells([*tests, *derived(rows)], "task", "method")
     reference = folder / "reference.json"
     if not reference.exists():
         return tables.markdown(ours, "target")

@@ -170,3 +170,36 @@ def chosen_row(task: Task, method: str, tried: Sequence[Tried]) -> Row:
 def read_test_once(network: Network, task: Task) -> float:
     """Returns the test accuracy in percent, of the one network that was chosen."""
     return evaluate(network, task.test)
+
+
+def derived(rows: Sequence[Row]) -> list[Row]:
+    """Returns test rows of choices among methods, made by validation accuracy per seed.
+
+    `cross_val` is the best block (papers/surgical.md 2.1), `automatic` the better of the
+    automatic rules; of equals, the first. No test accuracy is read anew.
+    """
+    choices = {
+        "cross_val": lambda method: method.startswith("block") or method == "last",
+        "automatic": lambda method: method.startswith("auto_"),
+    }
+    validation: dict[tuple, float] = {}
+    for row in rows:
+        if row["split"] == "validation" and row["value"] is not None:
+            key = row["task"], row["seed"], row["method"]
+            validation[key] = max(validation.get(key, -1.0), row["value"])
+    made = []
+    for name, among in choices.items():
+        best: dict[tuple, Row] = {}
+        for row in rows:
+            task, seed, method = row["task"], row["seed"], row["method"]
+            if row["split"] != "test" or not among(method):
+                continue
+            score = validation.get((task, seed, method), -1.0)
+            if score > best.get((task, seed), {"score": -1.0})["score"]:
+                best[task, seed] = row | {
+                    "method": name,
+                    "chosen": method,
+                    "score": score,
+                }
+        made += best.values()
+    return made

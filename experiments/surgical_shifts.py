@@ -26,7 +26,7 @@ import numpy as np
 
 from experiments.cli import Common, Flags, as_config, main, progress
 from experiments.methods import Budget, Variant, labels, phases
-from experiments.surgical import Recipe, RecipeFlags, run_steps, tune
+from experiments.surgical import Recipe, RecipeFlags, derived, run_steps, tune
 from experiments.targets import Target, TargetFlags, Task, make_task
 from subtune_jax.cost import cost_table
 from subtune_jax.data.batches import Batch
@@ -176,9 +176,12 @@ def cost_report(settings: Settings, task: Task) -> str:
 
 def report(out: Path) -> None:
     """Writes summary.md and accuracy.png from the rows, and prints the table."""
-    tests = [r for r in results.read(out) if r["split"] == "test"]
-    cells = tables.cells(tests, "task", "method")
-    table = tables.markdown(cells, "target")
+    rows = results.read(out)
+    tests = [r for r in rows if r["split"] == "test"]
+    cells = tables.cells([*tests, *derived(rows)], "task", "method")
+    ranks = tables.average_rank(cells)
+    order = ", ".join(f"{method} {rank:.2f}" for method, rank in ranks.items())
+    table = f"{tables.markdown(cells, 'target')}\n\nAverage rank: {order}."
     results.write(
         out / "summary.md",
         f"Test accuracy in percent, mean (standard error).\n\n{table}\n",

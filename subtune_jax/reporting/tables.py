@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from scipy.stats import rankdata
 
 from subtune_jax.reporting.results import Row
 
@@ -30,6 +31,22 @@ Cells = dict[tuple[str, str], tuple[float, float]]  # {(line, column): (mean, er
 def cells(rows: Iterable[Row], down: str, across: str) -> Cells:
     """Returns mean and standard error of `value` for each pair of values of two keys."""
     return {key: mean_and_error(v) for key, v in grouped(rows, down, across).items()}
+
+
+def average_rank(table: Cells) -> dict[str, float]:
+    """Returns each column's mean rank over the lines (1 is the highest mean), best first.
+
+    Equal means share the mean of their ranks; columns that a line lacks are left out.
+    """
+    columns = list(dict.fromkeys(column for _, column in table))
+    lines = list(dict.fromkeys(line for line, _ in table))
+    whole = [c for c in columns if all((line, c) in table for line in lines)]
+    ranks = np.mean(
+        [rankdata([-table[line, c][0] for c in whole]) for line in lines], axis=0
+    )
+    return dict(
+        sorted(zip(whole, ranks.tolist(), strict=True), key=lambda pair: pair[1])
+    )
 
 
 def markdown(table: Cells, corner: str) -> str:

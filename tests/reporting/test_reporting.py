@@ -20,6 +20,19 @@ def test_the_table_is_mean_and_standard_error_with_the_best_in_bold():
     )
 
 
+def test_average_ranks_of_methods_over_targets():
+    table = {
+        ("a", "m"): (50.0, 0.0),
+        ("a", "n"): (40.0, 0.0),
+        ("a", "o"): (50.0, 0.0),
+        ("b", "m"): (10.0, 0.0),
+        ("b", "n"): (90.0, 0.0),
+        ("b", "o"): (20.0, 0.0),
+        ("b", "rare"): (99.0, 0.0),
+    }
+    assert tables.average_rank(table) == {"o": 1.75, "n": 2.0, "m": 2.25}
+
+
 def test_a_folder_is_continued_and_a_cut_off_row_forgotten(tmp_path):
     out = tmp_path / "deep" / "out"
     assert results.open_folder(out, {"rate": 1, "seeds": 1}) == []

@@ -1,0 +1,137 @@
+"""What each method of surgical fine-tuning trains, and when."""
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.methods import SCHEMES, Budget, Grid, Variant, labels, phases, variants
+from experiments.surgical import derived
+from subtune_jax import tree
+from subtune_jax.errors import InputError
+from subtune_jax.models.resnet import ResNetConfig, resnet
+from subtune_jax.tuning.subset import subset
+
+BUDGET = Budget(steps=40, l2=1e-4)
+GRID = Grid((1e-3, 1e-4), (1e-1, 1e-2, 1e-3), (0.01, 0.1), (0.2, 0.5, 0.8))
+
+
+@pytest.fixture(scope="module")
+def network():
+    return resnet(ResNetConfig(widths=(8, 8, 16), groups=4), jax.random.key(0))
+
+
+def trained(chosen):
+    """Returns the stages of which something trains."""
+    flat = tree.flatten(chosen).items()
+    return {name.split("/")[0] for name, label in flat if label != "frozen"}
+
+
+def made(network, method, setting=0.1):
+    return phases(network, method, Variant(1e-3, setting), BUDGET)
+
+
+@pytest.mark.parametrize(
+    ("method", "count"),
+    [
+        ("none", 0),
+        ("block1", 2),
+        ("last", 3),
+        ("l1_sp", 4),
+        ("auto_snr", 6),
+        ("lp_ft", 2),
+    ],
+)
+def test_what_is_tried(method, count):
+    assert len(variants(method, GRID)) == count
+
+
+def test_blocks_are_the_papers(network):
+    (phase,) = made(network, "block3")
+    assert trained(phase.labels) == {"block3_0"}
+    (phase,) = made(network, "block1")
+    assert trained(phase.labels) == {"stem", "block1_0"}
+
+
+@pytest.mark.parametrize("method", SCHEMES)
+def test_every_scheme_spends_the_budget_at_the_variants_rate(network, method):
+    found = made(network, method)
+    assert sum(phase.steps for phase in found) == BUDGET.steps
+    assert found[-1].rules.rate == 1e-3 and found[-1].rules.l2 == 1e-4
+    flat = tree.flatten(labels(network, method))
+    last = tree.flatten(found[-1].labels)
+    assert [n for n in flat if flat[n] != "frozen"] == [
+        n for n in last if last[n] != "frozen"
+    ]
+
+
+def test_unfreezing_adds_blocks_from_either_end(network):
+    first, last = (made(network, f"unfreeze_{end}") for end in ("first", "last"))
+    body = ["block1_0", "block2_0", "block3_0", "head"]
+    assert [trained(p.labels) for p in first] == [
+        {"stem", *body[: i + 1]} for i in range(4)
+    ]
+    assert [trained(p.labels) for p in last] == [
+        set(body[-i - 1 :]) | ({"stem"} if i == 3 else set()) for i in range(4)
+    ]
+    assert [p.steps for p in first] == [10, 10, 10, 10]
+
+
+def test_probing_comes_before_tuning(network):
+    probe, tune = made(network, "lp_ft")
+    assert trained(probe.labels) == {"head"} and probe.rules.rate == pytest.approx(1e-2)
+    assert "stem" in trained(tune.labels) and (probe.steps, tune.steps) == (20, 20)
+
+
+def test_anchors_pull_everything_with_their_strength(network):
+    (phase,) = made(network, "l2_sp", 0.5)
+    moved = jax.tree.map(lambda leaf: leaf + 1, network.params)
+    count = tree.count(network.params)
+    assert float(phase.tuning.penalty(moved, network.params)) == pytest.approx(
+        0.25 * count
+    )
+    (phase,) = made(network, "l1_sp", 0.5)
+    assert float(phase.tuning.penalty(moved, network.params)) == pytest.approx(
+        0.5 * count
+    )
+
+
+def test_automatic_rules_leave_norms_out_and_set_multipliers(network):
+    for method, resets in (("auto_rgn", True), ("auto_snr", False)):
+        (phase,) = made(network, method)
+        flat = tree.flatten(phase.labels)
+        norms = [name for name in flat if "norm" in name]
+        assert norms and {flat[name] for name in norms} == {"frozen"}
+        assert {flat[name] for name in flat if name not in norms} == {"tuned"}
+        assert phase.multipliers is not None and phase.reset_moments is resets
+        assert phase.tuning == subset
+
+
+def test_an_unknown_method_shows_the_nearest(network):
+    with pytest.raises(InputError, match="unknown method 'auto_rng'.*mean 'auto_rgn'"):
+        labels(network, "auto_rng")
+
+
+def row(method, seed, validation, value):
+    fixed = {"task": "t", "method": method, "seed": seed}
+    tried = fixed | {"split": "validation", "value": validation}
+    return [tried | {"value": 1.0}, tried, fixed | {"split": "test", "value": value}]
+
+
+def test_cross_val_is_the_block_that_validation_chooses():
+    rows = [
+        *row("block1", 0, 80.0, 70.0),
+        *row("block2", 0, 85.0, 60.0),
+        *row("last", 0, 50.0, 90.0),
+        *row("all", 0, 99.0, 99.0),
+        *row("block1", 1, 80.0, 71.0),
+        *row("block2", 1, 75.0, 99.0),
+        *row("auto_rgn", 0, 70.0, 1.0),
+        *row("auto_snr", 0, 60.0, 2.0),
+    ]
+    found = {(r["method"], r["seed"]): r["value"] for r in derived(rows)}
+    assert found == {
+        ("cross_val", 0): 60.0,
+        ("cross_val", 1): 71.0,
+        ("automatic", 0): 1.0,
+    }
+    assert np.all([r["split"] == "test" for r in derived(rows)])
