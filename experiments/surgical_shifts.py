@@ -30,7 +30,7 @@ from experiments.surgical import Recipe, RecipeFlags, derived, run_steps, tune
 from experiments.targets import Target, TargetFlags, Task, make_task
 from subtune_jax.cost import cost_table
 from subtune_jax.data.batches import Batch
-from subtune_jax.data.shifts import SHIFTS
+from subtune_jax.data.shifts import shift
 from subtune_jax.errors import InputError
 from subtune_jax.evaluation.metrics import cross_entropy
 from subtune_jax.models.pretrained import load
@@ -192,7 +192,8 @@ def report(out: Path) -> None:
     if not bars:
         print("no run has a test accuracy: see the status in results.jsonl")
         return
-    titles = {n: f"{n}\n({SHIFTS[n].level}-level shift)" for n in bars if n in SHIFTS}
+    levels = {row["task"]: shift(row["shift"]).level for row in rows}
+    titles = {t: f"{t}\n({levels[t]}-level shift)" for t in bars if levels[t] != "none"}
     colors = {"none": "#bab0ab", "all": "#bab0ab"}
     grouped_bars(bars, out / "accuracy.png", titles=titles, colors=colors)
     print(f"{table}\n\n{out}/summary.md  {out}/accuracy.png  {out}/results.jsonl")

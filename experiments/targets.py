@@ -32,7 +32,8 @@ class Target:
     split: str = "test"
     """TFDS split that target images are drawn from, e.g. test or test[:2000]."""
     shift: tuple[str, ...] | None = None
-    """Shifts to run; default for digits: contrast gaussian_noise subpopulation
+    """Shifts to run (also corruptions: jpeg_compression_5, ...); default for digits: contrast
+    gaussian_noise subpopulation
     label_flip, else none (the data are shifted already)."""
     train_examples: int | None = None
     """Target images for training, balanced over classes; digits 100, else 1000 (paper)."""

@@ -4,11 +4,13 @@ A shift makes both sides from one labelled image set; images are uint8, as store
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from subtune_jax.data.batches import Data
+from subtune_jax.data.corruptions import CORRUPTIONS, corrupt
 from subtune_jax.errors import InputError, unknown
 
 
@@ -22,10 +24,18 @@ class Shift(NamedTuple):
 
 
 def shift(name: str) -> Shift:
-    """Returns a shift by name; raises `InputError` for an unknown one."""
-    if name not in SHIFTS:
-        raise unknown("shift", name, SHIFTS)
-    return SHIFTS[name]
+    """Returns a shift by name: one of `SHIFTS`, or a corruption and its severity, as
+    `jpeg_compression_5`. Raises `InputError` for an unknown one."""
+    if name in SHIFTS:
+        return SHIFTS[name]
+    corruption, _, severity = name.rpartition("_")
+    if corruption not in CORRUPTIONS or severity not in list("12345"):
+        raise unknown("shift", name, [*SHIFTS, *(f"{c}_5" for c in CORRUPTIONS)])
+    return Shift("input", _same, partial(_corrupted, corruption, int(severity)))
+
+
+def _corrupted(name: str, severity: int, data: Data, rng: np.random.Generator) -> Data:
+    return data._replace(x=corrupt(data.x, name, severity, rng))
 
 
 def _same(data: Data, rng: np.random.Generator | None = None) -> Data:
