@@ -1,5 +1,6 @@
 """Killed at any moment and started again, a run is the run that was not killed."""
 
+import gc
 import os
 import random
 import signal
@@ -23,6 +24,12 @@ from subtune_jax.training.phases import Phase
 from tests import toy
 
 KEY = jax.random.key(3)
+
+# When a load fails half-way, Orbax's event loop may be closed before its last callback:
+# an exception that nobody can catch, from a thread of its own, after ours was raised.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)
 
 # Two phases, batch norm, accumulation, a validation score; saved after every step.
 RUN = """
@@ -197,6 +204,7 @@ def test_a_damaged_newest_checkpoint_is_said_and_the_one_before_used(
     assert [p for p in tmp_path.iterdir() if p.name.startswith("damaged-2-")]
     error = capsys.readouterr().err
     assert error == f"checkpoint {tmp_path}/2 is damaged and is left out\n"
+    gc.collect()  # what Orbax left behind is collected here, not in another test
 
 
 def test_two_checkpoints_are_kept(tmp_path):
