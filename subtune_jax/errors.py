@@ -10,7 +10,7 @@ class InputError(ValueError):
 
 def nearest(name: str, choices: Iterable[str], n: int = 3) -> list[str]:
     """Returns the `n` choices most like `name`, best first (never an empty list)."""
-    choices = list(choices)
+    choices = list(dict.fromkeys(choices))
     close = difflib.get_close_matches(name, choices, n=n, cutoff=0.4)
     return close or choices[:n]
 

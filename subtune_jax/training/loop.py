@@ -46,7 +46,7 @@ def fit(
     *,
     key: jax.Array,
     validate: Callable[[Network], float] | None = None,
-    checkpoint: Path | None = None,
+    checkpoint: str | Path | None = None,
     checkpoint_seconds: float = 60.0,
     **settings,
 ) -> Fit:
@@ -59,7 +59,7 @@ def fit(
     checkpoint of another base or run, and `Diverged` when the loss is not finite.
     """
     plan = make_plan(network, phases, data, key=key, **settings)
-    journal = resume.journal(plan, checkpoint, checkpoint_seconds)
+    journal = resume.journal(plan, checkpoint and Path(checkpoint), checkpoint_seconds)
     kept, scores = journal.kept, list(journal.scores)
 
     def save(snapshot: Snapshot) -> None:

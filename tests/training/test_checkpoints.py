@@ -131,7 +131,7 @@ def test_a_finished_run_is_returned_without_a_step(tmp_path, monkeypatch):
 
 def test_only_what_trains_is_saved(tmp_path):
     network = toy.small_resnet("batch")
-    run(network, tmp_path, seconds=1e9)  # at the end only
+    run(network, str(tmp_path), seconds=1e9)  # at the end only
     found = checkpoints.restore(tmp_path, _identity_of(tmp_path))
     trained = tree.count(network.params["head"]) + tree.count(
         network.params["block3_0"]
