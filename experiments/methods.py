@@ -36,8 +36,10 @@ class Grid(NamedTuple):
 
     rates: Sequence[float]
     last_rates: Sequence[float]
+    auto_rates: Sequence[float]
     strengths: Sequence[float]
     thresholds: Sequence[float]
+    tries: int | None = None
 
 
 class Budget(NamedTuple):
@@ -51,16 +53,21 @@ Make = Callable[[Network, Variant, Budget], list[Phase]]
 
 
 def variants(method: str, grid: Grid) -> list[Variant]:
-    """Returns what is tried for a method; `none` has nothing to try."""
+    """Returns what is tried for a method: the first `grid.tries` pairs of a rate and a
+    setting, or all of them. `none` has nothing to try."""
     if method == "none":
         return []
-    rates = grid.last_rates if method in ("last", "head") else grid.rates
+    rates = {
+        "last": grid.last_rates,
+        "head": grid.last_rates,
+        "auto_rgn": grid.auto_rates,
+    }.get(method, grid.rates)
     settings = {
         "l1_sp": grid.strengths,
         "l2_sp": grid.strengths,
         "auto_snr": grid.thresholds,
     }.get(method, (0.0,))
-    return [Variant(*pair) for pair in product(rates, settings)]
+    return [Variant(*pair) for pair in product(rates, settings)][: grid.tries]
 
 
 def phases(

@@ -9,7 +9,7 @@ from typing import Annotated, NamedTuple
 import jax
 import tyro
 
-from experiments.methods import Budget, Grid, labels, phases, variants
+from experiments.methods import Budget, Grid, Variant, labels, phases, variants
 from experiments.targets import Task
 from subtune_jax.data.batches import steps_per_epoch
 from subtune_jax.data.images import crop_and_flip
@@ -28,6 +28,9 @@ from subtune_jax.training.phases import Phase
 from subtune_jax.training.predict import evaluate
 
 
+CHOICES = ("each", "first")
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Flags that say how a method is trained; a default without a source is our choice."""
@@ -36,13 +39,22 @@ class Recipe:
     """Learning rates tried; digits 1e-2 1e-3, else 1e-3 1e-4 (papers/surgical.md 2.3)."""
     last_rates: tuple[float, ...] = (1e-1, 1e-2, 1e-3)
     """Rates tried for last (papers/surgical.md 2.3)."""
+    auto_rates: tuple[float, ...] | None = None
+    """Rates tried for auto_rgn, before its multipliers (at most 1); default: ten times
+    the first of rates, and that one."""
+    tries: int | None = None
+    """The most pairs of a rate and a setting tried for a method, so that all have one
+    budget; default: all."""
+    choose: str = "each"
+    """Which seeds choose a rate and setting on their validation data: each, or the first
+    alone, whose choice the others take."""
     epochs: int = 15
     """Passes over the target images (15: paper, CIFAR-C)."""
     batch_size: int | None = None
     """Images per step; digits 20, else 64 (official code)."""
     l2: float = 1e-4
     """L2 inside Adam, not decoupled (official code)."""
-    strengths: tuple[float, ...] = (1e-3, 1e-2)
+    strengths: tuple[float, ...] = (1e-4, 1e-3)
     """Penalty strengths tried for l1_sp and l2_sp (the paper's are unknown)."""
     thresholds: tuple[float, ...] = (0.1, 0.3)
     """Thresholds of normalized SNR tried for auto_snr (the paper's are unknown)."""
@@ -56,10 +68,14 @@ class Recipe:
         require_positive(epochs=self.epochs)
         if self.batch_size is not None:
             require_positive(batch_size=self.batch_size)
-        for flag in ("rates", "last_rates", "strengths", "thresholds"):
+        if self.tries is not None:
+            require_positive(tries=self.tries)
+        if self.choose not in CHOICES:
+            raise unknown("choice of --choose", self.choose, CHOICES)
+        for flag in ("rates", "last_rates", "auto_rates", "strengths", "thresholds"):
             if getattr(self, flag) == ():
                 raise InputError(f"--{flag.replace('_', '-')} needs at least one value")
-        for rate in (*(self.rates or ()), *self.last_rates):
+        for rate in (*(self.rates or ()), *self.last_rates, *(self.auto_rates or ())):
             adam(rate, l2=self.l2)
         for value in (*self.strengths, *self.thresholds):
             require_positive(strengths_and_thresholds=value)
@@ -69,13 +85,22 @@ class Recipe:
     @property
     def grid(self) -> Grid:
         """The values tried; of resolved flags."""
-        return Grid(self.rates, self.last_rates, self.strengths, self.thresholds)
+        return Grid(
+            self.rates,
+            self.last_rates,
+            self.auto_rates,
+            self.strengths,
+            self.thresholds,
+            self.tries,
+        )
 
     def resolved(self, small: bool, smoke: bool) -> "Recipe":
         """Returns the recipe with flags that were left out filled in, and `--smoke`."""
+        rates = self.rates or ((1e-2, 1e-3) if small else (1e-3, 1e-4))
         made = replace(
             self,
-            rates=self.rates or ((1e-2, 1e-3) if small else (1e-3, 1e-4)),
+            rates=rates,
+            auto_rates=self.auto_rates or (10 * rates[0], rates[0]),
             batch_size=self.batch_size or (20 if small else 64),
         )
         return replace(made, epochs=1, rates=made.rates[:1]) if smoke else made
@@ -106,14 +131,16 @@ def tune(
     *,
     devices: int = 1,
     folder: Path | None = None,
+    chosen: Variant | None = None,
 ) -> Iterator[Row]:
-    """Yields a validation row per rate, then the test row of the best rate and epoch.
+    """Yields a validation row per variant, then the test row of the best one and epoch.
 
-    With a folder, runs are checkpointed there, and finished ones not repeated.
+    With a `chosen` variant only that one is tried. With a folder, runs are checkpointed
+    there, and finished ones not repeated.
     """
     begin, tried = time.perf_counter(), []
     budget = Budget(run_steps(task, recipe, labels(task.network, method)), recipe.l2)
-    for variant in variants(method, recipe.grid):
+    for variant in [chosen] if chosen else variants(method, recipe.grid):
         made = phases(task.network, method, variant, budget)
         saved = None if folder is None else folder / "_".join(map(str, variant))
         tried.append(train(task, recipe, made, seed, devices, saved))

@@ -78,7 +78,7 @@ Job = tuple[str, int, str]  # shift, seed, method
 
 def jobs(settings: Settings) -> list[Job]:
     """Returns every job once, in order."""
-    seeds = range(settings.common.seeds)
+    seeds = range(settings.common.seeds)  # the first before the others: they may ask it
     every = product(settings.target.shifts, seeds, settings.methods)
     return list(dict.fromkeys(every))
 
@@ -119,7 +119,25 @@ def run_jobs(settings: Settings, task_of: Callable, rows: list[Row], out: Path) 
     with progress() as bar:
         todo = [job for job in jobs(settings) if job not in done]
         for job in bar.track(todo, description=NAME):
-            run_job(settings, task_of(*job[:2]), job, out)
+            chosen = choice_of_first_seed(settings, results.read(out), job)
+            run_job(settings, task_of(*job[:2]), job, out, chosen)
+
+
+def choice_of_first_seed(
+    settings: Settings, rows: list[Row], job: Job
+) -> Variant | None:
+    """Returns what the first seed chose; `None` where this seed is to choose, or where
+    the first found nothing that did not diverge."""
+    name, seed, method = job
+    if seed == 0 or method == "none" or settings.recipe.choose == "each":
+        return None
+    (first,) = [
+        row
+        for row in rows
+        if row["split"] == "test" and job_of(row) == (name, 0, method)
+    ]
+    diverged = first["value"] is None
+    return None if diverged else Variant(first["rate"], first["setting"])
 
 
 def require_runnable(settings: Settings, task: Task) -> None:
@@ -132,10 +150,12 @@ def require_runnable(settings: Settings, task: Task) -> None:
             run_steps(task, settings.recipe, chosen)
 
 
-def run_job(settings: Settings, task: Task, job: Job, out: Path) -> None:
+def run_job(
+    settings: Settings, task: Task, job: Job, out: Path, chosen: Variant | None = None
+) -> None:
     """Adds the rows of a job to the folder; its checkpoints go when they are there."""
     (name, seed, method), dataset = job, settings.target.dataset
-    chosen = labels(task.network, method)
+    trained = labels(task.network, method)
     fixed = {
         "experiment": NAME,
         "dataset": dataset,
@@ -144,7 +164,7 @@ def run_job(settings: Settings, task: Task, job: Job, out: Path) -> None:
         "method": method,
         "seed": seed,
         "metric": "accuracy",
-        "trainable_params": trainable_count(task.network.params, chosen),
+        "trainable_params": trainable_count(task.network.params, trained),
         "total_params": count(task.network.params),
         "commit": results.commit(),
     }
@@ -153,7 +173,13 @@ def run_job(settings: Settings, task: Task, job: Job, out: Path) -> None:
     )
     kept = None if dataset == "digits" else folder  # digits take seconds
     done = tune(
-        task, settings.recipe, method, seed, devices=settings.common.mesh, folder=kept
+        task,
+        settings.recipe,
+        method,
+        seed,
+        devices=settings.common.mesh,
+        folder=kept,
+        chosen=chosen,
     )
     results.append(out, [fixed | row for row in done])
     shutil.rmtree(folder, ignore_errors=True)

@@ -12,7 +12,7 @@ from subtune_jax.models.resnet import ResNetConfig, resnet
 from subtune_jax.tuning.subset import subset
 
 BUDGET = Budget(steps=40, l2=1e-4)
-GRID = Grid((1e-3, 1e-4), (1e-1, 1e-2, 1e-3), (0.01, 0.1), (0.2, 0.5, 0.8))
+GRID = Grid((1e-3, 1e-4), (1e-1, 1e-2, 1e-3), (1e-2,), (0.01, 0.1), (0.2, 0.5, 0.8))
 
 
 @pytest.fixture(scope="module")
