@@ -27,7 +27,6 @@ from subtune_jax.training.optimizers import adam
 from subtune_jax.training.phases import Phase
 from subtune_jax.training.predict import evaluate
 
-
 CHOICES = ("each", "first")
 
 

@@ -14,9 +14,7 @@ stand in the README, made from results/. For each method, rate and epoch are cho
 accuracy on target validation data, then the test part is read once.
 """
 
-import re
-import shutil
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import product
@@ -24,22 +22,20 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.cli import Common, Flags, as_config, main, progress
+from experiments.cli import Common, Flags, as_config, main
+from experiments.jobs import base_of, run_jobs, tuned_rows
 from experiments.methods import Budget, Variant, labels, phases
-from experiments.surgical import Recipe, RecipeFlags, derived, run_steps, tune
+from experiments.surgical import Recipe, RecipeFlags, derived, run_steps
 from experiments.targets import Target, TargetFlags, Task, make_task
 from subtune_jax.cost import cost_table
 from subtune_jax.data.batches import Batch
 from subtune_jax.data.shifts import shift
 from subtune_jax.errors import InputError
 from subtune_jax.evaluation.metrics import cross_entropy
-from subtune_jax.models.pretrained import load
 from subtune_jax.reporting import results, tables
 from subtune_jax.reporting.plots import grouped_bars
 from subtune_jax.reporting.results import Row
-from subtune_jax.selection.labels import trainable_count
 from subtune_jax.training import mesh
-from subtune_jax.tree import count
 
 NAME = "surgical_shifts"
 
@@ -101,26 +97,23 @@ def run(settings: Settings) -> None:
     out = common.out or Path("runs") / NAME
     free = {"out", "seeds", "methods", "shift", "data_dir", "weights", "cost"}
     config = as_config(settings) | {"base": base_of(target, common)}
-    with results.lock(out):
-        rows = results.open_folder(out, config, free)
-        run_jobs(settings, task_of, rows, out)
+
+    def rows_of(job: Job, rows: list[Row], folder: Path) -> Iterator[Row]:
+        return tuned_rows(
+            task_of(*job[:2]),
+            settings.recipe,
+            target,
+            job,
+            name=NAME,
+            folder=folder,
+            devices=common.mesh,
+            chosen=choice_of_first_seed(settings, rows, job),
+        )
+
+    run_jobs(
+        jobs(settings), job_of, rows_of, name=NAME, out=out, config=config, free=free
+    )
     report(out)
-
-
-def base_of(target: Target, common: Common) -> str | None:
-    """Returns the fingerprint of the weights; the digits' are of their code."""
-    return None if target.dataset == "digits" else load(common.weights).fingerprint
-
-
-def run_jobs(settings: Settings, task_of: Callable, rows: list[Row], out: Path) -> None:
-    """Runs the jobs that have no rows yet; those a kill cut short are done again."""
-    done = {job_of(row) for row in rows if row["split"] == "test"}
-    results.keep(out, [row for row in rows if job_of(row) in done])
-    with progress() as bar:
-        todo = [job for job in jobs(settings) if job not in done]
-        for job in bar.track(todo, description=NAME):
-            chosen = choice_of_first_seed(settings, results.read(out), job)
-            run_job(settings, task_of(*job[:2]), job, out, chosen)
 
 
 def choice_of_first_seed(
@@ -148,41 +141,6 @@ def require_runnable(settings: Settings, task: Task) -> None:
         chosen = labels(task.network, method)
         if method != "none":
             run_steps(task, settings.recipe, chosen)
-
-
-def run_job(
-    settings: Settings, task: Task, job: Job, out: Path, chosen: Variant | None = None
-) -> None:
-    """Adds the rows of a job to the folder; its checkpoints go when they are there."""
-    (name, seed, method), dataset = job, settings.target.dataset
-    trained = labels(task.network, method)
-    fixed = {
-        "experiment": NAME,
-        "dataset": dataset,
-        "shift": name,
-        "task": name if name != "none" else dataset.split("/")[-1],
-        "method": method,
-        "seed": seed,
-        "metric": "accuracy",
-        "trainable_params": trainable_count(task.network.params, trained),
-        "total_params": count(task.network.params),
-        "commit": results.commit(),
-    }
-    folder = (
-        out / "checkpoints" / f"{name}-{seed}-{re.sub(r'[^a-zA-Z0-9]', '_', method)}"
-    )
-    kept = None if dataset == "digits" else folder  # digits take seconds
-    done = tune(
-        task,
-        settings.recipe,
-        method,
-        seed,
-        devices=settings.common.mesh,
-        folder=kept,
-        chosen=chosen,
-    )
-    results.append(out, [fixed | row for row in done])
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def cost_report(settings: Settings, task: Task) -> str:

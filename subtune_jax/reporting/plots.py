@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -23,10 +24,7 @@ def grouped_bars(
         _bars(axis, heights, colors)
         axis.set_title(titles.get(panel, panel), fontsize=10)
     axes[0].set_ylabel(ylabel)
-    FigureCanvasAgg(figure)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    figure.savefig(temporary, format="png", dpi=150)
-    temporary.replace(file)
+    _save(figure, file)
 
 
 def _bars(
@@ -46,3 +44,64 @@ def _bars(
     axis.tick_params(axis="x", rotation=45)
     axis.spines[["top", "right"]].set_visible(False)
     axis.margins(y=0.12)
+
+
+def curves(
+    lines: Mapping[str, Mapping[str, tuple]],
+    file: Path,
+    *,
+    xlabel: str,
+    ylabel: str = "test accuracy (%)",
+    log: bool = False,
+) -> None:
+    """Draws `{panel: {line: (x, y) or (x, y, error)}}`, a panel beside the other, to a
+    PNG; `log` is for the x axis."""
+    figure = Figure(figsize=(1.2 + 3.4 * len(lines), 3.4), layout="constrained")
+    axes = figure.subplots(1, len(lines), sharey=True, squeeze=False)[0]
+    for axis, (panel, drawn) in zip(axes, lines.items(), strict=True):
+        for name, (x, y, *error) in drawn.items():
+            marker = "o" if len(x) < 20 else None
+            axis.errorbar(x, y, *error, label=name, marker=marker, capsize=3)
+        if log:
+            axis.set_xscale("log")
+        axis.set_title(panel, fontsize=10)
+        axis.set_xlabel(xlabel)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel(ylabel)
+    axes[0].legend(fontsize=8)
+    _save(figure, file)
+
+
+def heat_maps(maps: Mapping[str, Mapping[tuple[str, str], float]], file: Path) -> None:
+    """Draws `{panel: {(line, column): value}}`, a panel below the other, to a PNG; each
+    line is scaled to 0..1 and shows its values."""
+    tall = sum(len({line for line, _ in cells}) for cells in maps.values())
+    size = (8.0, 1.0 * len(maps) + 0.45 * tall)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(maps), 1, squeeze=False)[:, 0]
+    for axis, (panel, cells) in zip(axes, maps.items(), strict=True):
+        _heat_map(axis, cells)
+        axis.set_title(panel, fontsize=10)
+    _save(figure, file)
+
+
+def _heat_map(axis, cells: Mapping[tuple[str, str], float]) -> None:
+    lines, columns = (list(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
+    values = np.array([[cells.get((ln, c), np.nan) for c in columns] for ln in lines])
+    low, high = (f(values, axis=1, keepdims=True) for f in (np.nanmin, np.nanmax))
+    scaled = (values - low) / np.where(high > low, high - low, 1)
+    axis.imshow(scaled, cmap="Blues", aspect="auto", vmin=0, vmax=1.4)
+    axis.set_xticks(range(len(columns)), columns, fontsize=8)
+    axis.set_yticks(range(len(lines)), lines, fontsize=8)
+    if len(columns) > 12:
+        axis.tick_params(axis="x", rotation=90)
+        return
+    for (i, j), value in np.ndenumerate(values):
+        axis.text(j, i, f"{value:.3g}", ha="center", va="center", fontsize=8)
+
+
+def _save(figure: Figure, file: Path) -> None:
+    FigureCanvasAgg(figure)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    figure.savefig(temporary, format="png", dpi=150)
+    temporary.replace(file)

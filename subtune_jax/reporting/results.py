@@ -20,7 +20,8 @@ def open_folder(
     """Makes the folder, or opens it to continue; returns the rows of finished runs.
 
     `free` names settings that may differ from those in the folder (how many seeds,
-    which methods: they say which runs there are, not what a run is). Raises
+    which methods: they say which runs there are, not what a run is); lists of them
+    grow. Raises
     `InputError` when another setting differs, or the folder cannot be written.
     """
     config = json.loads(json.dumps(config))
@@ -28,7 +29,11 @@ def open_folder(
     try:
         out.mkdir(parents=True, exist_ok=True)
         if file.exists():
-            _require_equal(json.loads(file.read_text()), config, set(free), out)
+            old = json.loads(file.read_text())
+            _require_equal(old, config, set(free), out)
+            config |= {
+                k: _both(old[k], config[k]) for k in free if k in old and k in config
+            }
         write(file, json.dumps(config, indent=1))
         rows = read(out)
         write(out / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
@@ -39,6 +44,12 @@ def open_folder(
             f"{file} is damaged: choose another --out or remove it"
         ) from None
     return rows
+
+
+def _both(old: Any, new: Any) -> Any:
+    """Returns the value for all runs of a folder: every entry of lists, else the new."""
+    lists = isinstance(old, list) and isinstance(new, list)
+    return old + [entry for entry in new if entry not in old] if lists else new
 
 
 @contextmanager

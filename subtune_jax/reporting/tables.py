@@ -9,11 +9,11 @@ from subtune_jax.reporting.results import Row
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Returns the mean and its standard error, s / sqrt(n) with n - 1 in s (0 for one)."""
-    spread = (
-        float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
-    )
-    return float(np.mean(values)), spread
+    """Returns the mean and its standard error, s / sqrt(n) with n - 1 in s; of one value
+    the error is unknown, NaN."""
+    known = len(values) > 1
+    spread = np.std(values, ddof=1) / np.sqrt(len(values)) if known else np.nan
+    return float(np.mean(values)), float(spread)
 
 
 def grouped(rows: Iterable[Row], *keys: str) -> dict[tuple, list[float]]:
@@ -50,7 +50,7 @@ def average_rank(table: Cells) -> dict[str, float]:
 
 
 def markdown(table: Cells, corner: str) -> str:
-    """Returns cells as mean (standard error), the best of each line in bold."""
+    """Returns cells as mean (standard error, if known), the best of each line in bold."""
     lines, columns = (list(dict.fromkeys(key[i] for key in table)) for i in (0, 1))
     head = f"| {corner} | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}"
     return "\n".join([head, *(_line(line, columns, table) for line in lines)])
@@ -61,6 +61,7 @@ def _line(line: str, columns: Sequence[str], table: Cells) -> str:
     shown = []
     for column in columns:
         mean, error = table.get((line, column), (None, None))
-        text = "" if mean is None else f"{mean:.1f} ({error:.1f})"
+        text = "" if mean is None else f"{mean:.1f}"
+        text += "" if mean is None or np.isnan(error) else f" ({error:.1f})"
         shown.append(f"**{text}**" if mean == best else text)
     return f"| {line} | {' | '.join(shown)} |"

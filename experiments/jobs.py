@@ -1,0 +1,109 @@
+"""Jobs of an experiment: each is done once, and its rows are kept when it is done."""
+
+import re
+import shutil
+import sys
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.cli import Common, progress
+from experiments.methods import Variant, labels
+from experiments.surgical import Recipe, tune
+from experiments.targets import Target, Task
+from subtune_jax.models.pretrained import load
+from subtune_jax.reporting import results
+from subtune_jax.reporting.results import Row
+from subtune_jax.selection.labels import trainable_count
+from subtune_jax.tree import count
+
+
+def run_jobs(
+    jobs: Sequence[Hashable],
+    job_of: Callable[[Row], Hashable],
+    rows_of: Callable[[Any, list[Row], Path], Iterable[Row]],
+    *,
+    name: str,
+    out: Path,
+    config: dict[str, Any],
+    free: Iterable[str],
+) -> list[Row]:
+    """Runs the jobs that the folder has no test row of, and returns all its rows.
+
+    `rows_of(job, rows so far, folder)` makes a job's rows, with checkpoints in its own
+    folder if it wants any; a job that a kill cut short is done again from them. `free`
+    as in `results.open_folder`.
+    """
+    with results.lock(out):
+        rows = results.open_folder(out, config, free)
+        done = {job_of(row) for row in rows if row["split"] == "test"}
+        rows = [row for row in rows if job_of(row) in done]
+        results.keep(out, rows)
+        todo = [job for job in jobs if job not in done]
+        for job in _announced(todo, name):
+            slug = re.sub(r"[^a-zA-Z0-9-]", "_", "-".join(map(str, job)))
+            made = list(rows_of(job, rows, out / "checkpoints" / slug))
+            results.append(out, made)
+            shutil.rmtree(out / "checkpoints" / slug, ignore_errors=True)
+            rows += made
+    return rows
+
+
+def _announced(jobs: Sequence[Hashable], name: str) -> Iterator[Hashable]:
+    """Yields the jobs under a progress bar; without a terminal, a line before each."""
+    with progress() as bar:
+        for number, job in enumerate(bar.track(jobs, description=name), start=1):
+            if not sys.stderr.isatty():
+                parts = " ".join(map(str, job))
+                print(f"{name} {number}/{len(jobs)}: {parts}", file=sys.stderr)
+            yield job
+
+
+def base_of(target: Target, common: Common) -> str | None:
+    """Returns the fingerprint of the weights; the digits' are of their code."""
+    return None if target.dataset == "digits" else load(common.weights).fingerprint
+
+
+def task_name(target: Target, shift: str) -> str:
+    """Returns what a task is called in tables: its shift, or its data set, or both."""
+    dataset = target.dataset.rstrip("/").split("/")[-1]
+    if shift == "none":
+        return dataset
+    shifted_already = "corrupted" in target.dataset
+    return f"{dataset}, {shift}" if shifted_already else shift
+
+
+def tuned_rows(
+    task: Task,
+    recipe: Recipe,
+    target: Target,
+    job: tuple[str, int, str],
+    *,
+    name: str,
+    folder: Path,
+    devices: int,
+    chosen: Variant | None = None,
+) -> Iterator[Row]:
+    """Yields the rows of a method on a task; job is (shift, seed, method).
+
+    Runs of seconds (digits) are not checkpointed; others are, in `folder`.
+    """
+    shift, seed, method = job
+    trained = labels(task.network, method)
+    fixed = {
+        "experiment": name,
+        "dataset": target.dataset,
+        "shift": shift,
+        "task": task_name(target, shift),
+        "method": method,
+        "seed": seed,
+        "metric": "accuracy",
+        "trainable_params": trainable_count(task.network.params, trained),
+        "total_params": count(task.network.params),
+        "commit": results.commit(),
+    }
+    kept = None if target.dataset == "digits" else folder
+    for row in tune(
+        task, recipe, method, seed, devices=devices, folder=kept, chosen=chosen
+    ):
+        yield fixed | row

@@ -1,0 +1,258 @@
+"""Which block to adapt without labels, while the test images stream in (MEMO, TENT).
+
+Claim (papers/surgical.md 2.7): MEMO that keeps its weights from image to image (online)
+deteriorates when it tunes everything, and improves when it tunes the first block.
+
+    python -m experiments.surgical_test_time      # embedded digits
+    python -m experiments.surgical_test_time --dataset cifar10_corrupted/gaussian_noise_5 \\
+        --data-dir DATA --weights resnet26_gn_cifar10
+
+Two CPU cores: a minute, and half an hour. The paper's figures, online: none 67.8, all
+69.7, first layer 75.4, last 67.8, at an unknown severity and rate. Ours stand in the
+README, made from results/. Labels are read for the accuracy alone, nothing is chosen: the
+table has every rate.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments.cli import Common, Flags, as_config, main
+from experiments.jobs import base_of, run_jobs, task_name
+from experiments.methods import labels
+from experiments.targets import Target, TargetFlags, Task, make_task
+from subtune_jax.data.augmix import augmix_copies
+from subtune_jax.errors import InputError, require_positive, unknown
+from subtune_jax.evaluation.entropy import entropy, marginal_entropy
+from subtune_jax.evaluation.metrics import accuracy
+from subtune_jax.network import NORM_MODES
+from subtune_jax.reporting import results, tables
+from subtune_jax.reporting.plots import curves
+from subtune_jax.reporting.results import Row
+from subtune_jax.selection.labels import trainable_count
+from subtune_jax.training.adapt import adapt
+from subtune_jax.training.loop import Diverged
+from subtune_jax.training.optimizers import adam, sgd
+from subtune_jax.training.phases import Phase
+from subtune_jax.tree import count
+
+NAME = "surgical_test_time"
+ADAPTATIONS, MODES = ("memo", "tent"), ("online", "episodic")
+
+
+def streams() -> Target:
+    """Returns the default target: noisy images, and none of them labelled."""
+    return Target(shift=None, test_examples=300)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Flags; a default without a source is our choice."""
+
+    target: TargetFlags = field(default_factory=streams)
+    methods: tuple[str, ...] = ("none", "all", "block1", "last")
+    """What adapts: none, all, last (the head), units of the network (norms: what TENT's
+    paper tunes), or patterns over parameter paths."""
+    adaptations: tuple[str, ...] = ("memo",)
+    """memo (marginal entropy over AugMix copies of an image) or tent (entropy of a
+    batch)."""
+    modes: tuple[str, ...] = ("online", "episodic")
+    """online (weights stay from input to input) or episodic (they start anew)."""
+    copies: int = 32
+    """AugMix copies of an image (32: MEMO's code)."""
+    memo_rates: tuple[float, ...] = (5e-3,)
+    """Rates of plain SGD, one step an image (5e-3: MEMO's code)."""
+    tent_rates: tuple[float, ...] = (1e-3,)
+    """Rates of Adam, one step a batch (1e-3: TENT on CIFAR, recalled)."""
+    tent_batch: int = 50
+    """Images of a batch of TENT."""
+    norm: str = "stored"
+    """Statistics of batch norms: stored, tuned or batch (TENT's paper)."""
+    common: Flags = field(default_factory=Common)
+
+    def check(self) -> None:
+        """Raises `InputError` for the first setting that cannot be."""
+        self.common.check()
+        self.target.check(self.common)
+        require_positive(copies=self.copies, tent_batch=self.tent_batch)
+        for rate in (*self.memo_rates, *self.tent_rates):
+            require_positive(rate=rate)
+        for flag in ("methods", "adaptations", "modes", "memo_rates", "tent_rates"):
+            if not getattr(self, flag):
+                raise InputError(f"--{flag.replace('_', '-')} needs at least one value")
+        for name, known in (("adaptations", ADAPTATIONS), ("modes", MODES)):
+            for value in set(getattr(self, name)) - set(known):
+                raise unknown(name.removesuffix("s"), value, known)
+        if self.norm not in NORM_MODES:
+            raise unknown("norm mode", self.norm, NORM_MODES)
+        if self.common.mesh != 1:
+            raise InputError("a stream is adapted on one device: leave --mesh at 1")
+
+    def resolved(self) -> "Settings":
+        """Returns the settings with the default shift filled in, and `--smoke`."""
+        small = self.target.dataset == "digits"
+        noise = ("gaussian_noise",) if small and self.target.shift is None else None
+        target = replace(self.target, shift=noise or self.target.shift)
+        if not self.common.smoke:
+            return replace(self, target=target)
+        target = replace(target, train_examples=10, test_examples=6)
+        common = replace(self.common, seeds=1)
+        return replace(self, target=target, common=common, copies=4, tent_batch=3)
+
+
+class Job(NamedTuple):
+    """A stream: which shift and seed, and how what adapts to it."""
+
+    shift: str
+    seed: int
+    adaptation: str
+    mode: str
+    rate: float
+    method: str
+
+
+def jobs(settings: Settings) -> list[Job]:
+    """Returns every job once, in order."""
+    rates = {"memo": settings.memo_rates, "tent": settings.tent_rates}
+    seeds = range(settings.common.seeds)
+    shifts, ways = settings.target.shifts, settings.adaptations
+    every = product(shifts, seeds, ways, settings.modes)
+    return [
+        Job(*job, rate, method)
+        for job in every
+        for rate in rates[job[2]]
+        for method in settings.methods
+    ]
+
+
+def job_of(row: Row) -> Job:
+    """Returns the job that wrote a row."""
+    return Job(*(row[name] for name in Job._fields))
+
+
+def run(settings: Settings) -> None:
+    """Runs what the folder does not have yet, then writes the table and the picture."""
+    settings.check()
+    settings = settings.resolved()
+    target, common = settings.target, settings.common
+    task_of = lru_cache(1)(lambda name, seed: make_task(target, common, name, seed))
+    first = task_of(target.shifts[0], 0)
+    for method in settings.methods:
+        labels(first.network, method)
+    out = common.out or Path("runs") / NAME
+    free = {"out", "seeds", "methods", "shift", "data_dir", "weights", "modes"}
+    free |= {"adaptations", "memo_rates", "tent_rates"}
+
+    def rows_of(job: Job, rows: list[Row], folder: Path) -> Iterator[Row]:
+        yield stream_row(task_of(*job[:2]), settings, job)
+
+    config = as_config(settings) | {"base": base_of(target, common)}
+    made = run_jobs(
+        jobs(settings), job_of, rows_of, name=NAME, out=out, config=config, free=free
+    )
+    report(out, made)
+
+
+def stream_row(task: Task, settings: Settings, job: Job) -> Row:
+    """Returns the row of a stream: accuracy over all images, and after each of them."""
+    chosen = labels(task.network, job.method)
+    outputs, status = stream_outputs(task, settings, job)
+    hits = np.argmax(outputs, axis=1) == task.test.y[: len(outputs)]
+    whole = len(outputs) == len(task.test.y)
+    return job._asdict() | {
+        "experiment": NAME,
+        "dataset": settings.target.dataset,
+        "task": task_name(settings.target, job.shift),
+        "metric": "accuracy",
+        "split": "test",
+        "value": accuracy(outputs, task.test.y) if whole else None,
+        "status": status,
+        "curve": (100 * np.cumsum(hits) / np.arange(1, len(hits) + 1)).tolist(),
+        "trainable_params": trainable_count(task.network.params, chosen),
+        "total_params": count(task.network.params),
+        "steps": len(outputs),
+        "seconds": None,
+        "commit": results.commit(),
+    }
+
+
+def stream_outputs(task: Task, settings: Settings, job: Job) -> tuple[np.ndarray, str]:
+    """Returns the outputs up to the end of the stream, or to where it diverged."""
+    if job.method == "none":
+        return np.asarray(task.network(task.test.x[:])), "ok"
+    chosen = labels(task.network, job.method)
+    plain = sgd(job.rate, momentum=0.0)
+    views, rule, loss = {
+        "memo": (memo_views(task, settings, job.seed), plain, marginal_entropy),
+        "tent": (tent_views(task, settings), adam(job.rate), entropy),
+    }[job.adaptation]
+    made: list[np.ndarray] = []
+    adapted = adapt(
+        task.network,
+        Phase(chosen, rule, steps=1),
+        views,
+        loss=loss,
+        key=jax.random.key(job.seed),
+        norm=settings.norm,
+        episodic=job.mode == "episodic",
+    )
+    try:
+        made.extend(adapted)
+    except Diverged:
+        return np.concatenate(made), "diverged"
+    return np.concatenate(made), "ok"
+
+
+def memo_views(task: Task, settings: Settings, seed: int) -> Iterator[tuple[Any, Any]]:
+    """Yields the copies of every test image, and the image."""
+    for index, image in enumerate(task.test.x[:]):
+        rng = np.random.default_rng([seed, index])
+        yield augmix_copies(image, settings.copies, rng), image[None]
+
+
+def tent_views(task: Task, settings: Settings) -> Iterator[tuple[Any, Any]]:
+    """Yields batches of test images twice: to adapt to, and to predict."""
+    size = settings.tent_batch
+    for begin in range(0, len(task.test.y), size):
+        batch = task.test.x[begin : begin + size]
+        yield batch, batch
+
+
+def report(out: Path, rows: list[Row]) -> None:
+    """Writes summary.md and stream.png from the rows, and prints the table."""
+    table = stream_table(rows)
+    results.write(
+        out / "summary.md",
+        f"Accuracy in percent over the stream, mean (standard error).\n\n{table}\n",
+    )
+    lines: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        if row["mode"] == "online" and row["seed"] == 0:
+            steps = (
+                np.arange(1, len(row["curve"]) + 1) * len(row["curve"]) / row["steps"]
+            )
+            lines.setdefault(_line(row), {})[row["method"]] = (steps, row["curve"])
+    if lines:
+        labels = {"xlabel": "images seen", "ylabel": "accuracy so far (%)"}
+        curves(lines, out / "stream.png", **labels)
+    print(f"{table}\n\n{out}/summary.md  {out}/results.jsonl")
+
+
+def _line(row: Row) -> str:
+    return f"{row['task']}: {row['adaptation']}, {row['mode']}, rate {row['rate']:g}"
+
+
+def stream_table(rows: list[Row]) -> str:
+    """Returns accuracy by adaptation, mode and rate, and by what adapted."""
+    named = [row | {"stream": _line(row)} for row in rows]
+    return tables.markdown(tables.cells(named, "stream", "method"), "target")
+
+
+if __name__ == "__main__":
+    main(run, Settings, __doc__)
