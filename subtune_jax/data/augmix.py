@@ -22,8 +22,8 @@ def augmix_copies(
 ) -> np.ndarray:
     """Returns uint8[copies, h, w, c]: m x + (1 - m) sum_i w_i chain_i(x).
 
-    x is a random crop (padded by 4 pixels of 32), flipped every second time; w ~ Dirichlet(1, ..., 1),
-    m ~ Beta(1, 1), and a chain has 1 to 3 random operations. Raises `InputError`
+    x is a random crop (padded by an eighth), flipped every second time; w is Dirichlet,
+    m uniform, and a chain has 1 to 3 random operations. Raises `InputError`
     unless the image is uint8[h, w, 1 or 3].
     """
     require_positive(copies=copies, chains=chains)
