@@ -94,7 +94,7 @@ def epochs(
     index, prepared = plan.phase_at(max(step, 1)), None
     while True:
         if losses and (step % plan.per_epoch == 0 or step == plan.ends[-1]):
-            yield _epoch(plan, index, state, step, losses, norms)
+            yield finished_epoch(plan, index, state, step, losses, norms)
             losses, norms = [], []
         if step == plan.ends[-1]:
             save(Snapshot(step, state, (), ()))
@@ -105,8 +105,8 @@ def epochs(
             state = advance(plan.network, state, before, program, plan.phases[index])
         prepared = prepared or _prepared(plan, index, state)
         if step % plan.per_epoch == 0:
-            state = _refreshed(plan, index, state, step)
-        for batch in _segment(plan, index, step, prepared[1]):
+            state = refreshed(plan, index, state, step)
+        for batch in segment(plan, index, step, prepared[1]):
             run = compiled_step(prepared[0])
             state, log = run(state, plan.network.params, plan.place(batch))
             losses.append(log.loss)
@@ -129,7 +129,7 @@ def _prepared(plan: Plan, index: int, state: State) -> tuple[Program, Data]:
     return program._replace(start=cut), features(live, cut, plan.data)
 
 
-def _refreshed(plan: Plan, index: int, state: State, step: int) -> State:
+def refreshed(plan: Plan, index: int, state: State, step: int) -> State:
     """Returns the state with an epoch's multipliers (and fresh moments) set."""
     phase, program = plan.phases[index], plan.programs[index]
     if phase.multipliers is None:
@@ -142,11 +142,11 @@ def _refreshed(plan: Plan, index: int, state: State, step: int) -> State:
             state.trainable
         )
     paths = [name for name, _, _ in program.groups]
-    factors = phase.multipliers(network, _segment(plan, index, step, plan.data), paths)
+    factors = phase.multipliers(network, segment(plan, index, step, plan.data), paths)
     return state._replace(opt_state=set_multipliers(opt_state, factors))
 
 
-def _segment(plan: Plan, index: int, step: int, data: Data) -> Iterator[batches.Batch]:
+def segment(plan: Plan, index: int, step: int, data: Data) -> Iterator[batches.Batch]:
     """Returns the batches from `step` to the end of its epoch or phase."""
     number, begin = divmod(step, plan.per_epoch)
     stream = batches.epoch(
@@ -161,9 +161,10 @@ def _segment(plan: Plan, index: int, step: int, data: Data) -> Iterator[batches.
     return islice(stream, plan.ends[index] - step)
 
 
-def _epoch(
+def finished_epoch(
     plan: Plan, index: int, state: State, step: int, losses: list, norms: list
 ) -> Epoch:
+    """Returns where the run stands; raises `Diverged` for what is not finite."""
     values, sizes = np.array(losses, np.float32), np.array(norms, np.float32)
     finite = np.isfinite(values) & np.isfinite(sizes)
     if not finite.all():

@@ -1,0 +1,125 @@
+"""A sweep is the loop over `fit`, lane by lane."""
+
+import jax
+import numpy as np
+import pytest
+
+from subtune_jax import tree
+from subtune_jax.errors import InputError
+from subtune_jax.evaluation.metrics import cross_entropy
+from subtune_jax.selection.automatic import auto_rgn
+from subtune_jax.selection.labels import select
+from subtune_jax.training.loop import Diverged, fit
+from subtune_jax.training.optimizers import adam, sgd
+from subtune_jax.training.phases import Phase
+from subtune_jax.training.predict import evaluate
+from subtune_jax.training.sweep import Lane, sweep
+from subtune_jax.tuning.anchor import l2_sp
+from tests import toy
+
+RATES, SEEDS = (1e-2, 1e-3), (0, 1, 2)
+
+
+def lanes(make, rates=RATES):
+    return [Lane(make(rate), jax.random.key(seed)) for rate in rates for seed in SEEDS]
+
+
+def compare(network, data, found, made, tolerance, **settings):
+    for lane, result in zip(made, found, strict=True):
+        alone = fit(network, lane.phases, data, key=lane.key, cache_bytes=0, **settings)
+        assert result.epoch == alone.epoch and result.scores == alone.scores
+        one, other = (tree.flatten(r.trainable) for r in (result, alone))
+        assert one.keys() == other.keys()
+        for name, leaf in one.items():
+            np.testing.assert_allclose(leaf, other[name], **tolerance)
+
+
+def test_first_gradients_of_a_convolutional_network_equal_those_of_the_loop():
+    network, data = toy.small_resnet("group"), toy.images(10)
+    chosen = select(network, {"g": ["block2", "head"]})
+
+    def make(rate):  # a step of plain descent: the gradient, times the rate
+        return Phase(chosen, sgd(rate, momentum=0.0), 1)
+
+    made = lanes(make, rates=(1.0, 0.5))
+    found = sweep(network, made, data, batch_size=6)
+    base = tree.flatten(network.params)
+    for lane, result in zip(made, found, strict=True):
+        alone = fit(network, lane.phases, data, key=lane.key, batch_size=6)
+        for name, leaf in tree.flatten(result.trainable).items():
+            other = tree.flatten(alone.trainable)[name]
+            ours, looped = (base[name] - moved for moved in (leaf, other))
+            size = np.abs(looped).max()
+            assert size > 0
+            np.testing.assert_allclose(ours / size, looped / size, atol=1e-5)
+
+
+def test_all_lanes_are_the_looped_runs_in_float64():
+    with jax.enable_x64(True):
+        network, data = toy.mlp(dtype=np.float64), toy.points(22)
+        data = data._replace(x=data.x.astype(np.float64))
+        head, every = (select(network, {"g": [s]}) for s in ("head", ".*"))
+
+        def make(rate):
+            return [Phase(head, adam(10 * rate), 5), Phase(every, adam(rate), 11)]
+
+        settings = {
+            "batch_size": 6,
+            "validate": lambda net: evaluate(net, data),
+        }
+        found = sweep(network, lanes(make), data, chunk=3, **settings)
+        compare(network, data, found, lanes(make), {"atol": 1e-9}, **settings)
+
+
+def test_multipliers_are_refreshed_lane_by_lane():
+    network, data = toy.mlp(), toy.points(12)
+    every = select(network, {"g": [".*"]})
+
+    def make(rate):
+        rule = auto_rgn(cross_entropy)
+        return Phase(every, sgd(rate), 6, multipliers=rule, reset_moments=True)
+
+    found = sweep(network, lanes(make), data, batch_size=6)
+    compare(network, data, found, lanes(make), {"atol": 1e-5}, batch_size=6)
+
+
+def test_other_rates_seeds_and_data_do_not_trace_again():
+    traces = []
+    network = toy.mlp(traces=traces)
+    every = select(network, {"g": [".*"]})
+    make = [Lane(Phase(every, adam(r), 8), jax.random.key(0)) for r in RATES]
+    sweep(network, make, toy.points(24), batch_size=6)
+    before = len(traces)
+    again = [Lane(Phase(every, adam(3 * r), 8), jax.random.key(7)) for r in RATES]
+    sweep(network, again, toy.points(24, seed=1), batch_size=6)
+    assert len(traces) == before
+
+
+def test_a_lane_that_diverges_leaves_the_others_alone():
+    network, data = toy.mlp(), toy.points(12)
+    every = select(network, {"g": [".*"]})
+    rates = (1e-2, 1e38, 1e-3)
+    made = [Lane(Phase(every, sgd(r), 6), jax.random.key(0)) for r in rates]
+    good, lost, other = sweep(network, made, data, batch_size=6)
+    with pytest.raises(Diverged) as alone:
+        fit(network, made[1].phases, data, key=made[1].key, batch_size=6)
+    assert isinstance(lost, Diverged) and lost.step == alone.value.step
+    for lane, result in ((made[0], good), (made[2], other)):
+        alone = fit(network, lane.phases, data, key=lane.key, batch_size=6)
+        for name, leaf in tree.flatten(result.trainable).items():
+            np.testing.assert_allclose(
+                leaf, tree.flatten(alone.trainable)[name], atol=1e-5
+            )
+
+
+def test_what_cannot_be_one_program_is_refused():
+    network, data = toy.mlp(), toy.points(12)
+    every = select(network, {"g": [".*"]})
+    one = Lane(Phase(every, adam(1e-3), 4), jax.random.key(0))
+    longer = Lane(Phase(every, adam(1e-3), 5), jax.random.key(0))
+    pulled = Lane(Phase(every, adam(1e-3), 4, l2_sp(0.1)), jax.random.key(0))
+    for other in (longer, pulled):
+        with pytest.raises(InputError, match="lane 1 is another program than lane 0"):
+            sweep(network, [one, other], data)
+    with pytest.raises(InputError, match="lanes must be a positive number, got 0"):
+        sweep(network, [], data)
