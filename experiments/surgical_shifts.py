@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.cli import Common, Flags, as_config, main
-from experiments.jobs import base_of, run_jobs, tuned_rows
+from experiments.jobs import base_of, choice_of_first, run_jobs, tuned_rows
 from experiments.methods import Budget, Variant, labels, phases
 from experiments.surgical import Recipe, RecipeFlags, derived, run_steps
 from experiments.targets import Target, TargetFlags, Task, make_task
@@ -99,6 +99,7 @@ def run(settings: Settings) -> None:
     config = as_config(settings) | {"base": base_of(target, common)}
 
     def rows_of(job: Job, rows: list[Row], folder: Path) -> Iterator[Row]:
+        first = choice_of_first(rows, job_of, job, settings.recipe.choose)
         return tuned_rows(
             task_of(*job[:2]),
             settings.recipe,
@@ -107,30 +108,13 @@ def run(settings: Settings) -> None:
             name=NAME,
             folder=folder,
             devices=common.mesh,
-            chosen=choice_of_first_seed(settings, rows, job),
+            chosen=first and Variant(first["rate"], first["setting"]),
         )
 
     run_jobs(
         jobs(settings), job_of, rows_of, name=NAME, out=out, config=config, free=free
     )
     report(out)
-
-
-def choice_of_first_seed(
-    settings: Settings, rows: list[Row], job: Job
-) -> Variant | None:
-    """Returns what the first seed chose; `None` where this seed is to choose, or where
-    the first found nothing that did not diverge."""
-    name, seed, method = job
-    if seed == 0 or method == "none" or settings.recipe.choose == "each":
-        return None
-    (first,) = [
-        row
-        for row in rows
-        if row["split"] == "test" and job_of(row) == (name, 0, method)
-    ]
-    diverged = first["value"] is None
-    return None if diverged else Variant(first["rate"], first["setting"])
 
 
 def require_runnable(settings: Settings, task: Task) -> None:
