@@ -28,15 +28,16 @@ def run_jobs(
     config: dict[str, Any],
     free: Iterable[str],
 ) -> list[Row]:
-    """Runs the jobs that the folder has no test row of, and returns all its rows.
+    """Runs the jobs that are not done in the folder, and returns all its rows.
 
-    `rows_of(job, rows so far, folder)` makes a job's rows, with checkpoints in its own
-    folder if it wants any; a job that a kill cut short is done again from them. `free`
-    as in `results.open_folder`.
+    A job is done when it has a row that is not of split `validation`. `rows_of(job, rows
+    so far, folder)` makes a job's rows, with checkpoints in its own folder if it wants
+    any; a job that a kill cut short is done again from them. `free` as in
+    `results.open_folder`.
     """
     with results.lock(out):
         rows = results.open_folder(out, config, free)
-        done = {job_of(row) for row in rows if row["split"] == "test"}
+        done = {job_of(row) for row in rows if row["split"] != "validation"}
         rows = [row for row in rows if job_of(row) in done]
         results.keep(out, rows)
         todo = [job for job in jobs if job not in done]

@@ -73,13 +73,16 @@ def curves(
 
 
 def heat_maps(maps: Mapping[str, Mapping[tuple[str, str], float]], file: Path) -> None:
-    """Draws `{panel: {(line, column): value}}`, a panel below the other, to a PNG; each
-    line is scaled to 0..1 and shows its values."""
-    tall = sum(len({line for line, _ in cells}) for cells in maps.values())
-    size = (8.0, 1.0 * len(maps) + 0.45 * tall)
+    """Draws `{panel: {(line, column): value}}`, two panels beside each other, to a PNG;
+    each line is scaled to 0..1 and shows its values."""
+    most = max(len({line for line, _ in cells}) for cells in maps.values())
+    rows = -(-len(maps) // 2)
+    size = (11.0, rows * (0.8 + 0.4 * most))
     figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(len(maps), 1, squeeze=False)[:, 0]
-    for axis, (panel, cells) in zip(axes, maps.items(), strict=True):
+    axes = figure.subplots(rows, 2, squeeze=False).ravel()
+    for axis in axes[len(maps) :]:
+        axis.set_axis_off()
+    for axis, (panel, cells) in zip(axes, maps.items(), strict=False):
         _heat_map(axis, cells)
         axis.set_title(panel, fontsize=10)
     _save(figure, file)

@@ -49,19 +49,23 @@ def average_rank(table: Cells) -> dict[str, float]:
     )
 
 
-def markdown(table: Cells, corner: str) -> str:
+def markdown(table: Cells, corner: str, digits: int = 1, bold: bool = True) -> str:
     """Returns cells as mean (standard error, if known), the best of each line in bold."""
     lines, columns = (list(dict.fromkeys(key[i] for key in table)) for i in (0, 1))
     head = f"| {corner} | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}"
-    return "\n".join([head, *(_line(line, columns, table) for line in lines)])
+    return "\n".join(
+        [head, *(_line(line, columns, table, digits, bold) for line in lines)]
+    )
 
 
-def _line(line: str, columns: Sequence[str], table: Cells) -> str:
+def _line(
+    line: str, columns: Sequence[str], table: Cells, digits: int, bold: bool
+) -> str:
     best = max(mean for (name, _), (mean, _) in table.items() if name == line)
     shown = []
     for column in columns:
         mean, error = table.get((line, column), (None, None))
-        text = "" if mean is None else f"{mean:.1f}"
-        text += "" if mean is None or np.isnan(error) else f" ({error:.1f})"
-        shown.append(f"**{text}**" if mean == best else text)
+        text = "" if mean is None else f"{mean:.{digits}f}"
+        text += "" if mean is None or np.isnan(error) else f" ({error:.{digits}f})"
+        shown.append(f"**{text}**" if bold and mean == best else text)
     return f"| {line} | {' | '.join(shown)} |"

@@ -99,12 +99,18 @@ def magnitude(network: Network, groups: Groups | None = None) -> Score:
 
 
 def rank_agreement(scores: Mapping[str, Score]) -> dict[tuple[str, str], float]:
-    """Returns Spearman's rank correlation of every two scores over their common names."""
+    """Returns Spearman's rank correlation of every two scores over their common names.
+
+    NaN where a score is the same for all of them, or there are fewer than two.
+    """
     from scipy.stats import spearmanr
 
     def correlation(one: Score, two: Score) -> float:
         names = [name for name in one if name in two]
-        return float(spearmanr([one[n] for n in names], [two[n] for n in names])[0])
+        pair = [[score[name] for name in names] for score in (one, two)]
+        if any(len(set(values)) < 2 for values in pair):
+            return float("nan")
+        return float(spearmanr(*pair)[0])
 
     return {(a, b): correlation(scores[a], scores[b]) for a in scores for b in scores}
 
