@@ -80,7 +80,7 @@ def base_of(target: Target, common: Common) -> str | None:
 
 def task_name(target: Target, shift: str) -> str:
     """Returns what a task is called in tables: its shift, or its data set, or both."""
-    dataset = target.dataset.rstrip("/").split("/")[-1]
+    dataset = target.breeds or target.dataset.rstrip("/").split("/")[-1]
     if shift == "none":
         return dataset
     shifted_already = "corrupted" in target.dataset
@@ -111,7 +111,7 @@ def tuned_rows(
         "task": task_name(target, shift),
         "method": method,
         "seed": seed,
-        "metric": "accuracy",
+        "metric": task.metric,
         "trainable_params": trainable_count(task.network.params, trained),
         "total_params": count(task.network.params),
         "commit": results.commit(),

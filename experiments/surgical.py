@@ -168,7 +168,9 @@ def train(
             norm=recipe.norm,
             batch_size=recipe.batch_size,
             augment=crop_and_flip() if recipe.augment else None,
-            validate=lambda network: evaluate(network, task.validation),
+            validate=lambda network: evaluate(
+                network, task.validation, task.metrics["validation"]
+            ),
             place=mesh.placement(devices),
             checkpoint=checkpoint,
         )
@@ -194,8 +196,8 @@ def chosen_row(task: Task, method: str, tried: Sequence[Tried]) -> Row:
 
 
 def read_test_once(network: Network, task: Task) -> float:
-    """Returns the test accuracy in percent, of the one network that was chosen."""
-    return evaluate(network, task.test)
+    """Returns the test score in percent, of the one network that was chosen."""
+    return evaluate(network, task.test, task.metrics["test"])
 
 
 def derived(rows: Sequence[Row]) -> list[Row]:

@@ -22,32 +22,25 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from experiments.cli import Common, Flags, as_config, main
 from experiments.jobs import base_of, choice_of_first, run_jobs, task_name
 from experiments.methods import labels
+from experiments.streams import ADAPTATIONS, Way, stream_outputs
 from experiments.surgical import CHOICES
 from experiments.targets import Target, TargetFlags, Task, make_task
-from subtune_jax.data.augmix import augmix_copies
-from subtune_jax.data.batches import Data
 from subtune_jax.errors import InputError, require_positive, unknown
-from subtune_jax.evaluation.entropy import entropy, marginal_entropy
 from subtune_jax.evaluation.metrics import accuracy
-from subtune_jax.network import NORM_MODES, Network
+from subtune_jax.network import NORM_MODES
 from subtune_jax.reporting import results, tables
 from subtune_jax.reporting.plots import curves
 from subtune_jax.reporting.results import Row
 from subtune_jax.selection.labels import trainable_count
-from subtune_jax.training.adapt import adapt
-from subtune_jax.training.loop import Diverged
-from subtune_jax.training.optimizers import adam, sgd
-from subtune_jax.training.phases import Phase
 from subtune_jax.tree import count
 
 NAME = "surgical_test_time"
-ADAPTATIONS, MODES = ("memo", "tent"), ("online", "episodic")
+MODES = ("online", "episodic")
 
 
 def streams() -> Target:
@@ -181,10 +174,16 @@ def stream_row(
 ) -> Row:
     """Returns the row of a stream: accuracy over all images, and after each of them."""
     begin, data = time.perf_counter(), getattr(task, split)
-    outputs, status = stream_outputs(task.network, data, settings, job, rate)
+    way = Way(job.adaptation, rate, job.mode == "episodic", job.seed)
+    sizes = {"copies": settings.copies, "batch": settings.tent_batch}
+    chosen = labels(task.network, job.method)
+    outputs, status = np.asarray(task.network(data.x[:])), "ok"
+    if job.method != "none":
+        outputs, status = stream_outputs(
+            task.network, data, chosen, way, norm=settings.norm, **sizes
+        )
     hits = np.argmax(outputs, axis=1) == data.y[: len(outputs)]
     whole, seen = len(hits) == len(data.y), np.arange(1, len(hits) + 1)
-    chosen = labels(task.network, job.method)
     return job._asdict() | {
         "experiment": NAME,
         "dataset": settings.target.dataset,
@@ -201,48 +200,6 @@ def stream_row(
         "seconds": time.perf_counter() - begin,
         "commit": results.commit(),
     }
-
-
-def stream_outputs(
-    network: Network, data: Data, settings: Settings, job: Job, rate: float
-) -> tuple[np.ndarray, str]:
-    """Returns the outputs up to the end of the stream, or to where it diverged."""
-    made = [np.zeros((0, network.params["head"]["bias"].size))]
-    if job.method == "none":
-        return np.asarray(network(data.x[:])), "ok"
-    views, rule, loss = {
-        "memo": (memo_views, sgd(rate, momentum=0.0), marginal_entropy),
-        "tent": (tent_views, adam(rate), entropy),
-    }[job.adaptation]
-    adapted = adapt(
-        network,
-        Phase(labels(network, job.method), rule, steps=1),
-        views(data, settings, job.seed),
-        loss=loss,
-        key=jax.random.key(job.seed),
-        norm=settings.norm,
-        episodic=job.mode == "episodic",
-    )
-    try:
-        made.extend(adapted)
-    except Diverged:
-        return np.concatenate(made), "diverged"
-    return np.concatenate(made), "ok"
-
-
-def memo_views(data: Data, settings: Settings, seed: int) -> Iterator[tuple]:
-    """Yields the copies of every image, and the image."""
-    for index, image in enumerate(data.x[:]):
-        rng = np.random.default_rng([seed, index])
-        yield augmix_copies(image, settings.copies, rng), image[None]
-
-
-def tent_views(data: Data, settings: Settings, seed: int) -> Iterator[tuple]:
-    """Yields batches of images twice: to adapt to, and to predict."""
-    del seed
-    for begin in range(0, len(data.y), settings.tent_batch):
-        batch = data.x[begin : begin + settings.tent_batch]
-        yield batch, batch
 
 
 def report(out: Path, rows: list[Row]) -> None:

@@ -21,6 +21,14 @@ class Data(NamedTuple):
         """Returns the examples at `index`, in that order."""
         return Data(jax.tree.map(lambda leaf: leaf[index], self.x), self.y[index])
 
+    def only(self, index: np.ndarray) -> "Data":
+        """Returns the examples at `index`; images that are read when taken stay unread."""
+
+        def part(leaf):
+            return leaf.only(index) if hasattr(leaf, "only") else leaf[index]
+
+        return Data(jax.tree.map(part, self.x), self.y[index])
+
 
 class Batch(NamedTuple):
     """A batch of fixed size; padding rows have weight 0, all others 1 (float32)."""

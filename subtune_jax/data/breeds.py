@@ -213,5 +213,5 @@ def subpopulations(data: Data, classes: list[Superclass], side: str) -> Data:
     chosen = np.flatnonzero(np.isin(data.y, list(label)))
     if not len(chosen):
         raise InputError(f"the data have no image of a {side} class")
-    part = data.take(chosen)
+    part = data.only(chosen)
     return part._replace(y=np.array([label[y] for y in part.y.tolist()], np.int32))

@@ -1,6 +1,7 @@
 """Images as uint8 arrays: resizing, random crops and flips, folders of files."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,6 +45,32 @@ def crop_and_flip(padding: int = 4) -> Callable:
     return augment
 
 
+@dataclass(frozen=True)
+class LazyImages:
+    """Images as an array that is read where it is indexed.
+
+    `images[index]` with an integer array or a slice returns uint8[n, h, w, c]: `read(i)`
+    for the rows i, resized to `size` pixels a side if that is given.
+    """
+
+    read: Callable[[int], np.ndarray]
+    rows: np.ndarray
+    size: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: np.ndarray | slice) -> np.ndarray:
+        found = [resized(self.read(int(i)), self.size) for i in self.rows[index]]
+        if len({image.shape for image in found}) > 1:
+            raise InputError("images of this set differ in size: they need resizing")
+        return np.stack(found)
+
+    def only(self, index: np.ndarray) -> "LazyImages":
+        """Returns these rows alone; none is read."""
+        return replace(self, rows=self.rows[index])
+
+
 class Folder(NamedTuple):
     """Labelled images; `groups` is int32[n], an index into `group_names` (or all 0)."""
 
@@ -54,33 +81,43 @@ class Folder(NamedTuple):
 
 
 def folder(root: str | Path, size: int | None = None) -> Folder:
-    """Reads `root/CLASS/*.png` or `root/CLASS/GROUP/*.png` (or jpg, bmp, webp) as RGB.
+    """Returns the images of `root/CLASS/*.png` or `root/CLASS/GROUP/*.png` (or jpg, bmp,
+    webp) as RGB, read when they are taken.
 
     Classes and groups are numbered in alphabetical order. Raises `InputError` when
-    there are no images, or they differ in size and no `size` is given.
+    there are no images, a file is none, or they differ in size and no `size` is given.
     """
     root = Path(root)
     files = sorted(p for p in root.glob("**/*") if p.suffix.lower() in SUFFIXES)
     parts = [file.relative_to(root).parts[:-1] for file in files]
     if not files or any(len(part) not in (1, 2) for part in parts):
         raise InputError(f"expected images in {root} as CLASS/FILE or CLASS/GROUP/FILE")
-    classes = tuple(sorted({part[0] for part in parts}))
-    groups = tuple(sorted({part[1] if len(part) > 1 else "" for part in parts}))
-    pixels = [_read(file, size) for file in files]
-    shapes = {image.shape for image in pixels}
-    if len(shapes) > 1:
+    sizes = {_size(file) for file in files}
+    if len(sizes) > 1 and size is None:
         raise InputError(
-            f"images in {root} differ in size ({len(shapes)} sizes): give a size"
+            f"images in {root} differ in size ({len(sizes)} sizes): give a size"
         )
-    y = np.array([classes.index(part[0]) for part in parts], np.int32)
-    g = np.array(
-        [groups.index(part[1] if len(part) > 1 else "") for part in parts], np.int32
-    )
-    return Folder(Data(np.stack(pixels), y), g, classes, groups)
+    classes, y = _numbered([part[0] for part in parts])
+    names, groups = _numbered([part[1] if len(part) > 1 else "" for part in parts])
+    pixels = LazyImages(lambda i: _read(files[i]), np.arange(len(files)), size)
+    return Folder(Data(pixels, y), groups, classes, names)
 
 
-def _read(file: Path, size: int | None) -> np.ndarray:
+def _numbered(names: list[str]) -> tuple[tuple[str, ...], np.ndarray]:
+    known, numbers = np.unique(names, return_inverse=True)
+    return tuple(known.tolist()), numbers.astype(np.int32)
+
+
+def _size(file: Path) -> tuple[int, int]:
     try:
-        return resized(np.asarray(Image.open(file).convert("RGB")), size)
+        with Image.open(file) as picture:  # the header alone
+            return picture.size
+    except OSError as error:
+        raise InputError(f"{file} is no readable image: {error}") from None
+
+
+def _read(file: Path) -> np.ndarray:
+    try:
+        return np.asarray(Image.open(file).convert("RGB"))
     except OSError as error:
         raise InputError(f"{file} is no readable image: {error}") from None

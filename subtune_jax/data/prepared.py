@@ -2,14 +2,13 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from subtune_jax.data.batches import Data
-from subtune_jax.data.images import resized
+from subtune_jax.data.images import LazyImages
 from subtune_jax.errors import InputError, nearest
 
 
@@ -72,25 +71,6 @@ def _versions(folder: Path) -> list[Path]:
     return [p for p in found if re.fullmatch(r"\d+\.\d+\.\d+", p.name)]
 
 
-@dataclass(frozen=True)
-class LazyImages:
-    """Images of a source as an array that is read where it is indexed.
-
-    `images[index]` with an integer array or a slice returns uint8[n, h, w, c], resized
-    to `size` pixels a side if that is given.
-    """
-
-    source: Sequence[dict[str, Any]]
-    size: int | None = None
-
-    def __getitem__(self, index: np.ndarray | slice) -> np.ndarray:
-        rows = np.arange(len(self.source))[index]
-        found = [resized(self.source[int(i)]["image"], self.size) for i in rows]
-        if len({image.shape for image in found}) > 1:
-            raise InputError("images of this set differ in size: they need resizing")
-        return np.stack(found)
-
-
 def images(
     name: str, split: str, data_dir: str | Path, size: int | None = None
 ) -> Data:
@@ -109,4 +89,5 @@ def images(
 
     labels = records(name, split, data_dir, decoders={"image": decode.SkipDecoding()})
     y = np.array([labels[i]["label"] for i in range(len(labels))], np.int32)
-    return Data(LazyImages(source, size), y)
+    pixels = LazyImages(lambda i: source[i]["image"], np.arange(len(y)), size)
+    return Data(pixels, y)

@@ -13,18 +13,30 @@ def balanced_parts(
 ) -> dict[str, Data]:
     """Returns disjoint named parts, each with the classes as even as its size allows.
 
+    See `balanced_indices`.
+    """
+    indices = balanced_indices(data.y, sizes, seed)
+    return {name: data.take(index) for name, index in indices.items()}
+
+
+def balanced_indices(
+    y: np.ndarray, sizes: Mapping[str, int | None], seed: int | np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Returns the examples of disjoint named parts, as even over the values of `y`
+    (classes, or pairs of class and group) as their sizes allow.
+
     `None` as the last size takes what is left. Where a size is no multiple of the
     number of classes, classes drawn at random give one more. Raises `InputError` when
     a class has too few examples.
     """
-    rng, classes = np.random.default_rng(seed), np.unique(data.y)
-    left = {c: rng.permutation(np.flatnonzero(data.y == c)) for c in classes}
+    rng, classes = np.random.default_rng(seed), np.unique(y)
+    left = {c: rng.permutation(np.flatnonzero(y == c)) for c in classes}
     parts = {}
     for name, size in sizes.items():
         wanted = _per_class(left, size, rng, name)
         chosen = [left[c][: wanted[c]] for c in classes]
         left = {c: left[c][wanted[c] :] for c in classes}
-        parts[name] = data.take(rng.permutation(np.concatenate(chosen)))
+        parts[name] = rng.permutation(np.concatenate(chosen))
     return parts
 
 

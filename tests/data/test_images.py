@@ -122,11 +122,11 @@ def test_a_folder_of_classes_and_groups(tmp_path):
     assert found.group_names == ("indoor", "outdoor")
     assert found.data.y.tolist() == [0, 0, 1]
     assert found.groups.tolist() == [0, 1, 0]
-    assert found.data.x.shape == (3, 6, 6, 3) and found.data.x[0, 0, 0].tolist() == [
-        10,
-        20,
-        30,
-    ]
+    pixels = found.data.x[:]
+    assert pixels.shape == (3, 6, 6, 3) and pixels[0, 0, 0].tolist() == [10, 20, 30]
+    one = found.data.only(np.array([2]))
+    assert len(one.x) == 1 and one.y.tolist() == [1]  # the jpg: nearly its color
+    assert np.abs(one.x[:].astype(int) - (10, 20, 30)).max() <= 2
 
 
 def test_a_folder_of_classes_only_and_of_many_sizes(tmp_path):
@@ -135,7 +135,7 @@ def test_a_folder_of_classes_only_and_of_many_sizes(tmp_path):
     with pytest.raises(InputError, match="differ in size .2 sizes.: give a size"):
         folder(tmp_path)
     found = folder(tmp_path, size=4)
-    assert found.data.x.shape == (2, 4, 4, 3) and found.groups.tolist() == [0, 0]
+    assert found.data.x[:].shape == (2, 4, 4, 3) and found.groups.tolist() == [0, 0]
 
 
 def test_a_file_that_is_no_image_is_named(tmp_path):
