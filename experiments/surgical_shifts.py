@@ -143,7 +143,8 @@ def cost_report(settings: Settings, task: Task) -> str:
 
 
 def report(out: Path) -> None:
-    """Writes summary.md and accuracy.png from the rows, and prints the table."""
+    """Writes summary.md, accuracy.png and relative.png from the rows, and prints the
+    table."""
     rows = results.read(out)
     tests = [r for r in rows if r["split"] == "test"]
     cells = tables.cells([*tests, *derived(rows)], "task", "method")
@@ -164,7 +165,35 @@ def report(out: Path) -> None:
     titles = {t: f"{t}\n({levels[t]}-level shift)" for t in bars if levels[t] != "none"}
     colors = {"none": "#bab0ab", "all": "#bab0ab"}
     grouped_bars(bars, out / "accuracy.png", titles=titles, colors=colors)
+    beside = relative(tests)
+    if beside:
+        label = "test accuracy less that of all (points)"
+        grouped_bars(beside, out / "relative.png", colors=colors, ylabel=label)
     print(f"{table}\n\n{out}/summary.md  {out}/accuracy.png  {out}/results.jsonl")
+
+
+def relative(tests: list[Row]) -> dict[str, dict[str, tuple[float, float]]]:
+    """Returns `{kind of shift: {method: (mean, error)}}` of the accuracy less that of full
+    tuning on the same task and seed (the paper's figure 2); without `all`, nothing."""
+    full = {(r["task"], r["seed"]): r["value"] for r in tests if r["method"] == "all"}
+    made = [
+        r | {"value": r["value"] - full[r["task"], r["seed"]], "kind": kind_of(r)}
+        for r in tests
+        if r["value"] is not None and full.get((r["task"], r["seed"])) is not None
+    ]
+    bars: dict[str, dict[str, tuple[float, float]]] = {}
+    for (kind, method), values in tables.grouped(made, "kind", "method").items():
+        if method not in ("none", "all"):
+            bars.setdefault(kind, {})[method] = tables.mean_and_error(values)
+    return bars
+
+
+def kind_of(row: Row) -> str:
+    """Returns the kind of a row's shift; shifted data sets are named by what they are."""
+    level = shift(row["shift"]).level
+    if level == "none" and "corrupted" in row["dataset"]:
+        level = "input"
+    return f"{level}-level shift" if level != "none" else row["task"]
 
 
 if __name__ == "__main__":

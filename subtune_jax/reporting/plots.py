@@ -35,7 +35,7 @@ def _bars(
     best = max(values)
     shades = [colors.get(n, "#4c78a8") for n in names]
     drawn = axis.bar(names, values, yerr=errors, capsize=3, color=shades)
-    labels = [f"{v:.0f}" for v in values]
+    labels = [f"{v:.0f}" if abs(v) >= 10 else f"{v:.1f}" for v in values]
     axis.bar_label(drawn, labels, padding=2, fontsize=8)
     for bar, value in zip(drawn, values, strict=True):
         if value == best:
