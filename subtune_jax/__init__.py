@@ -1,10 +1,12 @@
 """Selective fine-tuning: choose the few weights that should move, tune just those."""
 
 from subtune_jax.cost import Cost, cost, cost_table
+from subtune_jax.data.augmix import augmix_copies
 from subtune_jax.data.batches import Batch, Data
 from subtune_jax.data.sampling import balanced_parts
 from subtune_jax.data.sources import digits
 from subtune_jax.errors import InputError
+from subtune_jax.evaluation.entropy import entropy, marginal_entropy
 from subtune_jax.evaluation.metrics import (
     accuracy,
     cross_entropy,
@@ -21,10 +23,12 @@ from subtune_jax.selection.labels import (
     select,
     trainable_count,
 )
+from subtune_jax.training.adapt import adapt
 from subtune_jax.training.loop import Diverged, Fit, fit
 from subtune_jax.training.optimizers import Rule, adam, adamw, sgd
 from subtune_jax.training.phases import Phase
 from subtune_jax.training.predict import evaluate, predict
+from subtune_jax.training.sweep import Lane, sweep
 from subtune_jax.tuning.anchor import l1_sp, l2_sp
 from subtune_jax.tuning.head import new_head
 from subtune_jax.tuning.method import Tuning
@@ -37,6 +41,7 @@ __all__ = [
     "Diverged",
     "Fit",
     "InputError",
+    "Lane",
     "Network",
     "Phase",
     "Pretrained",
@@ -47,21 +52,25 @@ __all__ = [
     "accuracy",
     "adam",
     "adamw",
+    "adapt",
     "adopt",
     "adopt_linen",
     "assert_frozen",
+    "augmix_copies",
     "balanced_parts",
     "cost",
     "cost_table",
     "coverage",
     "cross_entropy",
     "digits",
+    "entropy",
     "evaluate",
     "fit",
     "forward",
     "l1_sp",
     "l2_sp",
     "load",
+    "marginal_entropy",
     "new_head",
     "predict",
     "resnet",
@@ -69,6 +78,7 @@ __all__ = [
     "sgd",
     "squared_error",
     "subset",
+    "sweep",
     "trainable_count",
     "worst_group_accuracy",
 ]

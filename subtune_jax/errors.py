@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from numbers import Real
 
 
 class InputError(ValueError):
@@ -27,5 +28,15 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> InputError:
 def require_positive(**values: float) -> None:
     """Raises `InputError` naming the first value that is no positive finite number."""
     for name, value in values.items():
-        if not 0 < value < float("inf"):
+        number = isinstance(value, Real) and not isinstance(value, bool)
+        if not number or not 0 < value < float("inf"):
             raise InputError(f"{name} must be a positive number, got {value!r}")
+
+
+def require_type(expected: type, **values: object) -> None:
+    """Raises `InputError` naming the first value that is not of the expected type."""
+    for name, value in values.items():
+        if not isinstance(value, expected):
+            raise InputError(
+                f"{name} must be a {expected.__name__}, got {type(value).__name__}"
+            )

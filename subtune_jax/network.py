@@ -49,6 +49,10 @@ class Network(NamedTuple):
         """Returns the outputs for a batch `x`: stored statistics, no dropout."""
         return forward(self.stages, self.params, self.stats, x)[0]
 
+    def __repr__(self) -> str:
+        names = ", ".join(stage.name for stage in self.stages)
+        return f"Network({tree.count(self.params):,} parameters in stages {names})"
+
 
 def forward(
     stages: tuple[Stage, ...],

@@ -40,7 +40,9 @@ def call(monkeypatch, tmp_path):
 
 
 def rows(folder):
-    return [json.loads(ln) for ln in (folder / "results.jsonl").read_text().splitlines()]
+    return [
+        json.loads(ln) for ln in (folder / "results.jsonl").read_text().splitlines()
+    ]
 
 
 def final(folder):

@@ -38,6 +38,10 @@ class Fit(NamedTuple):
     epoch: int
     scores: list[float]
 
+    def __repr__(self) -> str:
+        tuned, best = tree.count(self.trainable), max(self.scores, default=None)
+        return f"Fit({tuned:,} tuned parameters, epoch {self.epoch}, score {best})"
+
 
 def fit(
     network: Network,
@@ -52,8 +56,9 @@ def fit(
 ) -> Fit:
     """Returns the network after the phases, or at the epoch that `validate` scores best.
 
-    The first of equal scores is kept. The base `network` is left as it is. `settings`
-    are those of `plan.make_plan`. With a `checkpoint` folder the run is saved every
+    The first of equal scores is kept. The base `network` is left as it is. `settings`:
+    loss, norm, batch_size, accumulate, augment, place, cache_bytes, as
+    `plan.make_plan` describes them. With a `checkpoint` folder the run is saved every
     `checkpoint_seconds` and at its end, and the same call continues it, or returns at
     once when it had ended. Raises `InputError` for settings that cannot be and for the
     checkpoint of another base or run, and `Diverged` when the loss is not finite.

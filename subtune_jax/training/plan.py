@@ -11,6 +11,7 @@ import numpy as np
 from subtune_jax import tree
 from subtune_jax.data import batches
 from subtune_jax.data.batches import Augment, Data
+from subtune_jax.errors import InputError, require_type
 from subtune_jax.evaluation.metrics import cross_entropy
 from subtune_jax.network import Network
 from subtune_jax.training.phases import Phase, Program, programs
@@ -60,7 +61,12 @@ def make_plan(
     puts a batch on its devices (see `training.mesh`). cache_bytes: how much memory the
     activations of a frozen prefix may take to be computed once; 0 turns that off.
     """
+    require_type(Network, network=network)
+    require_type(Data, data=data)
+    require_key(key)
     batches.require_pairs(data)
+    if loss is cross_entropy:
+        require_labels(network, data)
     phases = (phases,) if isinstance(phases, Phase) else tuple(phases)
     made = programs(network, phases, loss=loss, norm=norm, accumulate=accumulate)
     drop = accumulate > 1 or any(program.batch_stats for program in made)
@@ -80,6 +86,27 @@ def make_plan(
         place=place,
         cache_bytes=cache_bytes,
     )
+
+
+def require_key(key: jax.Array) -> None:
+    """Raises `InputError` unless this is one typed random key."""
+    dtype = getattr(key, "dtype", type(key).__name__)
+    typed = hasattr(key, "dtype") and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+    if not typed or key.shape:
+        raise InputError(f"key must be one jax.random.key(seed), got {dtype}")
+
+
+def require_labels(network: Network, data: Data) -> None:
+    """Raises `InputError` for labels that a linear head has no output for."""
+    head = network.params[network.stages[-1].name]
+    kernel = head.get("kernel") if isinstance(head, dict) else None
+    outputs = kernel.shape[-1] if getattr(kernel, "ndim", 0) == 2 else None
+    low, high = np.min(data.y), np.max(data.y)
+    if low < 0 or (outputs is not None and high >= outputs):
+        raise InputError(
+            f"labels are {low} to {high}: the network has {outputs} outputs, so labels "
+            f"0 to {(outputs or 1) - 1} are expected (see new_head)"
+        )
 
 
 def identity(plan: Plan) -> dict[str, str]:

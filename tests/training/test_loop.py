@@ -156,3 +156,39 @@ def test_inputs_and_targets_of_different_number_are_refused():
     network, data = toy.mlp(), toy.points(48)
     with pytest.raises(InputError, match="48 inputs and 30 targets"):
         fit(network, phase(network), data._replace(y=data.y[:30]), key=KEY)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"key": 0}, r"key must be one jax.random.key\(seed\), got int"),
+        ({"key": jax.random.split(KEY)}, "key must be one"),
+        ({"data": ([1], [0])}, "data must be a Data, got tuple"),
+        ({"network": "resnet"}, "network must be a Network, got str"),
+        (
+            {"data": Data(np.zeros((2, 4), np.float32), np.array([0, 7]))},
+            "labels are 0 to 7: the network has 3 outputs, so labels 0 to 2",
+        ),
+        (
+            {"data": Data(np.zeros((2, 4), np.float32), np.array([-1, 1]))},
+            "labels are -1 to 1",
+        ),
+    ],
+)
+def test_wrong_kinds_of_arguments_are_one_sentence(change, message):
+    given = {"network": toy.mlp(), "data": toy.points(), "key": KEY} | change
+    chosen = phase(toy.mlp())
+    with pytest.raises(InputError, match=message):
+        fit(given["network"], chosen, given["data"], key=given["key"])
+
+
+def test_a_rate_must_be_a_number():
+    with pytest.raises(InputError, match="rate must be a positive number, got '1e-2'"):
+        adam("1e-2")
+
+
+def test_networks_and_results_are_shown_in_a_line():
+    network = toy.mlp()
+    assert repr(network) == "Network(93 parameters in stages one, two, head)"
+    result = fit(network, phase(network, steps=1), toy.points(), key=KEY)
+    assert repr(result) == "Fit(93 tuned parameters, epoch 1, score None)"
