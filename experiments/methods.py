@@ -61,6 +61,7 @@ def variants(method: str, grid: Grid) -> list[Variant]:
         "last": grid.last_rates,
         "head": grid.last_rates,
         "auto_rgn": grid.auto_rates,
+        "auto_rgn_blocks": grid.auto_rates,
     }.get(method, grid.rates)
     settings = {
         "l1_sp": grid.strengths,
@@ -124,6 +125,22 @@ def _auto_snr(network: Network, variant: Variant, budget: Budget) -> list[Phase]
     return [made._replace(multipliers=rule)]
 
 
+def _auto_rgn_blocks(network: Network, variant: Variant, budget: Budget) -> list[Phase]:
+    """As `auto_rgn`, with one weight for all tensors of a block."""
+    (made,) = _auto_rgn(network, variant, budget)
+    return [made._replace(multipliers=auto_rgn(cross_entropy, table="surgical"))]
+
+
+def _auto_snr_official(
+    network: Network, variant: Variant, budget: Budget
+) -> list[Phase]:
+    """The rule of the paper's code: its own form of SNR, not normalized, at 0.95."""
+    made = Phase(_without_norms(network), _rule(variant, budget), budget.steps)
+    form = {"mode": "official", "normalization": "none", "threshold": 0.95}
+    rule = auto_snr(cross_entropy, **form)
+    return [made._replace(multipliers=rule, reset_moments=True)]
+
+
 def _without_norms(network: Network) -> Labels:
     norms = set(match(network, "kinds:norms"))
     return tree.map_with_path(
@@ -177,7 +194,9 @@ _MANY = 1000  # steps enough for every scheme to make all of its phases
 
 SCHEMES: dict[str, Make] = {
     "auto_rgn": _auto_rgn,
+    "auto_rgn_blocks": _auto_rgn_blocks,
     "auto_snr": _auto_snr,
+    "auto_snr_official": _auto_snr_official,
     "unfreeze_first": _unfreezing(lambda units: units),
     "unfreeze_last": _unfreezing(lambda units: units[::-1]),
     "l1_sp": _anchored(l1_sp),

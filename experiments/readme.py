@@ -2,21 +2,33 @@
 
 python -m experiments.readme
 
-A table stands between `<!-- table: FOLDER -->` and `<!-- end -->`.
+A table stands between `<!-- table: FOLDER -->` and `<!-- end -->`. The rows of a folder
+are those of its own and of the folders in it, one for each command that made some.
 """
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from experiments.prefix_speed import speed_table
 from experiments.surgical import derived
+from experiments.surgical_scores import agreement, agreement_tables
+from experiments.surgical_size import size_table
+from experiments.surgical_test_time import stream_table
 from subtune_jax.reporting import results, tables
+from subtune_jax.reporting.results import Row
+
+
+def rows_of(folder: Path) -> list[Row]:
+    """Returns the rows of a folder and of the folders in it, in order of their names."""
+    homes = sorted(file.parent for file in folder.glob("**/results.jsonl"))
+    return [row for home in homes for row in results.read(home)]
 
 
 def surgical(folder: Path) -> str:
     """Returns our accuracy by target and method, above the reference's if there is one."""
-    rows = results.read(folder)
+    rows = rows_of(folder)
     tests = [r for r in rows if r["split"] == "test"]
     ours = tables.cells([*tests, *derived(rows)], "task", "method")
     reference = folder / "reference.json"
@@ -31,9 +43,40 @@ def surgical(folder: Path) -> str:
     return tables.markdown(both, "target")
 
 
-def prefix_speed(folder: Path) -> str:
-    """Returns the table of the benchmark of cached prefixes."""
-    return speed_table(results.read(folder))
+def methods(folder: Path) -> str:
+    """Returns the accuracy by method and target, and each method's average rank."""
+    rows = rows_of(folder)
+    tests = [r for r in rows if r["split"] == "test"]
+    cells = tables.cells([*tests, *derived(rows)], "method", "task")
+    ranks = tables.average_rank(tables.cells(tests, "task", "method"))
+    shown = cells | {
+        (m, "average rank"): (rank, float("nan")) for m, rank in ranks.items()
+    }
+    return tables.markdown(shown, "tuned", bold=False)
+
+
+def scores(folder: Path) -> str:
+    """Returns how every score agrees with the measured profile, by target."""
+    rows = rows_of(folder)
+    units = list(dict.fromkeys(row["unit"] for row in rows if "unit" in row))
+    return agreement_tables(agreement(rows, rows, units))[1]
+
+
+def tests_only(table: Callable[[list[Row]], str]) -> Callable[[Path], str]:
+    """Returns a table of a folder's test rows."""
+    return lambda folder: table([r for r in rows_of(folder) if r["split"] == "test"])
+
+
+TABLES: dict[str, Callable[[Path], str]] = {
+    "prefix_speed": lambda folder: speed_table(rows_of(folder)),
+    "surgical_cifar10": surgical,
+    "surgical_methods": methods,
+    "surgical_methods_digits": methods,
+    "surgical_scores_digits": scores,
+    "surgical_shifts_digits": surgical,
+    "surgical_size_digits": tests_only(size_table),
+    "surgical_test_time": tests_only(stream_table),
+}
 
 
 def with_tables(text: str, home: Path) -> str:
@@ -41,8 +84,7 @@ def with_tables(text: str, home: Path) -> str:
 
     def made(match: re.Match) -> str:
         name = match[1]
-        make = prefix_speed if name == "prefix_speed" else surgical
-        return f"<!-- table: {name} -->\n{make(home / name)}\n<!-- end -->"
+        return f"<!-- table: {name} -->\n{TABLES[name](home / name)}\n<!-- end -->"
 
     return re.sub(r"<!-- table: (\S+) -->\n.*?<!-- end -->", made, text, flags=re.S)
 

@@ -14,6 +14,7 @@ from subtune_jax.training.adapt import adapt
 from subtune_jax.training.loop import Diverged
 from subtune_jax.training.optimizers import adam, sgd
 from subtune_jax.training.phases import Phase
+from subtune_jax.training.predict import predict
 
 ADAPTATIONS = ("memo", "tent")
 
@@ -40,7 +41,8 @@ def stream_outputs(
     """Returns the outputs and `ok`; or those up to where it diverged, and `diverged`.
 
     memo: plain SGD on the marginal entropy of `copies` AugMix copies of each image.
-    tent: Adam on the entropy of each `batch` images. papers/surgical.md 2.7.
+    tent: Adam on the entropy of each `batch` images, which are predicted after the step
+    (its paper's code: before, recalled). papers/surgical.md 2.7.
     """
     views, rule, loss = {
         "memo": (memo_views(data, copies, way.seed), sgd, marginal_entropy),
@@ -56,7 +58,7 @@ def stream_outputs(
         norm=norm,
         episodic=way.episodic,
     )
-    made = [np.asarray(network(data.x[:1]))[:0]]
+    made = [predict(network, data.only(np.arange(1)))[:0]]
     try:
         made.extend(adapted)
     except Diverged:
@@ -67,10 +69,8 @@ def stream_outputs(
 def memo_views(data: Data, copies: int, seed: int) -> Iterator[tuple]:
     """Yields the AugMix copies of every image, and the image."""
     for index, image in enumerate(data.x[:]):
-        yield (
-            augmix_copies(image, copies, np.random.default_rng([seed, index])),
-            image[None],
-        )
+        rng = np.random.default_rng([seed, index + 1])  # [seed, 0] drew the task
+        yield augmix_copies(image, copies, rng), image[None]
 
 
 def tent_views(data: Data, size: int) -> Iterator[tuple]:

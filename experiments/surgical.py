@@ -1,12 +1,13 @@
 """Surgical fine-tuning: what a method trains, and how its rate and epoch are chosen."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import jax
+import numpy as np
 import tyro
 
 from experiments.methods import Budget, Grid, Variant, labels, phases, variants
@@ -37,10 +38,10 @@ class Recipe:
     rates: tuple[float, ...] | None = None
     """Learning rates tried; digits 1e-2 1e-3, else 1e-3 1e-4 (papers/surgical.md 2.3)."""
     last_rates: tuple[float, ...] = (1e-1, 1e-2, 1e-3)
-    """Rates tried for last (papers/surgical.md 2.3)."""
+    """Rates tried for last and head (papers/surgical.md 2.3)."""
     auto_rates: tuple[float, ...] | None = None
-    """Rates tried for auto_rgn, before its multipliers (at most 1); default: ten times
-    the first of rates, and that one."""
+    """Rates tried for auto_rgn and auto_rgn_blocks, before multipliers of at most 1;
+    default: ten times the first of rates, and that one."""
     tries: int | None = None
     """The most pairs of a rate and a setting tried for a method, so that all have one
     budget; default: all."""
@@ -113,6 +114,18 @@ def run_steps(task: Task, recipe: Recipe, chosen: Labels) -> int:
     drop = bool(stages_with_batch_stats(task.network.stats, chosen, recipe.norm))
     size = recipe.batch_size
     return recipe.epochs * steps_per_epoch(len(task.train.y), size, drop=drop)
+
+
+def require_runnable(
+    task: Task, recipe: Recipe, methods: Iterable[str], devices: int
+) -> None:
+    """Raises `InputError` if a method, the batch size or the devices cannot be, so that
+    nothing has been written by then."""
+    mesh.placement(devices)(np.zeros(recipe.batch_size))
+    for method in methods:
+        chosen = labels(task.network, method)
+        if method != "none":
+            run_steps(task, recipe, chosen)
 
 
 class Tried(NamedTuple):

@@ -22,8 +22,15 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.cli import Common, Flags, as_config, main
-from experiments.jobs import base_of, run_jobs, task_name, tuned_rows
-from experiments.surgical import Recipe, RecipeFlags
+from experiments.jobs import (
+    base_of,
+    choice_of_first,
+    run_jobs,
+    task_name,
+    tuned_rows,
+)
+from experiments.methods import Variant
+from experiments.surgical import Recipe, RecipeFlags, require_runnable
 from experiments.targets import Target, TargetFlags, Task, make_task
 from subtune_jax.data import batches
 from subtune_jax.errors import InputError, require_positive
@@ -95,19 +102,32 @@ def run(settings: Settings) -> None:
     target, common = settings.target, settings.common
     recipe = settings.recipe.resolved(target.dataset == "digits", common.smoke)
     task_of = lru_cache(1)(lambda name, seed: make_task(target, common, name, seed))
-    units = list(task_of(target.shifts[0], 0).network.units[TABLE])
+    first = task_of(target.shifts[0], 0)
+    units = list(first.network.units[TABLE])
+    require_runnable(first, recipe, units, common.mesh)
+    require_profile(settings, units)
     methods = ["scores", *(units if settings.profile is None else [])]
     seeds = range(1 if common.smoke else common.seeds)
     jobs = [Job(*job) for job in product(target.shifts, seeds, methods)]
 
     def rows_of(job: Job, rows: list[Row], folder: Path) -> Iterator[Row]:
-        task, kept = task_of(job.shift, job.seed), {"folder": folder, "devices": 1}
+        task = task_of(job.shift, job.seed)
         if job.method == "scores":
             fixed = {"shift": job.shift, "seed": job.seed, "method": "scores"}
             fixed |= {"task": task_name(target, job.shift), "dataset": target.dataset}
             made = score_rows(task, recipe.batch_size, settings.batches, job.seed)
             return (fixed | row for row in made)
-        return tuned_rows(task, recipe, target, job, name=NAME, **kept)
+        known = choice_of_first(rows, job_of, job, recipe.choose)
+        return tuned_rows(
+            task,
+            recipe,
+            target,
+            job,
+            name=NAME,
+            folder=folder,
+            devices=common.mesh,
+            chosen=known and Variant(known["rate"], known["setting"]),
+        )
 
     out = common.out or Path("runs") / NAME
     config = as_config(settings) | {"base": base_of(target, common)}
@@ -115,6 +135,20 @@ def run(settings: Settings) -> None:
     rows = run_jobs(jobs, job_of, rows_of, name=NAME, out=out, config=config, free=free)
     measured = rows if settings.profile is None else results.read(settings.profile)
     report(out, rows, measured, units)
+
+
+def require_profile(settings: Settings, units: list[str]) -> None:
+    """Raises `InputError` if a given profile has no block of the targets."""
+    if settings.profile is None:
+        return
+    known = {task for task, _ in profiles(results.read(settings.profile), units)}
+    wanted = {task_name(settings.target, shift) for shift in settings.target.shifts}
+    if wanted - known:
+        raise InputError(
+            f"--profile {settings.profile} has no validation accuracy by block of "
+            f"{', '.join(sorted(wanted - known))}: it has "
+            f"{', '.join(sorted(known)) or 'none'}"
+        )
 
 
 def score_rows(task: Task, size: int, count: int, seed: int) -> Iterator[Row]:
@@ -141,7 +175,7 @@ def profiles(rows: list[Row], units: list[str]) -> dict[tuple[str, int], dict]:
     """Returns `{(task, seed): {unit: validation accuracy}}`, the best rate's."""
     made: dict[tuple[str, int], dict] = {}
     for row in rows:
-        unit = row["method"]
+        unit = row.get("method")
         if row["split"] == "validation" and unit in units and row["value"] is not None:
             profile = made.setdefault((row["task"], row["seed"]), {})
             profile[unit] = max(profile.get(unit, 0.0), row["value"])

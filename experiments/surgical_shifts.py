@@ -24,8 +24,8 @@ import numpy as np
 
 from experiments.cli import Common, Flags, as_config, main
 from experiments.jobs import base_of, choice_of_first, run_jobs, tuned_rows
-from experiments.methods import Budget, Variant, labels, phases
-from experiments.surgical import Recipe, RecipeFlags, derived, run_steps
+from experiments.methods import Budget, Variant, phases
+from experiments.surgical import Recipe, RecipeFlags, derived, require_runnable
 from experiments.targets import Target, TargetFlags, Task, make_task
 from subtune_jax.cost import cost_table
 from subtune_jax.data.batches import Batch
@@ -35,7 +35,6 @@ from subtune_jax.evaluation.metrics import cross_entropy
 from subtune_jax.reporting import results, tables
 from subtune_jax.reporting.plots import grouped_bars
 from subtune_jax.reporting.results import Row
-from subtune_jax.training import mesh
 
 NAME = "surgical_shifts"
 
@@ -46,8 +45,9 @@ class Settings:
 
     target: TargetFlags = field(default_factory=Target)
     methods: tuple[str, ...] = ("none", "block1", "block2", "block3", "last", "all")
-    """What is tuned: none, all, last (the head), units of the network, or patterns over
-    parameter paths."""
+    """What is tuned: none, all, last (the head), units of the network, patterns over
+    parameter paths, or auto_rgn, auto_rgn_blocks, auto_snr, auto_snr_official (rates
+    weighted by gradient scores), unfreeze_first, unfreeze_last, lp_ft, l1_sp, l2_sp."""
     recipe: RecipeFlags = field(default_factory=Recipe)
     cost: bool = False
     """Print what a step of each method costs, and stop."""
@@ -90,16 +90,17 @@ def run(settings: Settings) -> None:
     settings = settings.resolved()
     target, common = settings.target, settings.common
     task_of = lru_cache(1)(lambda name, seed: make_task(target, common, name, seed))
-    require_runnable(settings, task_of(target.shifts[0], 0))
+    first = task_of(target.shifts[0], 0)
+    require_runnable(first, settings.recipe, settings.methods, common.mesh)
     if settings.cost:
-        print(cost_report(settings, task_of(target.shifts[0], 0)))
+        print(cost_report(settings, first))
         return
     out = common.out or Path("runs") / NAME
     free = {"out", "seeds", "methods", "shift", "data_dir", "weights", "cost"}
     config = as_config(settings) | {"base": base_of(target, common)}
 
     def rows_of(job: Job, rows: list[Row], folder: Path) -> Iterator[Row]:
-        first = choice_of_first(rows, job_of, job, settings.recipe.choose)
+        known = choice_of_first(rows, job_of, job, settings.recipe.choose)
         return tuned_rows(
             task_of(*job[:2]),
             settings.recipe,
@@ -108,23 +109,13 @@ def run(settings: Settings) -> None:
             name=NAME,
             folder=folder,
             devices=common.mesh,
-            chosen=first and Variant(first["rate"], first["setting"]),
+            chosen=known and Variant(known["rate"], known["setting"]),
         )
 
     run_jobs(
         jobs(settings), job_of, rows_of, name=NAME, out=out, config=config, free=free
     )
     report(out)
-
-
-def require_runnable(settings: Settings, task: Task) -> None:
-    """Raises `InputError` before anything is written if a method or size cannot be."""
-    place = mesh.placement(settings.common.mesh)
-    place(np.zeros(settings.recipe.batch_size))
-    for method in settings.methods:
-        chosen = labels(task.network, method)
-        if method != "none":
-            run_steps(task, settings.recipe, chosen)
 
 
 def cost_report(settings: Settings, task: Task) -> str:
@@ -148,7 +139,10 @@ def report(out: Path) -> None:
     rows = results.read(out)
     tests = [r for r in rows if r["split"] == "test"]
     cells = tables.cells([*tests, *derived(rows)], "task", "method")
-    ranks = tables.average_rank(cells)
+    if not cells:
+        print("no run has a test accuracy: see the status in results.jsonl")
+        return
+    ranks = tables.average_rank(tables.cells(tests, "task", "method"))
     order = ", ".join(f"{method} {rank:.2f}" for method, rank in ranks.items())
     table = f"{tables.markdown(cells, 'target')}\n\nAverage rank: {order}."
     results.write(
@@ -158,9 +152,6 @@ def report(out: Path) -> None:
     bars: dict = {}
     for (name, method), cell in cells.items():
         bars.setdefault(name, {})[method] = cell
-    if not bars:
-        print("no run has a test accuracy: see the status in results.jsonl")
-        return
     levels = {row["task"]: shift(row["shift"]).level for row in rows}
     titles = {t: f"{t}\n({levels[t]}-level shift)" for t in bars if levels[t] != "none"}
     colors = {"none": "#bab0ab", "all": "#bab0ab"}

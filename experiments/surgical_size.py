@@ -23,10 +23,10 @@ import numpy as np
 
 from experiments.cli import Common, Flags, as_config, main
 from experiments.jobs import base_of, choice_of_first, run_jobs, tuned_rows
-from experiments.methods import Variant, labels
-from experiments.surgical import Recipe, RecipeFlags
-from experiments.targets import Target, TargetFlags, make_task
-from subtune_jax.data.batches import steps_per_epoch
+from experiments.methods import Variant
+from experiments.surgical import Recipe, RecipeFlags, require_runnable
+from experiments.targets import Target, TargetFlags, Task, make_task
+from subtune_jax.data.sampling import balanced_indices
 from subtune_jax.errors import InputError, require_positive
 from subtune_jax.reporting import results, tables
 from subtune_jax.reporting.plots import curves
@@ -42,7 +42,7 @@ class Settings:
     target: TargetFlags = field(default_factory=Target)
     sizes: tuple[int, ...] | None = None
     """Target images for training; digits 10 20 50 100 (the first is one a class), else 10
-    30 100 300 1000."""
+    30 100 300 1000. The smaller are parts of the largest."""
     methods: tuple[str, ...] = ("none", "block1", "block3", "last", "all")
     """What is tuned, as in surgical_shifts."""
     min_steps: int = 60
@@ -60,9 +60,10 @@ class Settings:
             require_positive(sizes=size)
         if not self.methods or self.sizes == ():
             raise InputError("--methods and --sizes need at least one value")
-        if self.target.train_examples is not None:
+        if self.target.train_examples is not None or self.target.groups:
             raise InputError(
-                "--sizes says how many images train: leave --train-examples"
+                "--sizes says how many images train, balanced over classes: leave out "
+                "--train-examples and --groups"
             )
 
     def resolved(self) -> "Settings":
@@ -77,7 +78,7 @@ class Settings:
 
     def recipe_of(self, size: int) -> Recipe:
         """Returns the recipe with epochs enough for `min_steps` steps."""
-        per_epoch = steps_per_epoch(size, self.recipe.batch_size, drop=False)
+        per_epoch = max(1, size // self.recipe.batch_size)
         epochs = max(self.recipe.epochs, -(-self.min_steps // per_epoch))
         return replace(self.recipe, epochs=epochs)
 
@@ -110,18 +111,17 @@ def run(settings: Settings) -> None:
     settings = settings.resolved()
     target, common = settings.target, settings.common
 
-    @lru_cache(1)
-    def task_of(shift: str, seed: int, size: int):
-        return make_task(replace(target, train_examples=size), common, shift, seed)
-
-    first = task_of(target.shifts[0], 0, max(settings.sizes))
-    for method in settings.methods:
-        labels(first.network, method)
+    largest = replace(target, train_examples=max(settings.sizes))
+    task_of = lru_cache(1)(lambda shift, seed: make_task(largest, common, shift, seed))
+    for size in settings.sizes:
+        first = sized(task_of(target.shifts[0], 0), size, 0)
+        recipe = settings.recipe_of(size)
+        require_runnable(first, recipe, settings.methods, common.mesh)
 
     def rows_of(job: Job, rows: list[Row], folder: Path) -> Iterator[Row]:
         known = choice_of_first(rows, job_of, job, settings.recipe.choose)
         made = tuned_rows(
-            task_of(*job[:3]),
+            sized(task_of(job.shift, job.seed), job.size, job.seed),
             settings.recipe_of(job.size),
             target,
             (job.shift, job.seed, job.method),
@@ -133,7 +133,7 @@ def run(settings: Settings) -> None:
         return (row | {"size": job.size} for row in made)
 
     out = common.out or Path("runs") / NAME
-    free = {"out", "seeds", "methods", "shift", "sizes", "data_dir", "weights"}
+    free = {"out", "seeds", "methods", "shift", "data_dir", "weights"}
     config = as_config(settings) | {"base": base_of(target, common)}
     made = run_jobs(
         jobs(settings), job_of, rows_of, name=NAME, out=out, config=config, free=free
@@ -141,16 +141,30 @@ def run(settings: Settings) -> None:
     report(out, made)
 
 
+def sized(task: Task, size: int, seed: int) -> Task:
+    """Returns the task with `size` of its training images, and all else as it is."""
+    rng = np.random.default_rng([seed, 1])
+    index = balanced_indices(task.train.y, {"train": size}, rng)["train"]
+    return task._replace(train=task.train.take(index))
+
+
 def report(out: Path, rows: list[Row]) -> None:
     """Writes summary.md and sizes.png from the rows, and prints the table."""
-    tests = [
-        r | {"line": f"{r['task']}, {r['size']}"} for r in rows if r["split"] == "test"
-    ]
-    table = tables.markdown(tables.cells(tests, "line", "method"), "target, images")
+    tests = [row for row in rows if row["split"] == "test" and row["value"] is not None]
+    if not tests:
+        print("no run has a test accuracy: see the status in results.jsonl")
+        return
+    table = size_table(tests)
     note = "Test accuracy in percent, mean (standard error)."
     results.write(out / "summary.md", f"{note}\n\n{table}\n")
     curves(size_curves(tests), out / "sizes.png", xlabel="target images", log=True)
     print(f"{table}\n\n{out}/summary.md  {out}/sizes.png  {out}/results.jsonl")
+
+
+def size_table(tests: list[Row]) -> str:
+    """Returns accuracy by target and size, and by method."""
+    named = [row | {"line": f"{row['task']}, {row['size']}"} for row in tests]
+    return tables.markdown(tables.cells(named, "line", "method"), "target, images")
 
 
 def size_curves(tests: list[Row]) -> dict[str, dict[str, tuple]]:

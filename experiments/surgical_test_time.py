@@ -26,17 +26,17 @@ import numpy as np
 
 from experiments.cli import Common, Flags, as_config, main
 from experiments.jobs import base_of, choice_of_first, run_jobs, task_name
-from experiments.methods import labels
+from experiments.methods import SCHEMES, labels
 from experiments.streams import ADAPTATIONS, Way, stream_outputs
 from experiments.surgical import CHOICES
 from experiments.targets import Target, TargetFlags, Task, make_task
 from subtune_jax.errors import InputError, require_positive, unknown
-from subtune_jax.evaluation.metrics import accuracy
 from subtune_jax.network import NORM_MODES
 from subtune_jax.reporting import results, tables
 from subtune_jax.reporting.plots import curves
 from subtune_jax.reporting.results import Row
 from subtune_jax.selection.labels import trainable_count
+from subtune_jax.training.predict import predict
 from subtune_jax.tree import count
 
 NAME = "surgical_test_time"
@@ -85,6 +85,11 @@ class Settings:
         for flag in ("methods", "adaptations", "modes", "memo_rates", "tent_rates"):
             if not getattr(self, flag):
                 raise InputError(f"--{flag.replace('_', '-')} needs at least one value")
+        for method in set(self.methods) & set(SCHEMES):
+            raise InputError(
+                f"{method} is a schedule of training and cannot adapt to a stream: "
+                "expected none, all, last, a unit or a pattern"
+            )
         for name, known in (("adaptations", ADAPTATIONS), ("modes", MODES)):
             for value in set(getattr(self, name)) - set(known):
                 raise unknown(name.removesuffix("s"), value, known)
@@ -177,8 +182,9 @@ def stream_row(
     way = Way(job.adaptation, rate, job.mode == "episodic", job.seed)
     sizes = {"copies": settings.copies, "batch": settings.tent_batch}
     chosen = labels(task.network, job.method)
-    outputs, status = np.asarray(task.network(data.x[:])), "ok"
-    if job.method != "none":
+    if job.method == "none":
+        outputs, status = predict(task.network, data), "ok"
+    else:
         outputs, status = stream_outputs(
             task.network, data, chosen, way, norm=settings.norm, **sizes
         )
@@ -188,10 +194,10 @@ def stream_row(
         "experiment": NAME,
         "dataset": settings.target.dataset,
         "task": task_name(settings.target, job.shift),
-        "metric": "accuracy",
+        "metric": task.metric,
         "split": split,
         "rate": rate,
-        "value": accuracy(outputs, data.y) if whole else None,
+        "value": task.metrics[split](outputs, data.y) if whole else None,
         "status": status,
         "curve": np.round(100 * np.cumsum(hits) / seen, 1).tolist(),
         "trainable_params": trainable_count(task.network.params, chosen),
@@ -210,16 +216,29 @@ def report(out: Path, rows: list[Row]) -> None:
         out / "summary.md",
         f"Accuracy in percent over the stream, mean (standard error).\n\n{table}\n",
     )
-    lines: dict[str, dict[str, tuple]] = {}
-    for row in tests:
-        if row["mode"] == "online" and row["curve"]:
-            seen = np.arange(1, len(row["curve"]) + 1)
-            drawn = lines.setdefault(f"{_line(row)}, seed {row['seed']}", {})
-            drawn[row["method"]] = (seen, row["curve"])
+    lines = stream_curves(tests)
     if lines:
         axes = {"xlabel": "images seen", "ylabel": "accuracy so far (%)"}
         curves(lines, out / "stream.png", **axes)
     print(f"{table}\n\n{out}/summary.md  {out}/results.jsonl")
+
+
+def stream_curves(tests: list[Row]) -> dict[str, dict[str, tuple]]:
+    """Returns `{stream: {method: (images seen, accuracy so far)}}`, online, mean of the
+    seeds whose streams were whole."""
+    found: dict[str, dict[str, list]] = {}
+    for row in tests:
+        if row["mode"] == "online" and row["status"] == "ok":
+            found.setdefault(_line(row), {}).setdefault(row["method"], []).append(
+                row["curve"]
+            )
+    return {
+        line: {
+            method: (np.arange(1, len(many[0]) + 1), np.mean(many, axis=0))
+            for method, many in drawn.items()
+        }
+        for line, drawn in found.items()
+    }
 
 
 def _line(row: Row) -> str:

@@ -88,6 +88,14 @@ class Target:
                 raise InputError(
                     f"shift {name!r} changes the source task: it is for digits only"
                 )
+        if self.dataset == "digits" and (self.resize or self.split != "test"):
+            raise InputError(
+                "digits are embedded: --split and --resize are for real data"
+            )
+        if self.dataset != "digits" and self.network_norm != "group":
+            raise InputError(
+                "--network-norm is of the digits' network: weights have theirs"
+            )
         if self.dataset == "digits" and (common.weights or common.data_dir):
             raise InputError(
                 "digits are embedded: --weights and --data-dir name real data"
@@ -103,6 +111,10 @@ class Target:
         if (self.breeds is None) != (self.hierarchy is None):
             raise InputError(
                 "--breeds and --hierarchy are given together or not at all"
+            )
+        if self.breeds is not None and (self.groups or self.dataset == "digits"):
+            raise InputError(
+                "--breeds needs a --dataset with ImageNet labels, no --groups"
             )
         if self.breeds is not None and self.breeds not in BENCHMARKS:
             raise unknown("BREEDS benchmark", self.breeds, BENCHMARKS)
@@ -173,6 +185,13 @@ def parted(
     task = Task(network, **{k: pool.data.take(index) for k, index in indices.items()})
     if pool.groups is None:
         return task
+    for part in task.metrics:
+        lost = set(pool.pairs.tolist()) - set(pool.pairs[indices[part]].tolist())
+        if lost:
+            raise InputError(
+                f"the {part} part has no image of {len(lost)} of the pairs of class and "
+                "group, and the worst may be one of them: choose other sizes"
+            )
     metrics = {
         part: worst_group_accuracy(pool.pairs[indices[part]]) for part in task.metrics
     }

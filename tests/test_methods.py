@@ -7,6 +7,7 @@ import pytest
 from experiments.methods import SCHEMES, Budget, Grid, Variant, labels, phases, variants
 from experiments.surgical import derived
 from subtune_jax import tree
+from subtune_jax.data.batches import Batch
 from subtune_jax.errors import InputError
 from subtune_jax.models.resnet import ResNetConfig, resnet
 from subtune_jax.tuning.subset import subset
@@ -96,14 +97,34 @@ def test_anchors_pull_everything_with_their_strength(network):
 
 
 def test_automatic_rules_leave_norms_out_and_set_multipliers(network):
-    for method, resets in (("auto_rgn", True), ("auto_snr", False)):
+    resetting = {"auto_rgn", "auto_rgn_blocks", "auto_snr_official"}
+    for method in (*resetting, "auto_snr"):
         (phase,) = made(network, method)
         flat = tree.flatten(phase.labels)
         norms = [name for name in flat if "norm" in name]
         assert norms and {flat[name] for name in norms} == {"frozen"}
         assert {flat[name] for name in flat if name not in norms} == {"tuned"}
-        assert phase.multipliers is not None and phase.reset_moments is resets
+        assert phase.multipliers is not None and phase.reset_moments is (
+            method in resetting
+        )
         assert phase.tuning == subset
+
+
+def test_automatic_rules_weigh_tensors_or_blocks_or_switch_them(network):
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (8, 8, 8, 3), dtype=np.uint8)
+    batch = Batch(x, np.arange(8) % 10, np.ones(8, np.float32))
+
+    def factors(method):
+        (phase,) = made(network, method)
+        paths = [n for n, g in tree.flatten(phase.labels).items() if g != "frozen"]
+        return phase.multipliers(network, [batch], paths)
+
+    tensors, blocks = factors("auto_rgn"), factors("auto_rgn_blocks")
+    one, other = "block2_0/conv1/kernel", "block2_0/conv2/kernel"
+    assert tensors[one] != tensors[other] and max(tensors.values()) == 1
+    assert blocks[one] == blocks[other] and max(blocks.values()) == 1
+    assert set(factors("auto_snr_official").values()) <= {0.0, 1.0}
 
 
 def test_an_unknown_method_shows_the_nearest(network):

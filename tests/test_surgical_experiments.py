@@ -79,14 +79,25 @@ def test_sizes_train_on_as_many_images_and_at_least_the_fewest_steps(call, tmp_p
     assert call(surgical_size, f"{flags} --sizes 10 100") == 0
     found = {row["size"]: row["steps"] for row in final(tmp_path / "out")}
     assert found == {10: 5, 100: 10}  # batches of 20: 5 epochs of 1, 2 epochs of 5
-    assert call(surgical_size, f"{flags} --sizes 10 100 40") == 0
-    assert [row["size"] for row in final(tmp_path / "out")] == [10, 100, 40]
 
 
-def test_a_target_has_one_image_a_class():
-    target = Target(train_examples=10, validation_examples=10, test_examples=10)
-    task = make_task(target, Common(), "contrast", 0)
-    assert np.bincount(task.train.y).tolist() == [1] * 10
+def test_smaller_sizes_are_parts_of_larger_ones_and_the_test_part_stays():
+    task = make_task(Target(train_examples=100), Common(), "contrast", 0)
+    parts = {size: surgical_size.sized(task, size, 0) for size in (10, 30, 100)}
+    rows = {n: {x.tobytes() for x in part.train.x} for n, part in parts.items()}
+    assert [len(rows[n]) for n in (10, 30, 100)] == [10, 30, 100]
+    assert rows[10] < rows[30] < rows[100]
+    assert np.bincount(parts[10].train.y).tolist() == [1] * 10
+    for part in parts.values():
+        assert part.test is task.test and part.validation is task.validation
+
+
+@pytest.mark.parametrize("module", [surgical_size, surgical_shifts])
+def test_a_folder_of_diverged_runs_alone_is_said(call, capsys, module):
+    flags = "--shift contrast --methods last --seeds 1 --epochs 1 --last-rates 1e38"
+    flags += " --sizes 100" if module is surgical_size else ""
+    assert call(module, flags) == 0
+    assert "no run has a test accuracy" in capsys.readouterr().out
 
 
 def test_scores_are_compared_with_a_given_profile(call, tmp_path):
@@ -210,7 +221,11 @@ def test_tries_and_the_choice_of_the_first_seed(call, tmp_path):
         (surgical_shifts, "--auto-rates", "--auto-rates needs at least one value"),
         (surgical_shifts, "--groups", "--groups needs --dataset: a folder"),
         (surgical_shifts, "--breeds living17", "--breeds and --hierarchy are given"),
-        (surgical_shifts, "--breeds x --hierarchy .", "unknown BREEDS benchmark 'x'"),
+        (
+            surgical_shifts,
+            "--dataset y --breeds x --hierarchy .",
+            "unknown BREEDS benchmark 'x'",
+        ),
         (surgical_shifts, "--breeds-split x", "unknown split 'x'"),
     ],
 )

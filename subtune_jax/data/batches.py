@@ -83,7 +83,8 @@ def epoch(
     def make(step: int) -> Batch:
         chosen = data.take(order[step * size : (step + 1) * size])
         if augment is not None:
-            rng = np.random.default_rng([*seed, number, step])
+            # NumPy pads a seed with zeros: no stream but the order's may end in one
+            rng = np.random.default_rng([*seed, number, step + 1])
             chosen = chosen._replace(x=augment(chosen.x, rng))
         return padded(chosen, size)
 

@@ -54,13 +54,17 @@ def contrast(x: np.ndarray, c: float, rng: np.random.Generator) -> np.ndarray:
 
 
 def brightness(x: np.ndarray, c: float, rng: np.random.Generator) -> np.ndarray:
-    """The value of HSV plus c."""
+    """The value of HSV plus c; of a gray image, its level."""
+    if x.shape[-1] == 1:
+        return x + c
     hue, saturation, value = _to_hsv(x)
     return _to_rgb(hue, saturation, np.clip(value + c, 0, 1))
 
 
 def saturate(x: np.ndarray, c: tuple, rng: np.random.Generator) -> np.ndarray:
-    """The saturation of HSV times c[0] plus c[1]."""
+    """The saturation of HSV times c[0] plus c[1]; a gray image has none and stays."""
+    if x.shape[-1] == 1:
+        return x
     hue, saturation, value = _to_hsv(x)
     return _to_rgb(hue, np.clip(saturation * c[0] + c[1], 0, 1), value)
 
@@ -75,7 +79,8 @@ def jpeg_compression(x: np.ndarray, c: int, rng: np.random.Generator) -> np.ndar
 def pixelate(x: np.ndarray, c: float, rng: np.random.Generator) -> np.ndarray:
     """Box-resized to a share c of its size and back."""
     height, width = x.shape[:2]
-    small = _picture(x).resize((int(width * c), int(height * c)), Image.Resampling.BOX)
+    size = max(1, int(width * c)), max(1, int(height * c))
+    small = _picture(x).resize(size, Image.Resampling.BOX)
     return _pixels(small.resize((width, height), Image.Resampling.BOX), x)
 
 
@@ -121,10 +126,6 @@ def _pixels(picture: Image.Image, like: np.ndarray) -> np.ndarray:
 
 
 def _to_hsv(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    if x.shape[-1] != 3:
-        raise InputError(
-            f"this corruption needs 3 channels, the image has {x.shape[-1]}"
-        )
     value, spread = x.max(-1), np.ptp(x, -1)
     safe = np.where(spread > 0, spread, 1)
     r, g, b = np.moveaxis(x, -1, 0)
@@ -212,15 +213,20 @@ CORRUPTIONS = {
 def corrupt(
     images: np.ndarray, name: str, severity: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Returns uint8[n, h, w, c] corrupted, cut to integers as the original does.
+    """Returns uint8[n, h, w, 1 or 3] corrupted, cut to integers as the original does.
 
-    Raises `InputError` for an unknown name, a severity that is not 1 to 5, and where
-    color is needed and the images have none.
+    Raises `InputError` for an unknown name, a severity that is not 1 to 5, and images
+    of another form.
     """
     if name not in CORRUPTIONS:
         raise unknown("corruption", name, CORRUPTIONS)
-    if severity not in range(1, 6):
+    if not isinstance(severity, int) or severity not in range(1, 6):
         raise InputError(f"severity must be 1, 2, 3, 4 or 5, got {severity!r}")
+    images = images[:]  # those that are read when taken are read here
+    form = f"{images.dtype}{list(images.shape)}"
+    right = images.ndim == 4 and images.shape[-1] in (1, 3) and images.size
+    if images.dtype != np.uint8 or not right:
+        raise InputError(f"images must be uint8[n, height, width, 1 or 3], got {form}")
     apply, constants = CORRUPTIONS[name]
     made = (apply(image / 255, constants[severity - 1], rng) for image in images)
     return np.stack([np.uint8(np.clip(x, 0, 1) * 255) for x in made])

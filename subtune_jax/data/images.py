@@ -90,7 +90,8 @@ def folder(root: str | Path, size: int | None = None) -> Folder:
     root = Path(root)
     files = sorted(p for p in root.glob("**/*") if p.suffix.lower() in SUFFIXES)
     parts = [file.relative_to(root).parts[:-1] for file in files]
-    if not files or any(len(part) not in (1, 2) for part in parts):
+    depths = {len(part) for part in parts}
+    if depths not in ({1}, {2}):
         raise InputError(f"expected images in {root} as CLASS/FILE or CLASS/GROUP/FILE")
     sizes = {_size(file) for file in files}
     if len(sizes) > 1 and size is None:

@@ -58,17 +58,20 @@ def curves(
     PNG; `log` is for the x axis."""
     figure = Figure(figsize=(1.2 + 3.4 * len(lines), 3.4), layout="constrained")
     axes = figure.subplots(1, len(lines), sharey=True, squeeze=False)[0]
+    names = list(dict.fromkeys(name for drawn in lines.values() for name in drawn))
+    shown = {}  # a line of each name, for the legend of all panels
     for axis, (panel, drawn) in zip(axes, lines.items(), strict=True):
         for name, (x, y, *error) in drawn.items():
-            marker = "o" if len(x) < 20 else None
-            axis.errorbar(x, y, *error, label=name, marker=marker, capsize=3)
+            style = {"color": f"C{names.index(name)}", "capsize": 3}
+            style["marker"] = "o" if len(x) < 20 else None
+            shown[name] = axis.errorbar(x, y, *error, **style)
         if log:
             axis.set_xscale("log")
         axis.set_title(panel, fontsize=10)
         axis.set_xlabel(xlabel)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel(ylabel)
-    axes[0].legend(fontsize=8)
+    axes[0].legend([shown[name] for name in names], names, fontsize=8)
     _save(figure, file)
 
 

@@ -20,7 +20,7 @@ def grouped(rows: Iterable[Row], *keys: str) -> dict[tuple, list[float]]:
     """Returns the finite values of rows by the values of `keys`, in order of appearance."""
     groups: dict[tuple, list[float]] = {}
     for row in rows:
-        if row["value"] is not None:
+        if row["value"] is not None and np.isfinite(row["value"]):
             groups.setdefault(tuple(row[key] for key in keys), []).append(row["value"])
     return groups
 
@@ -41,6 +41,8 @@ def average_rank(table: Cells) -> dict[str, float]:
     columns = list(dict.fromkeys(column for _, column in table))
     lines = list(dict.fromkeys(line for line, _ in table))
     whole = [c for c in columns if all((line, c) in table for line in lines)]
+    if not whole:
+        return {}
     ranks = np.mean(
         [rankdata([-table[line, c][0] for c in whole]) for line in lines], axis=0
     )

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from subtune_jax import tree
-from subtune_jax.errors import unknown
+from subtune_jax.errors import InputError, require_positive, unknown
 from subtune_jax.network import Network, forward
 from subtune_jax.selection.labels import match
 
@@ -64,20 +64,30 @@ def signal_to_noise(
     """Returns SNR_i, the mean over entries of (mean g)^2 / Var(g), mean over batches.
 
     Mean and variance (unbiased) are over the examples of a batch (`per_example`) or
-    over its micro-batches of `micro` examples (`microbatch`), with 1e-8 added to the
-    variance. `official` is what the paper's code computes: the mean over entries of
+    over its micro-batches of `micro` examples, fewer where that would not make two
+    (`microbatch`), with 1e-8 added to the variance. A batch of one example has none and
+    is left out. `official` is what the paper's code computes: the mean over entries of
     g^2 / (Var over output channels of g + 1e-8), with g the batch gradient; tensors
     with one output channel have SNR 0 there (its code gives NaN). Of a unit: the mean
-    over its entries. papers/surgical.md 2.5. Raises `InputError` for another mode.
+    over its entries. papers/surgical.md 2.5. Raises `InputError` for another mode, and
+    where no batch has two examples.
     """
+    require_positive(micro=micro)
     if mode not in SNR_MODES:
         raise unknown("SNR mode", mode, SNR_MODES)
     if mode == "official":
         run = _batch_sums(network.stages, loss, _official_ratios)
-    else:
-        ratios = _snr_ratios(1 if mode == "per_example" else micro)
-        run = _example_sums(network.stages, loss, ratios)
-    return _entry_means(network, batches, run, groups)
+        return _entry_means(network, batches, run, groups)
+    most = 1 if mode == "per_example" else micro
+
+    def run(params, stats, batch):
+        size = min(most, _examples(batch) // 2)
+        return _example_sums(network.stages, loss, _snr_ratios(size))(
+            params, stats, batch
+        )
+
+    whole = (batch for batch in batches if _examples(batch) >= 2)
+    return _entry_means(network, whole, run, groups)
 
 
 def fisher(
@@ -128,7 +138,8 @@ def _batch_sums(stages, loss: Callable, reduce: Callable) -> Callable:
 
 @cache
 def _example_sums(stages, loss: Callable, reduce: Callable) -> Callable:
-    """Returns the jitted tree of `reduce(gradients)`, which have a row per example."""
+    """Returns the jitted tree of `reduce(gradients, weight)`: a row per example, and
+    weight 0 for padding rows, which are the last."""
 
     def one_loss(params, stats, x, y):
         x, y = jax.tree.map(lambda leaf: leaf[None], (x, y))
@@ -137,7 +148,8 @@ def _example_sums(stages, loss: Callable, reduce: Callable) -> Callable:
     each = jax.vmap(jax.grad(one_loss), in_axes=(None, None, 0, 0))
 
     def run(params, stats, batch):
-        return jax.tree.map(reduce, each(params, stats, batch.x, batch.y))
+        grads = each(params, stats, batch.x, batch.y)
+        return jax.tree.map(lambda g: reduce(g, batch.weight), grads)
 
     return jax.jit(run)
 
@@ -146,19 +158,31 @@ def _squares(values: jax.Array) -> jax.Array:
     return jnp.sum(jnp.square(values))
 
 
-def _mean_squares(grads: jax.Array) -> jax.Array:
-    return jnp.sum(jnp.mean(jnp.square(grads), axis=0))
+def _examples(batch: Any) -> int:
+    return int(np.sum(np.asarray(batch.weight) > 0))
+
+
+def _weighted(values: jax.Array, weight: jax.Array) -> jax.Array:
+    """Returns the sum over rows of weight times value."""
+    return jnp.sum(values * weight.reshape(-1, *[1] * (values.ndim - 1)), axis=0)
+
+
+def _mean_squares(grads: jax.Array, weight: jax.Array) -> jax.Array:
+    return jnp.sum(_weighted(jnp.square(grads), weight)) / jnp.sum(weight)
 
 
 @cache
 def _snr_ratios(size: int) -> Callable:
     """Returns the sum over entries of (mean g)^2 / (Var g + 1e-8); a row is `size` examples."""
 
-    def ratios(grads: jax.Array) -> jax.Array:
+    def ratios(grads: jax.Array, weight: jax.Array) -> jax.Array:
         rows = len(grads) // size
         means = grads[: rows * size].reshape(rows, size, *grads.shape[1:]).mean(axis=1)
-        noise = means.var(axis=0, ddof=1) + 1e-8
-        return jnp.sum(jnp.square(means.mean(axis=0)) / noise)
+        whole = weight[: rows * size].reshape(rows, size).min(axis=1)
+        count = jnp.sum(whole)
+        mean = _weighted(means, whole) / count
+        noise = _weighted(jnp.square(means - mean[None]), whole) / (count - 1) + 1e-8
+        return jnp.sum(jnp.square(mean) / noise)
 
     return ratios
 
@@ -200,4 +224,6 @@ def _by_name(values: Any, groups: Groups | None) -> Score:
 
 def _mean(scores: Iterable[Score]) -> Score:
     found = list(scores)
+    if not found:
+        raise InputError("a score needs a batch (an SNR one of two examples or more)")
     return {name: float(np.mean([score[name] for score in found])) for name in found[0]}

@@ -9,6 +9,7 @@ import numpy as np
 
 from subtune_jax import tree
 from subtune_jax.data.batches import Batch
+from subtune_jax.errors import InputError
 from subtune_jax.network import Network, Stage, forward
 from subtune_jax.training.loop import Diverged
 from subtune_jax.training.phases import Phase, programs
@@ -33,9 +34,11 @@ def adapt(
     float[batch], without labels (`evaluation.entropy`). `norm` as in `fit`, for the
     prediction too: under `batch` it uses the statistics of the batch it is for.
     episodic: the network is as it was before every input; otherwise it is online,
-    and keeps what it learnt. Raises `InputError` for labels or a rule that cannot be,
-    and `Diverged` when the loss is not finite.
+    and keeps what it learnt. Raises `InputError` for a phase that cannot be or has
+    multipliers, and `Diverged` when a loss or gradient is not finite.
     """
+    if phase.multipliers is not None:
+        raise InputError("multipliers are refreshed by epochs: a stream has none")
     (program,) = programs(network, [phase], loss=loss, norm=norm)
     step = compiled_step(program)
     predict = _compiled_predict(network.stages, program.batch_stats)
@@ -48,8 +51,8 @@ def adapt(
         batch = Batch(x, np.zeros(rows, np.int32), np.ones(rows, np.float32))
         for _ in range(phase.steps):
             state, log = step(state, network.params, batch)
-        if not np.isfinite(log.loss):
-            raise Diverged(int(state.step), float(log.loss))
+            if not np.isfinite([log.loss, log.grad_norm]).all():
+                raise Diverged(int(state.step), float(log.loss))
         params = materialize(network.params, state, phase)
         yield np.asarray(predict(params, state.stats, seen))
 

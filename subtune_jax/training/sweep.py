@@ -54,15 +54,17 @@ def sweep(
     validate: Callable[[Network], float] | None = None,
     chunk: int = 16,
     **settings,
-) -> list[Fit | Diverged]:
-    """Returns what `fit` gives for every lane, or the `Diverged` it would raise.
+) -> list[Fit | ArithmeticError]:
+    """Returns what `fit` gives for every lane, or the error (`Diverged`) it would raise.
 
     The lanes' steps are one `vmap`, scanned over `chunk` steps at a time. `settings` are
-    those of `plan.make_plan`; a frozen prefix is not cached. Raises `InputError` when
-    lanes differ in more than rates, multipliers and keys: these are values, all else is
-    the program.
+    those of `plan.make_plan` but `place`; a frozen prefix is not cached. Raises
+    `InputError` when lanes differ in more than rates, multipliers and keys: these are
+    values, all else is the program.
     """
     require_positive(lanes=len(lanes), chunk=chunk)
+    if "place" in settings:
+        raise InputError("a sweep fills one device with its lanes: leave place out")
     plans = [
         make_plan(network, ln.phases, data, key=ln.key, **settings) for ln in lanes
     ]
@@ -133,7 +135,7 @@ def _advanced(plans: Sequence[Plan], states: State, index: int) -> State:
 
 
 def _refreshed(plans: Sequence[Plan], states: State, index: int, step: int) -> State:
-    if plans[0].phases[index].multipliers is None:
+    if all(plan.phases[index].multipliers is None for plan in plans):
         return states
     lanes = enumerate(plans)
     return _stacked([refreshed(p, index, _lane(states, i), step) for i, p in lanes])
@@ -150,7 +152,7 @@ def _run(
     """Returns the states after at most `chunk` steps, and logs float32[steps, lanes]."""
     streams = [islice(segment(p, index, step, p.data), chunk) for p in plans]
     steps = [_stacked(batches, np.stack) for batches in zip(*streams, strict=True)]
-    batch: Batch = plans[0].place(_stacked(steps, np.stack))
+    batch: Batch = _stacked(steps, np.stack)
     return _compiled_lanes(program)(states, plans[0].network.params, batch)
 
 
@@ -183,11 +185,11 @@ def _progress(
     return made._replace(kept=kept, scores=(*made.scores, score))
 
 
-def _result(made: Progress) -> Fit | Diverged:
+def _result(made: Progress) -> Fit | ArithmeticError:
     if made.diverged is not None:
         return made.diverged
     if made.kept is None:
-        raise ArithmeticError(f"no epoch had a validation score: {made.scores}")
+        return ArithmeticError(f"no epoch had a validation score: {made.scores}")
     point = made.kept
     return Fit(point.network, point.trainable, point.number, list(made.scores))
 

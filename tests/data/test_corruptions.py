@@ -127,12 +127,12 @@ def test_every_corruption_and_severity_gives_images(clean):
             assert changes[0] < changes[4], name
 
 
-@pytest.mark.parametrize("shape", [(2, 8, 8, 1), (2, 48, 48, 3), (2, 20, 33, 3)])
+@pytest.mark.parametrize(
+    "shape", [(2, 8, 8, 1), (2, 48, 48, 3), (2, 20, 33, 3), (1, 1, 1, 3)]
+)
 def test_other_sizes_and_grey_images(shape):
     x = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    for name in set(CORRUPTIONS) - (
-        {"brightness", "saturate"} if shape[-1] == 1 else set()
-    ):
+    for name in CORRUPTIONS:
         assert corrupt(x, name, 5, np.random.default_rng(0)).shape == shape
 
 
@@ -172,7 +172,15 @@ def test_what_cannot_be_is_refused():
         corrupt(x, "contrasts", 1, rng)
     with pytest.raises(InputError, match="severity must be 1, 2, 3, 4 or 5, got 6"):
         corrupt(x, "contrast", 6, rng)
-    with pytest.raises(InputError, match="needs 3 channels, the image has 1"):
-        corrupt(x, "saturate", 1, rng)
+    with pytest.raises(InputError, match="severity must be 1, 2, 3, 4 or 5, got 3.0"):
+        corrupt(x, "contrast", 3.0, rng)
+    for wrong, form in (
+        (x / 255, r"float64\[1, 8, 8, 1\]"),
+        (x[0], r"uint8\[8, 8, 1\]"),
+        (x[:0], r"uint8\[0, 8, 8, 1\]"),
+        (np.zeros((1, 8, 8, 4), np.uint8), r"uint8\[1, 8, 8, 4\]"),
+    ):
+        with pytest.raises(InputError, match=f"1 or 3.,? got {form}"):
+            corrupt(wrong, "jpeg_compression", 1, rng)
     with pytest.raises(InputError, match="unknown shift 'contrast_6'"):
         shift("contrast_6")

@@ -173,3 +173,42 @@ def test_a_score_compiles_once_for_all_batches():
     scores.relative_gradient_norm(network, made, cross_entropy)
     scores.relative_gradient_norm(network, made, cross_entropy)
     assert len(traces) == 1
+
+
+@pytest.mark.parametrize("mode", ["per_example", "microbatch"])
+def test_padding_rows_are_no_examples(mode):
+    network, data = toy.mlp(), toy.points(6)
+
+    def snr(batch):
+        settings = {"mode": mode, "micro": 2}
+        return scores.signal_to_noise(network, [batch], cross_entropy, **settings)
+
+    def fisher(batch):
+        return scores.fisher(network, [batch], cross_entropy)
+
+    for score in (snr, fisher):
+        whole, ragged = score(padded(data, 6)), score(padded(data, 11))
+        assert ragged == pytest.approx(whole, rel=1e-4)
+
+
+def test_microbatches_shrink_until_there_are_two_and_single_examples_are_left_out():
+    network = toy.mlp()
+    six, one = padded(toy.points(6), 6), padded(toy.points(1), 6)
+
+    def snr(batches, micro):
+        settings = {"mode": "microbatch", "micro": micro}
+        return scores.signal_to_noise(network, batches, cross_entropy, **settings)
+
+    assert snr([six], 8) == snr([six], 3) != snr([six], 2)
+    assert snr([six, one], 2) == snr([six], 2)
+    with pytest.raises(InputError, match="a score needs a batch"):
+        snr([one], 2)
+    with pytest.raises(InputError, match="micro must be a positive number, got 0"):
+        snr([six], 0)
+
+
+def test_a_score_that_is_the_same_everywhere_agrees_with_nothing():
+    found = scores.rank_agreement(
+        {"a": {"x": 1.0, "y": 1.0}, "b": {"x": 1.0, "y": 2.0}}
+    )
+    assert np.isnan(found["a", "b"]) and found["b", "b"] == pytest.approx(1)

@@ -90,10 +90,14 @@ def test_batch_statistics_are_those_of_the_batch_that_is_predicted():
 def test_what_cannot_be_is_refused_or_said():
     network = toy.mlp()
     frozen = jax.tree.map(lambda _: "frozen", network.params)
+    every = select(network, {"g": [".*"]})
     with pytest.raises(InputError, match="phase 0 trains nothing"):
         next(
             adapt(network, Phase(frozen, sgd(0.1), 1), stream(), loss=entropy, key=KEY)
         )
+    weighted = Phase(every, sgd(0.1), 1, multipliers=lambda *args: {})
+    with pytest.raises(InputError, match="a stream has none"):
+        next(adapt(network, weighted, stream(), loss=entropy, key=KEY))
     bad = [(np.full((2, 4), np.nan, np.float32), np.zeros((1, 4), np.float32))]
     with pytest.raises(Diverged, match="diverged at step 2"):
         run(network, [*stream(1, 2), *bad])

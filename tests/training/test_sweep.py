@@ -83,6 +83,28 @@ def test_multipliers_are_refreshed_lane_by_lane():
     compare(network, data, found, lanes(make), {"atol": 1e-5}, batch_size=6)
 
 
+def test_a_plain_lane_may_stand_beside_one_with_multipliers():
+    network, data = toy.mlp(), toy.points(12)
+    every = select(network, {"g": [".*"]})
+    plain = Phase(every, sgd(0.1), 6)
+    made = [
+        Lane(p, jax.random.key(0))
+        for p in (plain, plain._replace(multipliers=auto_rgn(cross_entropy)))
+    ]
+    found = sweep(network, made, data, batch_size=6)
+    compare(network, data, found, made, {"atol": 1e-5}, batch_size=6)
+    one, two = (result.trainable["one"]["kernel"] for result in found)
+    assert np.abs(one - two).max() > 1e-3
+
+
+def test_scores_that_are_no_numbers_are_one_lanes_error():
+    network, data = toy.mlp(), toy.points(12)
+    every = select(network, {"g": [".*"]})
+    made = [Lane(Phase(every, sgd(0.1), 2), jax.random.key(0))]
+    (found,) = sweep(network, made, data, validate=lambda net: float("nan"))
+    assert isinstance(found, ArithmeticError) and "no epoch had" in str(found)
+
+
 def test_other_rates_seeds_and_data_do_not_trace_again():
     traces = []
     network = toy.mlp(traces=traces)
@@ -121,5 +143,7 @@ def test_what_cannot_be_one_program_is_refused():
     for other in (longer, pulled):
         with pytest.raises(InputError, match="lane 1 is another program than lane 0"):
             sweep(network, [one, other], data)
+    with pytest.raises(InputError, match="leave place out"):
+        sweep(network, [one], data, place=lambda batch: batch)
     with pytest.raises(InputError, match="lanes must be a positive number, got 0"):
         sweep(network, [], data)
