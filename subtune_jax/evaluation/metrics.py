@@ -38,3 +38,47 @@ def worst_group_accuracy(groups: np.ndarray) -> Metric:
         )
 
     return metric
+
+
+def f1(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Returns the F1 score of class 1, in percent (0 where nothing is or is called 1)."""
+    from sklearn.metrics import f1_score
+
+    return 100 * float(f1_score(labels, np.argmax(logits, axis=-1), zero_division=0))
+
+
+def matthews(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Returns Matthews' correlation of classes, in percent (0 where one is constant)."""
+    from sklearn.metrics import matthews_corrcoef
+
+    return 100 * float(matthews_corrcoef(labels, np.argmax(logits, axis=-1)))
+
+
+def pearson(outputs: np.ndarray, targets: np.ndarray) -> float:
+    """Returns Pearson's correlation of numbers, in percent (0 where one is constant)."""
+    from scipy.stats import pearsonr
+
+    return _correlation(pearsonr, outputs, targets)
+
+
+def spearman(outputs: np.ndarray, targets: np.ndarray) -> float:
+    """Returns Spearman's rank correlation of numbers, in percent (0 where one is
+    constant)."""
+    from scipy.stats import spearmanr
+
+    return _correlation(spearmanr, outputs, targets)
+
+
+def _correlation(f: Callable, outputs: np.ndarray, targets: np.ndarray) -> float:
+    one, other = np.ravel(outputs), np.ravel(targets)
+    constant = np.ptp(one) == 0 or np.ptp(other) == 0
+    return 0.0 if constant else 100 * float(f(one, other)[0])
+
+
+METRICS: dict[str, Metric] = {
+    "accuracy": accuracy,
+    "f1": f1,
+    "matthews": matthews,
+    "pearson": pearson,
+    "spearman": spearman,
+}

@@ -26,7 +26,7 @@ class Name(NamedTuple):
 
 CONV = (2, 3, 1, 0)  # OIHW to HWIO
 LINEAR = (1, 0)  # (out, in) to (in, out)
-HEAD = r"(?:fc|linear)\.(?:weight|bias)"
+HEAD = r"(?:fc|linear|classifier|qa_outputs)(?:\.out_proj)?\.(?:weight|bias)"
 
 
 def _norm(pattern: str, path: str) -> list[Name]:
@@ -54,22 +54,96 @@ CIFAR_RESNET = [
 ]
 
 
+_BODY = r"(?:bert\.|roberta\.)?"
+_LAYER = _BODY + r"encoder\.layer\.(\d+)\."
+_ENDINGS = {"weight": ("kernel", LINEAR), "bias": ("bias", None)}
+
+
+def _linear(pattern: str, path: str, used: bool = True) -> list[Name]:
+    return [
+        Name(rf"{pattern}\.{theirs}", f"params/{path}/{ours}", axes, used)
+        for theirs, (ours, axes) in _ENDINGS.items()
+    ]
+
+
+def _layer_norm(pattern: str, path: str) -> list[Name]:
+    return [
+        Name(rf"{pattern}\.(?:weight|gamma)", f"params/{path}/scale"),
+        Name(rf"{pattern}\.(?:bias|beta)", f"params/{path}/bias"),
+    ]
+
+
+def _embedding(name: str, path: str) -> Name:
+    return Name(
+        rf"{_BODY}embeddings\.{name}_embeddings\.weight",
+        f"params/embeddings/{path}/embedding",
+    )
+
+
+def _beside(pattern: str) -> Name:
+    """Returns the entry of tensors that a network of this kind may do without."""
+    return Name(pattern, "params/embeddings/norm/scale", used=False)
+
+
+def bert_names(dense_pooler: bool) -> list[Name]:
+    """Returns the table of BERT and RoBERTa files (Hugging Face's names).
+
+    A pooler's tensors are read where the network has one; heads of pretraining and
+    position ids are passed over.
+    """
+    pooler = rf"(?:{_BODY}pooler\.dense|classifier\.dense)"
+    return [
+        _embedding("word", "word"),
+        _embedding("position", "position"),
+        _embedding("token_type", "token_type"),
+        *_layer_norm(rf"{_BODY}embeddings\.LayerNorm", "embeddings/norm"),
+        *(
+            name
+            for part in ("query", "key", "value")
+            for name in _linear(
+                rf"{_LAYER}attention\.self\.{part}", rf"layer_\1/attention/{part}"
+            )
+        ),
+        *_linear(rf"{_LAYER}attention\.output\.dense", r"layer_\1/attention/output"),
+        *_layer_norm(
+            rf"{_LAYER}attention\.output\.LayerNorm", r"layer_\1/attention/norm"
+        ),
+        *_linear(rf"{_LAYER}intermediate\.dense", r"layer_\1/intermediate"),
+        *_linear(rf"{_LAYER}output\.dense", r"layer_\1/output"),
+        *_layer_norm(rf"{_LAYER}output\.LayerNorm", r"layer_\1/norm"),
+        *(
+            _linear(pooler, "pooler/dense")
+            if dense_pooler
+            else [_beside(rf"{pooler}\.(?:weight|bias)")]
+        ),
+        *_linear(r"(?:classifier(?:\.out_proj)?|qa_outputs)", "head"),
+        _beside(rf"{_BODY}embeddings\.(?:position_ids|token_type_ids)"),
+        _beside(r"(?:cls|lm_head)\..*"),
+    ]
+
+
 def filled(
     network: Network,
     tensors: Mapping[str, np.ndarray],
     table: Sequence[Name],
     file: str,
+    fresh: str | None = None,
 ) -> Network:
     """Returns the network with the values of `tensors`, all of them and no others.
 
-    Raises `InputError` that lists every missing, unexpected and misshapen tensor.
+    `fresh` names a stage that keeps the network's own values, whatever the file has for
+    it. Raises `InputError` that lists every missing, unexpected and misshapen tensor.
     """
     wanted = tree.flatten({"params": network.params, "stats": network.stats})
+    kept = {path: leaf for path, leaf in wanted.items() if path.split("/")[1] == fresh}
+    wanted = {path: leaf for path, leaf in wanted.items() if path not in kept}
     found: dict[str, np.ndarray] = {}
     unexpected, misshapen = [], []
     for name, tensor in tensors.items():
         known = _known(name, table)
         path = None if known is None else known.path
+        if path in kept or (path or "").split("/")[1:2] == [fresh]:
+            continue
         if path not in wanted or (known.used and path in found):
             unexpected.append(name)
         elif known.used:
@@ -87,7 +161,7 @@ def filled(
     if said:
         raise InputError(f"{file} does not fit the network: {'; '.join(said)}")
     values = tree.map_with_path(
-        lambda path, leaf: np.asarray(found[path], leaf.dtype),
+        lambda path, leaf: np.asarray(found.get(path, leaf), leaf.dtype),
         {"params": network.params, "stats": network.stats},
     )
     return network._replace(**values)

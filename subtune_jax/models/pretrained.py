@@ -10,9 +10,9 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from subtune_jax import tree
-from subtune_jax.errors import InputError, unknown
-from subtune_jax.models.conversions import CIFAR_RESNET, HEAD, filled
-from subtune_jax.models.resnet import ResNetConfig, resnet
+from subtune_jax.errors import InputError
+from subtune_jax.models.conversions import HEAD, filled
+from subtune_jax.models.families import described
 from subtune_jax.network import LECUN_NORMAL, Network, linear_params
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.th", "*.ckpt", "*.pkl")
@@ -22,36 +22,45 @@ class Pretrained(NamedTuple):
     """A network and what its inputs must look like.
 
     fingerprint: SHA-256 of the tensors as stored, without the head's. size: (height,
-    width, channels) of the images, pixels 0 to 255.
+    width, channels) of images, pixels 0 to 255; (most tokens,) of texts. folder: where
+    the files are, a tokenizer's beside them.
     """
 
     network: Network
     fingerprint: str
-    size: tuple[int, int, int]
+    size: tuple[int, ...]
+    folder: Path
 
 
 def load(
-    source: str | Path, new_head: int | None = None, *, key: jax.Array | None = None
+    source: str | Path,
+    new_head: int | None = None,
+    *,
+    key: jax.Array | None = None,
+    **options: Any,
 ) -> Pretrained:
     """Returns the network in a folder, or of a hub id: `config.json`, `model.safetensors`.
 
-    new_head: how many outputs a fresh linear head has, zeros or (with `key`) LeCun
-    normal; else the file's head is kept. Raises `InputError` when there is no such
-    folder, the hub cannot be reached, the file is no safetensors file, or tensors are
-    missing, unexpected or misshapen (all of them are listed).
+    CIFAR residual networks, BERT and RoBERTa encoders (Hugging Face's names). new_head:
+    how many outputs a fresh linear head has, zeros or (with `key`) LeCun normal; else
+    the file's head is kept. `options` of encoders: `pooling`, `head`, `dropout`,
+    `dtype`, see `BertConfig`. Raises `InputError` when there is no such folder, the hub
+    cannot be reached, the file is no safetensors file, or tensors are missing,
+    unexpected or misshapen (all of them are listed).
     """
     folder = find(source)
-    config = _config(folder / "config.json")
+    family = described(_config(folder / "config.json"), folder, options)
     file = folder / "model.safetensors"
     tensors = _tensors(file)
-    network = filled(_built(config, folder), tensors, CIFAR_RESNET, str(file))
+    fresh = None if new_head is None else family.network.stages[-1].name
+    network = filled(family.network, tensors, family.names, str(file), fresh)
     if new_head is not None:
-        features = network.params["head"]["kernel"].shape[0]
+        features = network.params[fresh]["kernel"].shape[0]
         init = jax.nn.initializers.zeros if key is None else LECUN_NORMAL
         head = linear_params(key, features, new_head, init)
-        network = network._replace(params={**network.params, "head": head})
+        network = network._replace(params={**network.params, fresh: head})
     body = {n: t for n, t in tensors.items() if not re.fullmatch(HEAD, n)}
-    return Pretrained(network, tree.fingerprint(body), tuple(config["input_size"]))
+    return Pretrained(network, tree.fingerprint(body), family.size, folder)
 
 
 def find(source: str | Path) -> Path:
@@ -102,35 +111,3 @@ def _tensors(file: Path) -> dict[str, np.ndarray]:
         return load_file(file)
     except Exception as error:  # the library has its own classes for damaged files
         raise InputError(f"{file} is no readable safetensors file: {error}") from None
-
-
-def _built(config: dict[str, Any], folder: Path) -> Network:
-    """Returns the network that a `config.json` describes, with random weights."""
-    norms = {"group_norm": "group", "batch_norm": "batch"}
-    blocks = {"pre-activation basic block": True, "post-activation basic block": False}
-    try:
-        norm, block = config["norm"]["type"], config["block"]["type"]
-        if norm not in norms:
-            raise unknown("norm type", norm, norms)
-        if block not in blocks:
-            raise unknown("block type", block, blocks)
-        made = ResNetConfig(
-            blocks=tuple(config["blocks_per_stage"]),
-            widths=tuple(config["widths"]),
-            norm=norms[norm],
-            groups=config["norm"].get("num_groups", 0),
-            preactivation=blocks[block],
-            channels=config["input_size"][-1],
-            classes=config["num_classes"],
-            mean=tuple(config["normalization"]["mean"]),
-            std=tuple(config["normalization"]["std"]),
-        )
-        return resnet(made, jax.random.key(0))
-    except KeyError as error:
-        raise InputError(
-            f"{folder}/config.json describes no residual network: {error} is missing"
-        ) from None
-    except (TypeError, AttributeError) as error:
-        raise InputError(
-            f"{folder}/config.json describes no residual network: {error}"
-        ) from None

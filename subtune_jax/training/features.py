@@ -10,6 +10,7 @@ import numpy as np
 from subtune_jax import tree
 from subtune_jax.data import batches
 from subtune_jax.data.batches import Data
+from subtune_jax.data.ragged import Ragged, lengths, ragged
 from subtune_jax.flops import depends_on
 from subtune_jax.network import Labels, Network, lowest_trainable
 from subtune_jax.training.step import compiled_forward
@@ -30,14 +31,17 @@ def cached_stages(
     """
     if not budget:
         return 0
-    example = jax.tree.map(lambda leaf: leaf[:1], data.take(np.arange(1)).x)
+    sizes = lengths(data.x)
+    longest = [0] if sizes is None else [int(np.argmax(sizes))]
+    count = len(data.y) if sizes is None else -(-int(sizes.sum()) // int(sizes.max()))
+    example = data.take(np.array(longest)).x
     best, worthwhile = 0, False
-    for count, x in _deterministic(network, labels, batch_stats, example):
+    for stop, x in _deterministic(network, labels, batch_stats, example):
         worthwhile |= bool(
-            jax.tree.leaves(network.params[network.stages[count - 1].name])
+            jax.tree.leaves(network.params[network.stages[stop - 1].name])
         )
-        if worthwhile and tree.nbytes(x) * len(data.y) <= budget:
-            best = count
+        if worthwhile and tree.nbytes(x) * count <= budget:
+            best = stop
     return best
 
 
@@ -82,8 +86,11 @@ def _probe(apply: Callable, structure, leaves: tuple) -> tuple[bool, Any]:
 def features(network: Network, stop: int, data: Data, batch_size: int = 256) -> Data:
     """Returns `data` with x replaced by the activations after `stop` stages, in NumPy.
 
-    Stored statistics, no dropout. As many examples as before, in the same order.
+    Stored statistics, no dropout. As many examples as before, in the same order; of
+    ragged inputs, activations with an entry per token are ragged too.
     """
+    if lengths(data.x) is not None:
+        return _ragged_features(network, stop, data, batch_size)
     run, made, begin = compiled_forward(network.stages, 0, stop), None, 0
     for batch in batches.in_order(data, batch_size):
         rows = jax.device_get(run(network.params, network.stats, batch.x))
@@ -94,3 +101,38 @@ def features(network: Network, stop: int, data: Data, batch_size: int = 256) -> 
             whole[begin:end] = part[: end - begin]
         begin = end
     return Data(made, data.y)
+
+
+def _ragged_features(network: Network, stop: int, data: Data, batch_size: int) -> Data:
+    sizes, made = lengths(data.x), []
+    order = np.argsort(sizes, kind="stable")  # like lengths together
+    run, begin = compiled_forward(network.stages, 0, stop), 0
+    for batch in batches.in_order(data.only(order), batch_size):
+        x = jax.device_get(run(network.params, network.stats, batch.x))
+        rows = order[begin : begin + batch_size]
+        width = _width(data.x, batch.x)
+        leaves, structure = jax.tree.flatten(x)
+        made += [
+            [_row(leaf, i, sizes[r], width) for leaf in leaves]
+            for i, r in enumerate(rows)
+        ]
+        begin += batch_size
+    back = np.argsort(order)
+    columns = [[made[i][k] for i in back] for k in range(len(leaves))]
+    tokens = [leaf.ndim > 1 and leaf.shape[1] == width for leaf in leaves]
+    joined = [
+        ragged(column) if per_token else np.stack(column)
+        for column, per_token in zip(columns, tokens, strict=True)
+    ]
+    return Data(jax.tree.unflatten(structure, joined), data.y)
+
+
+def _width(x: Any, taken: Any) -> int:
+    """Returns the bucket that a batch was padded to."""
+    pairs = zip(jax.tree.leaves(x), jax.tree.leaves(taken), strict=True)
+    return next(part.shape[1] for leaf, part in pairs if isinstance(leaf, Ragged))
+
+
+def _row(leaf: np.ndarray, index: int, length: int, width: int) -> np.ndarray:
+    per_token = leaf.ndim > 1 and leaf.shape[1] == width
+    return leaf[index, :length] if per_token else leaf[index]

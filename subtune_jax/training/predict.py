@@ -4,6 +4,7 @@ import numpy as np
 
 from subtune_jax.data import batches
 from subtune_jax.data.batches import Data
+from subtune_jax.data.ragged import lengths
 from subtune_jax.evaluation.metrics import Metric, accuracy
 from subtune_jax.network import Network
 from subtune_jax.training.step import compiled_forward
@@ -11,12 +12,16 @@ from subtune_jax.training.step import compiled_forward
 
 def predict(network: Network, data: Data, *, batch_size: int = 256) -> np.ndarray:
     """Returns the outputs for all examples, in order: stored statistics, no dropout."""
-    run = compiled_forward(network.stages)
+    run, sizes = compiled_forward(network.stages), lengths(data.x)
+    if sizes is not None:  # like lengths together, and back into their order
+        order = np.argsort(sizes, kind="stable")
+        data = data.only(order)
     rows = [
         np.asarray(run(network.params, network.stats, batch.x))[batch.weight > 0]
         for batch in batches.in_order(data, batch_size)
     ]
-    return np.concatenate(rows)
+    made = np.concatenate(rows)
+    return made if sizes is None else made[np.argsort(order)]
 
 
 def evaluate(

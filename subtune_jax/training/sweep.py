@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from subtune_jax.data.batches import Batch, Data
+from subtune_jax.data.ragged import lengths
 from subtune_jax.errors import InputError, require_positive
 from subtune_jax.network import Network
 from subtune_jax.training.loop import (
@@ -65,6 +66,8 @@ def sweep(
     require_positive(lanes=len(lanes), chunk=chunk)
     if "place" in settings:
         raise InputError("a sweep fills one device with its lanes: leave place out")
+    if lengths(data.x) is not None:
+        data = data.take(np.arange(len(data.y)))  # lanes share their batches' shapes
     plans = [
         make_plan(network, ln.phases, data, key=ln.key, **settings) for ln in lanes
     ]

@@ -8,13 +8,15 @@ import pytest
 from subtune_jax import tree
 from subtune_jax.cost import stage_flops
 from subtune_jax.data.batches import Data, padded
+from subtune_jax.data.ragged import Ragged, ragged
 from subtune_jax.evaluation.metrics import cross_entropy
 from subtune_jax.flops import contraction_flops
+from subtune_jax.models.bert import BertConfig, bert
 from subtune_jax.network import Network, Stage, linear
 from subtune_jax.selection.labels import select
 from subtune_jax.training.features import cached_stages, features
 from subtune_jax.training.loop import fit
-from subtune_jax.training.optimizers import adam, adamw
+from subtune_jax.training.optimizers import adam, adamw, sgd
 from subtune_jax.training.phases import Phase, programs
 from subtune_jax.training.state import start
 from subtune_jax.training.step import train_step
@@ -162,3 +164,41 @@ def test_the_prefix_is_computed_once(monkeypatch):
     assert calls == [6]
     assert tree.count(network.params["head"]) == 51
     assert isinstance(toy.images(), Data)
+
+
+def test_cached_texts_train_as_texts_do_whatever_their_padding():
+    rng = np.random.default_rng(0)
+    ids = [rng.integers(5, 40, n).astype(np.int32) for n in rng.integers(2, 30, 24)]
+    x = {
+        "input_ids": ragged(ids),
+        "attention_mask": ragged([np.ones_like(row) for row in ids]),
+        "token_type_ids": ragged([np.zeros_like(row) for row in ids]),
+    }
+    data = Data(x, np.array([int(row[0] > 20) for row in ids], np.int32))
+    with jax.enable_x64(True):
+        config = BertConfig(
+            40, 16, 3, 4, 24, 40, dropout=0.0, pooling="mean", dtype="float64"
+        )
+        network = bert(config, jax.random.key(0))
+        wide = jax.tree.map(lambda leaf: leaf.astype(np.float64), network.params)
+        network = network._replace(params=wide)
+        labels = select(network, {"g": ["layer_2", "head"]})
+        cut = cached_stages(network, labels, frozenset(), data, 2**30)
+        assert cut == 3
+        cached = features(network, cut, data).x
+        assert isinstance(cached["hidden"], Ragged)
+        runs = [
+            fit(
+                network,
+                # Not Adam: a key's bias has no gradient, and rounding would be a step
+                Phase(labels, sgd(0.1), 20),
+                data,
+                key=jax.random.key(1),
+                batch_size=5,
+                cache_bytes=room,
+            )
+            for room in (0, 2**30)
+        ]
+        plain, fast = (tree.flatten(run.trainable) for run in runs)
+        for name, leaf in plain.items():
+            np.testing.assert_allclose(fast[name], leaf, atol=1e-9)

@@ -1,0 +1,142 @@
+"""Sentences as token ids, and the tasks of GLUE through TFDS."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from subtune_jax.data.batches import Data
+from subtune_jax.data.prepared import records
+from subtune_jax.data.ragged import ragged
+from subtune_jax.errors import InputError, require_positive, unknown
+
+
+class GlueTask(NamedTuple):
+    """A task's text fields (one or two), its outputs (1: a regression) and metrics."""
+
+    fields: tuple[str, ...]
+    outputs: int
+    metrics: tuple[str, ...]
+
+
+_PAIR = ("sentence1", "sentence2")
+GLUE = {
+    "cola": GlueTask(("sentence",), 2, ("matthews",)),
+    "sst2": GlueTask(("sentence",), 2, ("accuracy",)),
+    "mrpc": GlueTask(_PAIR, 2, ("f1", "accuracy")),
+    "stsb": GlueTask(_PAIR, 1, ("spearman", "pearson")),
+    "qqp": GlueTask(("question1", "question2"), 2, ("f1", "accuracy")),
+    "mnli": GlueTask(("premise", "hypothesis"), 3, ("accuracy",)),
+    "qnli": GlueTask(("question", "sentence"), 2, ("accuracy",)),
+    "rte": GlueTask(_PAIR, 2, ("accuracy",)),
+    "wnli": GlueTask(_PAIR, 2, ("accuracy",)),
+}
+
+
+def tokenizer(folder: str | Path, vocabulary: int | None = None) -> Any:
+    """Returns the fast tokenizer of a folder: `tokenizer.json`, or BERT's from `vocab.txt`.
+
+    vocabulary: how many words the network knows. Raises `InputError` when there is
+    neither file, one is damaged, or the tokenizer knows more words than the network.
+    """
+    import tokenizers  # a tenth of a second, only where there is text
+
+    folder = Path(folder)
+    whole, words = folder / "tokenizer.json", folder / "vocab.txt"
+    if not whole.exists() and not words.exists():
+        raise InputError(f"{folder} has no tokenizer.json and no vocab.txt")
+    try:
+        if whole.exists():
+            made = tokenizers.Tokenizer.from_file(str(whole))
+        else:
+            lower = _settings(folder).get("do_lower_case", True)
+            made = tokenizers.BertWordPieceTokenizer(str(words), lowercase=lower)
+    except Exception as error:  # the library raises bare exceptions
+        raise InputError(f"{folder} has no readable tokenizer: {error}") from None
+    if vocabulary is not None and made.get_vocab_size() > vocabulary:
+        raise InputError(
+            f"the tokenizer in {folder} knows {made.get_vocab_size()} words, the network "
+            f"{vocabulary}: it belongs to another network"
+        )
+    made.no_padding()
+    return made
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    file = folder / "tokenizer_config.json"
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+def encode(
+    tokenizer: Any, sentences: Sequence[Sequence[str]], most: int
+) -> dict[str, Any]:
+    """Returns `input_ids`, `attention_mask`, `token_type_ids` as ragged int32 arrays.
+
+    `sentences` has one or two texts per example, the same number for all; examples are
+    cut to `most` tokens. Raises `InputError` for another number and for no example.
+    """
+    require_positive(most=most, examples=len(sentences))
+    parts = {len(example) for example in sentences}
+    if parts not in ({1}, {2}):
+        raise InputError(
+            f"examples have {' and '.join(map(str, sorted(parts)))} texts: expected one "
+            "or two, the same for all"
+        )
+    tokenizer.enable_truncation(most)
+    inputs = [e[0] if len(e) == 1 else tuple(e) for e in sentences]
+    found = tokenizer.encode_batch(inputs)
+    columns = {
+        "input_ids": [one.ids for one in found],
+        "attention_mask": [one.attention_mask for one in found],
+        "token_type_ids": [one.type_ids for one in found],
+    }
+    return {
+        k: ragged([np.array(r, np.int32) for r in rows]) for k, rows in columns.items()
+    }
+
+
+def glue(
+    task: str, split: str, data_dir: str | Path, tokenizer: Any, most: int = 128
+) -> Data:
+    """Returns a task of GLUE (`rte`; also `glue/rte`), read without TensorFlow.
+
+    x: as `encode`; y: int32[n], or float32[n, 1] for `stsb`. What GLUE publishes with
+    labels for evaluation is its `validation` split: our test. Raises `InputError` for
+    an unknown task, a split without labels, and a record that lacks a text.
+    """
+    name = task.removeprefix("glue/")
+    if name not in GLUE:
+        raise unknown("GLUE task", name, GLUE)
+    found = records(f"glue/{name}", split, data_dir)
+    rows = [found[i] for i in range(len(found))]
+    sentences = [texts(row, GLUE[name].fields, f"glue/{name}") for row in rows]
+    labels = labelled([row["label"] for row in rows], GLUE[name].outputs, split)
+    return Data(encode(tokenizer, sentences, most), labels)
+
+
+def texts(row: dict[str, Any], fields: Sequence[str], name: str) -> list[str]:
+    """Returns a record's texts; raises `InputError` where it lacks one."""
+    missing = [field for field in fields if field not in row]
+    if missing:
+        raise InputError(
+            f"{name} is a task of {' and '.join(fields)}: a record has no "
+            f"{' and no '.join(missing)}, only {', '.join(row)}"
+        )
+    return [
+        text.decode() if isinstance(text, bytes) else text
+        for text in (row[field] for field in fields)
+    ]
+
+
+def labelled(labels: Sequence[float], outputs: int, split: str) -> np.ndarray:
+    """Returns int32[n] labels, or float32[n, 1] for one output; raises `InputError` for a
+    label that no output has."""
+    y = np.asarray(labels)
+    if y.min() < 0 or (outputs > 1 and y.max() >= outputs):
+        raise InputError(
+            f"split {split!r} has labels {y.min()} to {y.max()}: expected 0 to "
+            f"{outputs - 1 if outputs > 1 else 5} (-1 is what GLUE gives for none)"
+        )
+    return y.astype(np.float32)[:, None] if outputs == 1 else y.astype(np.int32)

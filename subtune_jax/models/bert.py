@@ -1,0 +1,203 @@
+"""BERT-style encoders: BERT, RoBERTa, MiniLM and others with their configuration.
+
+Stages: `embeddings`, `layer_{i}`, `pooler`, `head`. Inputs are a dict of int32[batch,
+tokens]: `input_ids`, `attention_mask` and `token_type_ids`; between layers, a dict of
+`hidden` float[batch, tokens, width] and `mask` bool[batch, tokens].
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from subtune_jax.errors import InputError, require_positive, unknown
+from subtune_jax.models.stages import split_stages
+from subtune_jax.models.transformer import (
+    DTYPES,
+    Attention,
+    activation,
+    call,
+    dense,
+    dropout,
+    embedding,
+    layer_norm,
+    require_heads,
+)
+from subtune_jax.network import Network, Stage, UnitTable, linear, linear_params
+
+POOLINGS = ("dense", "cls", "mean")
+HEADS = ("outputs", "span")
+_NORMAL = jax.nn.initializers.normal(0.02)
+
+
+class BertConfig(NamedTuple):
+    """What an encoder is built from; the defaults are BERT-base, uncased.
+
+    roberta: positions count the tokens that are no padding, from `pad` + 1. pooling:
+    `dense` (tanh of a dense layer on the first token), `cls` (the first token) or
+    `mean` (over the tokens that are no padding). head: `outputs` (logits or a
+    regression per example) or `span` (2 logits per token). dtype: of the computation;
+    parameters are float32.
+    """
+
+    vocabulary: int = 30_522
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    hidden: int = 3072
+    positions: int = 512
+    types: int = 2
+    epsilon: float = 1e-12
+    activation: str = "gelu"
+    dropout: float = 0.1
+    pad: int = 0
+    roberta: bool = False
+    pooling: str = "dense"
+    head: str = "outputs"
+    outputs: int = 2
+    dtype: str = "float32"
+
+
+class Embeddings(nnx.Module):
+    """Word, position and token-type embeddings, summed, normed and dropped out."""
+
+    def __init__(self, config: BertConfig, rngs: nnx.Rngs):
+        width, dtype = config.width, config.dtype
+        self.word = embedding(config.vocabulary, width, dtype, rngs)
+        self.position = embedding(config.positions, width, dtype, rngs)
+        self.token_type = embedding(config.types, width, dtype, rngs)
+        self.norm = layer_norm(width, config.epsilon, dtype, rngs)
+        self.dropout = dropout(config.dropout, rngs)
+        self.pad, self.roberta = config.pad, config.roberta
+
+    def __call__(self, x: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        ids = x["input_ids"]
+        places = jnp.broadcast_to(jnp.arange(ids.shape[1])[None], ids.shape)
+        if self.roberta:
+            real = (ids != self.pad).astype(jnp.int32)
+            places = jnp.cumsum(real, axis=1) * real + self.pad
+        total = self.word(ids) + self.position(places)
+        hidden = self.norm(total + self.token_type(x["token_type_ids"]))
+        return {"hidden": self.dropout(hidden), "mask": x["attention_mask"] > 0}
+
+
+class Layer(nnx.Module):
+    """norm(x + attention(x)), then norm(x + output(f(intermediate(x))))."""
+
+    def __init__(self, config: BertConfig, rngs: nnx.Rngs):
+        norm = layer_norm(config.width, config.epsilon, config.dtype, rngs)
+        self.attention = Attention(config.width, config.heads, config.dtype, rngs, norm)
+        self.intermediate = dense(config.width, config.hidden, config.dtype, rngs)
+        self.output = dense(config.hidden, config.width, config.dtype, rngs)
+        self.norm = layer_norm(config.width, config.epsilon, config.dtype, rngs)
+        self.dropout1 = dropout(config.dropout, rngs)
+        self.dropout2 = dropout(config.dropout, rngs)
+        self.activation = activation(config.activation)
+
+    def __call__(self, x: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        hidden, mask = x["hidden"], x["mask"]
+        hidden += self.dropout1(self.attention(hidden, mask))
+        hidden = self.attention.norm(hidden)
+        inner = self.activation(self.intermediate(hidden))
+        hidden = self.norm(hidden + self.dropout2(self.output(inner)))
+        return {"hidden": hidden, "mask": mask}
+
+
+class Pooler(nnx.Module):
+    """From hidden states to one vector per example; see `BertConfig.pooling`."""
+
+    def __init__(self, config: BertConfig, rngs: nnx.Rngs):
+        self.pooling = config.pooling
+        if config.pooling == "dense":
+            self.dense = dense(config.width, config.width, config.dtype, rngs)
+        self.dropout = dropout(config.dropout, rngs)
+
+    def __call__(self, x: dict[str, jax.Array]) -> jax.Array:
+        pooled = self.dropout(self.pooled(x))
+        return pooled.astype(jnp.promote_types(pooled.dtype, jnp.float32))
+
+    def pooled(self, x: dict[str, jax.Array]) -> jax.Array:
+        """Returns float[batch, width]."""
+        hidden, mask = x["hidden"], x["mask"][..., None].astype(x["hidden"].dtype)
+        if self.pooling == "mean":
+            return (hidden * mask).sum(axis=1) / jnp.maximum(mask.sum(axis=1), 1)
+        first = hidden[:, 0]
+        return jnp.tanh(self.dense(first)) if self.pooling == "dense" else first
+
+
+def span(params, stats, x, *, batch_stats: bool, key):
+    """The head stage that gives a start and an end logit to every token: float[batch,
+    tokens, 2]; padding has the lowest number there is."""
+    del batch_stats, key
+    logits = x["hidden"] @ params["kernel"] + params["bias"][None, None]
+    return jnp.where(x["mask"][..., None], logits, jnp.finfo(logits.dtype).min), stats
+
+
+def bert(config: BertConfig, key: jax.Array) -> Network:
+    """Returns an encoder with random weights and its head.
+
+    Raises `InputError` for a width that does not divide into the heads, and unknown
+    poolings, heads, activations and dtypes.
+    """
+    _check(config)
+    body_key, head_key = jax.random.split(key)
+    rngs = nnx.Rngs(body_key)
+    modules: dict[str, nnx.Module] = {"embeddings": Embeddings(config, rngs)}
+    modules |= {f"layer_{i}": Layer(config, rngs) for i in range(config.layers)}
+    if config.head == "outputs":
+        modules["pooler"] = Pooler(config, rngs)
+    stages, params, stats = split_stages(modules, call)
+    outputs = config.outputs if config.head == "outputs" else 2
+    params["head"] = linear_params(head_key, config.width, outputs, _NORMAL)
+    head = Stage("head", linear if config.head == "outputs" else span)
+    return Network((*stages, head), params, {**stats, "head": {}}, units(config))
+
+
+def _check(config: BertConfig) -> None:
+    require_heads(config.width, config.heads)
+    require_positive(layers=config.layers, outputs=config.outputs)
+    closed = {"pooling": POOLINGS, "head": HEADS, "dtype": DTYPES}
+    for name, choices in closed.items():
+        if getattr(config, name) not in choices:
+            raise unknown(name, getattr(config, name), choices)
+    if not 0 <= config.dropout < 1:
+        raise InputError(f"dropout must be from 0 up to 1, got {config.dropout!r}")
+
+
+def kinds(layers: str) -> dict[str, tuple[str, ...]]:
+    """Returns the kinds of module (papers/transformer_modules.md 3.3) in the layers whose
+    stage names match `layers`, a regular expression."""
+    attention = tuple(
+        f"{layers}/attention/{n}" for n in ("query", "key", "value", "output")
+    )
+    norms = (f"{layers}/attention/norm", f"{layers}/norm")
+    feed = (f"{layers}/intermediate", f"{layers}/output")
+    return {
+        "query": attention[:1],
+        "key": attention[1:2],
+        "value": attention[2:3],
+        "attention_output": attention[3:],
+        "attention_norm": norms[:1],
+        "intermediate": feed[:1],
+        "output": feed[1:],
+        "output_norm": norms[1:],
+        "layer_norms": norms,
+        "attention": attention,
+        "feed_forward": feed,
+        "biases": (f"{layers}/(?:.*/)?bias",),
+    }
+
+
+def units(config: BertConfig) -> UnitTable:
+    """Returns the unit tables: `fine` holds every leaf exactly once, `kinds` the kinds of
+    module over all layers, and a table for each layer those of that layer alone."""
+    layers = [f"layer_{i}" for i in range(config.layers)]
+    pooler = {"pooler": ("pooler",)} if config.head == "outputs" else {}
+    pooler = pooler if config.pooling == "dense" else {}
+    fine = {name: (name,) for name in ("embeddings", *layers, *pooler, "head")}
+    parts = {"word": "word", "position": "position", "token_type": "token_type"}
+    embeddings = {f"{n}_embeddings": (f"embeddings/{p}",) for n, p in parts.items()}
+    embeddings["embedding_norm"] = ("embeddings/norm",)
+    every = kinds(r"layer_\d+") | embeddings | pooler | {"head": ("head",)}
+    return {"fine": fine, "kinds": every} | {name: kinds(name) for name in layers}

@@ -1,0 +1,105 @@
+"""From a `config.json` to a network of its family, with random weights."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from subtune_jax.errors import InputError, unknown
+from subtune_jax.models.bert import BertConfig, bert
+from subtune_jax.models.conversions import CIFAR_RESNET, Name, bert_names
+from subtune_jax.models.resnet import ResNetConfig, resnet
+from subtune_jax.network import Network
+
+
+class Family(NamedTuple):
+    """A network to fill, the names of its tensors in files, and the size of its inputs:
+    (height, width, channels) of images, (most tokens,) of texts."""
+
+    network: Network
+    names: Sequence[Name]
+    size: tuple[int, ...]
+
+
+def described(
+    config: Mapping[str, Any], folder: Path, options: Mapping[str, Any]
+) -> Family:
+    """Returns the family of a configuration; `options` override what a file cannot say
+    (`pooling`, `head`, `dropout`, `dtype`).
+
+    Raises `InputError` for a model type or an option that is not known, and for a
+    configuration that lacks something.
+    """
+    makers = {"bert": _bert, "roberta": _bert, "resnet": _resnet}
+    kind = config.get("model_type", "resnet")
+    if kind not in makers:
+        raise unknown("model type", kind, makers)
+    name = "residual network" if kind == "resnet" else f"{kind} network"
+    try:
+        return makers[kind](config, options)
+    except KeyError as error:
+        raise InputError(
+            f"{folder}/config.json describes no {name}: {error} is missing"
+        ) from None
+    except (TypeError, AttributeError) as error:
+        raise InputError(f"{folder}/config.json describes no {name}: {error}") from None
+
+
+def _with(config: Any, options: Mapping[str, Any], allowed: Sequence[str]) -> Any:
+    for name in options:
+        if name not in allowed:
+            raise unknown("option", name, allowed)
+    return config._replace(**options)
+
+
+def _bert(config: Mapping[str, Any], options: Mapping[str, Any]) -> Family:
+    roberta = config["model_type"] == "roberta"
+    if config.get("position_embedding_type", "absolute") != "absolute":
+        raise InputError(
+            f"position embeddings are {config['position_embedding_type']!r}: expected "
+            "absolute ones"
+        )
+    made = BertConfig(
+        vocabulary=config["vocab_size"],
+        width=config["hidden_size"],
+        layers=config["num_hidden_layers"],
+        heads=config["num_attention_heads"],
+        hidden=config["intermediate_size"],
+        positions=config["max_position_embeddings"],
+        types=config["type_vocab_size"],
+        epsilon=config["layer_norm_eps"],
+        activation=config["hidden_act"],
+        dropout=config["hidden_dropout_prob"],
+        pad=config.get("pad_token_id") or 0,
+        roberta=roberta,
+        outputs=len(config.get("id2label") or (0, 0)),
+    )
+    made = _with(made, options, ("pooling", "head", "dropout", "dtype", "outputs"))
+    room = made.positions - (made.pad + 1 if roberta else 0)
+    dense = made.pooling == "dense" and made.head == "outputs"
+    return Family(bert(made, jax.random.key(0)), bert_names(dense), (room,))
+
+
+def _resnet(config: Mapping[str, Any], options: Mapping[str, Any]) -> Family:
+    norms = {"group_norm": "group", "batch_norm": "batch"}
+    blocks = {"pre-activation basic block": True, "post-activation basic block": False}
+    norm, block = config["norm"]["type"], config["block"]["type"]
+    if norm not in norms:
+        raise unknown("norm type", norm, norms)
+    if block not in blocks:
+        raise unknown("block type", block, blocks)
+    made = ResNetConfig(
+        blocks=tuple(config["blocks_per_stage"]),
+        widths=tuple(config["widths"]),
+        norm=norms[norm],
+        groups=config["norm"].get("num_groups", 0),
+        preactivation=blocks[block],
+        channels=config["input_size"][-1],
+        classes=config["num_classes"],
+        mean=tuple(config["normalization"]["mean"]),
+        std=tuple(config["normalization"]["std"]),
+    )
+    _with(made, options, ())
+    network = resnet(made, jax.random.key(0))
+    return Family(network, CIFAR_RESNET, tuple(config["input_size"]))

@@ -1,0 +1,98 @@
+"""What the transformer families share: attention, feed-forward names, dropout flags."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+
+from subtune_jax.errors import InputError, unknown
+
+ACTIVATIONS: dict[str, Callable] = {
+    "gelu": lambda x: nnx.gelu(x, approximate=False),
+    "gelu_new": lambda x: nnx.gelu(x, approximate=True),
+    "gelu_pytorch_tanh": lambda x: nnx.gelu(x, approximate=True),
+    "quick_gelu": lambda x: x * nnx.sigmoid(1.702 * x),
+    "relu": nnx.relu,
+}
+DTYPES = ("float32", "bfloat16", "float64")
+_INIT = nnx.initializers.normal(0.02)
+
+
+def activation(name: str) -> Callable:
+    """Returns an activation by the name that `config.json` files have for it."""
+    if name not in ACTIVATIONS:
+        raise unknown("activation", name, ACTIVATIONS)
+    return ACTIVATIONS[name]
+
+
+def require_heads(width: int, heads: int) -> None:
+    """Raises `InputError` unless the width divides into the heads."""
+    if heads < 1 or width % heads:
+        raise InputError(f"width {width} does not divide into {heads} attention heads")
+
+
+def dense(inputs: int, outputs: int, dtype: str, rngs: nnx.Rngs) -> nnx.Linear:
+    """Returns a linear layer with float32 parameters that computes in `dtype`."""
+    return nnx.Linear(inputs, outputs, dtype=dtype, kernel_init=_INIT, rngs=rngs)
+
+
+def layer_norm(width: int, epsilon: float, dtype: str, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """Returns a LayerNorm whose variance is taken around the mean, as in PyTorch."""
+    return nnx.LayerNorm(
+        width, epsilon=epsilon, dtype=dtype, use_fast_variance=False, rngs=rngs
+    )
+
+
+def embedding(count: int, width: int, dtype: str, rngs: nnx.Rngs) -> nnx.Embed:
+    """Returns a table of float32[count, width] that is read in `dtype`."""
+    return nnx.Embed(count, width, dtype=dtype, embedding_init=_INIT, rngs=rngs)
+
+
+def dropout(rate: float, rngs: nnx.Rngs) -> Callable:
+    """Returns dropout; at rate 0 nothing, which draws nothing either."""
+    return nnx.Dropout(rate, rngs=rngs) if rate else _same
+
+
+def _same(x: jax.Array) -> jax.Array:
+    return x
+
+
+class Attention(nnx.Module):
+    """Multi-head attention: softmax(Q K^T / sqrt(d)) V, then an output projection.
+
+    Attention probabilities are not dropped out, whatever a config says. `norm`, if
+    given, is kept beside the projections; it is the layer that applies it.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        dtype: str,
+        rngs: nnx.Rngs,
+        norm: nnx.LayerNorm | None = None,
+    ):
+        self.heads = heads
+        if norm is not None:
+            self.norm = norm
+        self.query = dense(width, width, dtype, rngs)
+        self.key = dense(width, width, dtype, rngs)
+        self.value = dense(width, width, dtype, rngs)
+        self.output = dense(width, width, dtype, rngs)
+
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """x: float[batch, tokens, width]; mask: bool[batch, tokens], True where a token
+        may be attended to."""
+        split = (*x.shape[:2], self.heads, x.shape[-1] // self.heads)
+        q, k, v = (f(x).reshape(split) for f in (self.query, self.key, self.value))
+        seen = None if mask is None else mask[:, None, None, :]
+        mixed = jax.nn.dot_product_attention(q, k, v, mask=seen)
+        return self.output(mixed.reshape(x.shape))
+
+
+def call(module: nnx.Module, x: Any, *, batch_stats: bool, key) -> Any:
+    """Runs a stage: dropout iff there is a key; no transformer has batch statistics."""
+    del batch_stats
+    module.set_attributes(deterministic=key is None, raise_if_not_found=False)
+    return module(x)

@@ -1,0 +1,282 @@
+"""Encoders: counts of the paper, parity with real weights, padding, heads, errors."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from subtune_jax import tree
+from subtune_jax.errors import InputError
+from subtune_jax.models.bert import BertConfig, bert
+from subtune_jax.models.pretrained import load
+from subtune_jax.network import Network, forward
+from subtune_jax.selection.labels import select, trainable_count
+
+SMALL = BertConfig(vocabulary=40, width=16, layers=2, heads=4, hidden=24, positions=12)
+
+
+def texts(lengths=(5, 3), tokens=5, seed=0):
+    """Returns ids of 5 to 39, padded with 0."""
+    rng = np.random.default_rng(seed)
+    mask = (np.arange(tokens)[None] < np.array(lengths)[:, None]).astype(np.int32)
+    ids = rng.integers(5, 40, mask.shape).astype(np.int32) * mask
+    types = (np.arange(tokens)[None] > 2).astype(np.int32) * mask
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+
+
+@pytest.fixture(scope="module")
+def base():
+    """BERT-base, uncased, as shapes alone."""
+    shapes = jax.eval_shape(
+        lambda key: bert(BertConfig(), key).params, jax.random.key(0)
+    )
+    small = bert(SMALL._replace(layers=12), jax.random.key(0))
+    return Network(small.stages, shapes, small.stats, small.units)
+
+
+@pytest.mark.parametrize(
+    ("entry", "one", "every"),
+    [
+        ("query", 590_592, 7_087_104),
+        ("key", 590_592, 7_087_104),
+        ("value", 590_592, 7_087_104),
+        ("attention_output", 590_592, 7_087_104),
+        ("intermediate", 2_362_368, 28_348_416),
+        ("output", 2_360_064, 28_320_768),
+        ("attention_norm", 1_536, 18_432),
+        ("output_norm", 1_536, 18_432),
+        ("layer_norms", 3_072, 36_864),
+        ("biases", 8_448, 101_376),
+        ("attention", 4 * 590_592, 4 * 7_087_104),
+        ("feed_forward", 2_362_368 + 2_360_064, 28_348_416 + 28_320_768),
+    ],
+)
+def test_counts_are_the_papers(base, entry, one, every):
+    for scope, count in ((f"layer_5:{entry}", one), (f"kinds:{entry}", every)):
+        assert trainable_count(base.params, select(base, {"g": [scope]})) == count
+
+
+def test_embeddings_pooler_and_shares_are_the_papers(base):
+    def count(entry):
+        return trainable_count(base.params, select(base, {"g": [entry]}))
+
+    assert count("word_embeddings") == 23_440_896
+    assert count("position_embeddings") == 393_216
+    assert count("token_type_embeddings") == count("embedding_norm") == 1_536
+    assert count("pooler") == 590_592
+    whole = tree.count(base.params) - count("head")
+    assert whole == 109_482_240
+    assert round(100 * count("layer_11:layer_norms") / whole, 4) == 0.0028
+
+
+def test_fine_units_hold_every_leaf_once():
+    network = bert(SMALL, jax.random.key(0))
+    labels = select(network, {unit: [f"fine:{unit}"] for unit in network.units["fine"]})
+    found = tree.flatten(labels)
+    assert "frozen" not in found.values()
+    assert all(name.startswith(unit) for name, unit in found.items())
+
+
+@pytest.mark.parametrize("pooling", ["dense", "cls", "mean"])
+def test_padding_changes_nothing(pooling):
+    network = bert(SMALL._replace(pooling=pooling), jax.random.key(0))
+    short, long = texts((3,), 3), texts((3,), 9)
+    for name in short:
+        long[name][:, :3] = short[name]
+    np.testing.assert_allclose(network(short), network(long), atol=1e-6)
+    long["input_ids"][:, 3:] = 7  # whatever stands under the mask
+    np.testing.assert_allclose(network(short), network(long), atol=1e-6)
+
+
+def test_roberta_counts_positions_from_the_padding_id():
+    network = bert(SMALL._replace(roberta=True, pad=1, types=1), jax.random.key(0))
+    x = texts((3,), 5)
+    x["token_type_ids"][:] = 0
+    x["input_ids"][0, 3:] = 1
+    table = network.params["embeddings"]["position"]["embedding"]
+    moved = network._replace(
+        params={
+            **network.params,
+            "embeddings": {
+                **network.params["embeddings"],
+                "position": {"embedding": table.at[jnp.array([0, 6, 7])].add(9.0)},
+            },
+        }
+    )
+    np.testing.assert_array_equal(network(x), moved(x))  # 2, 3, 4 and 1 are used
+
+
+def test_dropout_is_drawn_with_a_key_alone():
+    network, x = bert(SMALL, jax.random.key(0)), texts()
+
+    def outputs(key):
+        found = forward(network.stages, network.params, network.stats, x, key=key)
+        return np.asarray(found[0])
+
+    one, other = (outputs(jax.random.key(seed)) for seed in (0, 1))
+    assert np.abs(one - other).max() > 1e-3
+    np.testing.assert_array_equal(one, outputs(jax.random.key(0)))
+    np.testing.assert_array_equal(outputs(None), network(x))
+
+
+def test_a_span_head_scores_tokens_and_never_padding():
+    network = bert(SMALL._replace(head="span"), jax.random.key(0))
+    logits = np.asarray(network(texts()))
+    assert logits.shape == (2, 5, 2) and "pooler" not in network.params
+    assert np.all(logits[1, 3:] == np.finfo(np.float32).min)
+    assert np.all(np.abs(logits[1, :3]) < 100)
+
+
+def test_bfloat16_is_near_and_parameters_stay_float32():
+    full, half = (
+        bert(SMALL._replace(dtype=dtype), jax.random.key(0))
+        for dtype in ("float32", "bfloat16")
+    )
+    assert {leaf.dtype for leaf in jax.tree.leaves(half.params)} == {
+        jnp.dtype("float32")
+    }
+    hidden, _ = forward(half.stages, half.params, half.stats, texts(), stop=2)
+    assert hidden["hidden"].dtype == jnp.bfloat16
+    logits = half(texts())
+    assert logits.dtype == jnp.float32
+    np.testing.assert_allclose(logits, full(texts()), atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"heads": 3}, "width 16 does not divide into 3 attention heads"),
+        ({"pooling": "max"}, "unknown pooling 'max': expected one of dense, cls, mean"),
+        ({"head": "token"}, "unknown head 'token'"),
+        ({"dtype": "float16"}, "unknown dtype 'float16'"),
+        ({"activation": "gelo"}, "unknown activation 'gelo'.*mean 'gelu'"),
+        ({"layers": 0}, "layers must be a positive number, got 0"),
+        ({"dropout": 1.0}, "dropout must be from 0 up to 1, got 1.0"),
+    ],
+)
+def test_what_cannot_be_is_refused(change, message):
+    with pytest.raises(InputError, match=message):
+        bert(SMALL._replace(**change), jax.random.key(0))
+
+
+def test_minilm_gives_the_hidden_states_of_pytorch(real_data, minilm):
+    known = np.load(real_data / "fixtures" / "all_minilm_l6_v2.npz")
+    x = {name: known[name] for name in texts()}
+    network = load(minilm, new_head=2).network
+
+    def after(net, stop):
+        return forward(net.stages, net.params, net.stats, x, stop=stop)[0]
+
+    real = known["attention_mask"][..., None] > 0
+    difference = (
+        np.abs(after(network, -2)["hidden"] - known["last_hidden_state"]) * real
+    )
+    assert difference.max() <= 1e-4
+    assert np.abs(after(network, -1) - known["pooler_output"]).max() <= 1e-4
+    mean = load(minilm, new_head=2, pooling="mean").network
+    assert np.abs(after(mean, -1) - known["mean_pooled"]).max() <= 1e-4
+
+
+NAMES = {  # our path, Hugging Face's name
+    "attention/output": "attention.output.dense",
+    "attention/norm": "attention.output.LayerNorm",
+    "attention/": "attention.self.",
+    "intermediate": "intermediate.dense",
+    "norm": "output.LayerNorm",
+    "output": "output.dense",
+}
+LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
+
+
+def hugging_face(path):
+    """Returns the name of a leaf in a RoBERTa file for classification."""
+    stage, *inner, leaf = path.split("/")
+    rest, leaf = "/".join(inner), LEAVES[leaf]
+    if stage == "embeddings":
+        part = "LayerNorm" if rest == "norm" else f"{rest}_embeddings"
+        return f"roberta.embeddings.{part}.{leaf}"
+    if stage.startswith("layer_"):
+        theirs = next(
+            v + rest[len(k) :] for k, v in NAMES.items() if rest.startswith(k)
+        )
+        return f"roberta.encoder.layer.{stage[6:]}.{theirs}.{leaf}"
+    return {"pooler": "classifier.dense", "head": "classifier.out_proj"}[
+        stage
+    ] + f".{leaf}"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A RoBERTa folder made from a small network, and that network."""
+    config = SMALL._replace(roberta=True, pad=1, types=1, outputs=3)
+    network, tensors = bert(config, jax.random.key(3)), {}
+    for path, leaf in tree.flatten(network.params).items():
+        turned = np.asarray(leaf).T if path.endswith("kernel") else np.asarray(leaf)
+        tensors[hugging_face(path)] = np.ascontiguousarray(turned)
+    save_file(tensors, tmp_path / "model.safetensors")
+    described = {
+        "model_type": "roberta",
+        "vocab_size": 40,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 24,
+        "max_position_embeddings": 12,
+        "type_vocab_size": 1,
+        "layer_norm_eps": 1e-12,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.1,
+        "pad_token_id": 1,
+        "id2label": {"0": "a", "1": "b", "2": "c"},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    return tmp_path, network
+
+
+def test_a_roberta_folder_is_read_with_its_head(folder):
+    home, network = folder
+    found = load(home)
+    assert found.size == (10,) and found.folder == home
+    for path, leaf in tree.flatten(found.network.params).items():
+        np.testing.assert_array_equal(leaf, tree.flatten(network.params)[path])
+    other = load(home, new_head=5, pooling="mean")
+    assert other.network.params["head"]["kernel"].shape == (16, 5)
+    assert "pooler" not in other.network.params or not other.network.params["pooler"]
+    assert other.fingerprint == found.fingerprint
+
+
+def changed(home, **changes):
+    config = json.loads((home / "config.json").read_text())
+    config = {k: v for k, v in (config | changes).items() if v is not None}
+    (home / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        ({"model_type": "bart"}, {}, "unknown model type 'bart': expected one of bert"),
+        (
+            {"hidden_size": None},
+            {},
+            "describes no roberta network: 'hidden_size' is missing",
+        ),
+        ({"num_hidden_layers": 3}, {}, "missing: params/layer_2/attention/key/bias"),
+        ({"num_hidden_layers": 1}, {}, "unexpected: roberta.encoder.layer.1"),
+        (
+            {"vocab_size": 41},
+            {},
+            r"misshapen: roberta.embeddings.word_embeddings.weight",
+        ),
+        ({"position_embedding_type": "relative_key"}, {}, "expected absolute ones"),
+        ({}, {"poolling": "mean"}, "unknown option 'poolling'.*mean 'pooling'"),
+        ({}, {"pooling": "max"}, "unknown pooling 'max'"),
+    ],
+)
+def test_a_folder_that_does_not_fit_is_said(folder, changes, options, message):
+    home, _ = folder
+    changed(home, **changes)
+    with pytest.raises(InputError, match=message):
+        load(home, **options)
