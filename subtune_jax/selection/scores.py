@@ -101,6 +101,16 @@ def fisher(
     return _entry_means(network, batches, run, groups)
 
 
+def fisher_elements(network: Network, batches: Iterable, loss: Callable) -> Any:
+    """Returns the empirical Fisher information of every element, float32, a tree like the
+    parameters: the mean over examples of g^2, mean over batches."""
+    run = _example_sums(network.stages, loss, _element_squares)
+    found = [run(network.params, network.stats, batch) for batch in batches]
+    if not found:
+        raise InputError("a score needs a batch")
+    return jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *found)
+
+
 def magnitude(network: Network, groups: Groups | None = None) -> Score:
     """Returns the root mean square of the weights, which does not grow with their number."""
     squares = _by_name(jax.tree.map(_squares, network.params), groups)
@@ -169,6 +179,10 @@ def _weighted(values: jax.Array, weight: jax.Array) -> jax.Array:
 
 def _mean_squares(grads: jax.Array, weight: jax.Array) -> jax.Array:
     return jnp.sum(_weighted(jnp.square(grads), weight)) / jnp.sum(weight)
+
+
+def _element_squares(grads: jax.Array, weight: jax.Array) -> jax.Array:
+    return _weighted(jnp.square(grads), weight) / jnp.sum(weight)
 
 
 @cache

@@ -1,0 +1,60 @@
+"""What trains under a fixed mask is what was chosen, and costs only that."""
+
+import jax
+import numpy as np
+import pytest
+
+from subtune_jax import tree
+from subtune_jax.errors import InputError
+from subtune_jax.evaluation.metrics import cross_entropy
+from subtune_jax.selection.labels import select
+from subtune_jax.training.loop import fit
+from subtune_jax.training.optimizers import adam
+from subtune_jax.training.phases import Phase, programs
+from subtune_jax.training.state import start
+from subtune_jax.tuning.fixed_mask import fixed_mask
+from tests import toy
+
+KEY = jax.random.key(0)
+
+
+def test_chosen_elements_move_and_no_other():
+    network, index = toy.mlp(), np.array([3, 0, 17])
+    labels = select(network, {"g": ["two/kernel", "head"]})
+    phase = Phase(labels, adam(1e-2), 5, fixed_mask({"two/kernel": index}))
+    made = fit(network, phase, toy.points(), key=KEY, batch_size=16).network
+    moved = np.ravel(made.params["two"]["kernel"] != network.params["two"]["kernel"])
+    assert np.flatnonzero(moved).tolist() == [0, 3, 17]
+    assert np.all(made.params["head"]["kernel"] != network.params["head"]["kernel"])
+    np.testing.assert_array_equal(
+        made.params["one"]["kernel"], network.params["one"]["kernel"]
+    )
+
+
+def test_moments_are_kept_for_the_chosen_elements_alone():
+    network = toy.mlp()
+    labels = select(network, {"g": ["two/kernel"]})
+    phase = Phase(labels, adam(1e-2), 5, fixed_mask({"two/kernel": np.arange(7)}))
+    (program,) = programs(network, [phase], loss=cross_entropy)
+    state = start(network, program, phase, KEY)
+    assert tree.count(state.trainable) == 7
+    sizes = {leaf.size for leaf in jax.tree.leaves(state.opt_state)}
+    assert sizes == {1, 7}
+
+
+@pytest.mark.parametrize(
+    ("indices", "message"),
+    [
+        ({"two/kernel": [0, 0]}, "must be distinct integers from 0 up"),
+        ({"two/kernel": [-1]}, "must be distinct integers"),
+        ({"two/kernel": [0.5]}, "must be distinct integers"),
+        ({"two/kernel": [36]}, "index 36 is past the 36 elements of 'two/kernel'"),
+        ({"two/kernal": [0]}, "there is no leaf 'two/kernal'"),
+    ],
+)
+def test_indices_that_cannot_be_are_refused(indices, message):
+    network = toy.mlp()
+    labels = select(network, {"g": ["two/kernel"]})
+    with pytest.raises(InputError, match=message):
+        tuning = fixed_mask({path: np.array(index) for path, index in indices.items()})
+        fit(network, Phase(labels, adam(1e-2), 1, tuning), toy.points(), key=KEY)
