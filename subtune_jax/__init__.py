@@ -14,6 +14,7 @@ from subtune_jax.evaluation.metrics import (
     worst_group_accuracy,
 )
 from subtune_jax.models.adopt import adopt, adopt_linen
+from subtune_jax.models.bert import BertConfig, bert
 from subtune_jax.models.pretrained import Pretrained, load
 from subtune_jax.models.resnet import ResNetConfig, resnet
 from subtune_jax.network import Network, Stage, forward
@@ -30,12 +31,14 @@ from subtune_jax.training.phases import Phase
 from subtune_jax.training.predict import evaluate, predict
 from subtune_jax.training.sweep import Lane, sweep
 from subtune_jax.tuning.anchor import l1_sp, l2_sp
+from subtune_jax.tuning.fixed_mask import fixed_mask
 from subtune_jax.tuning.head import new_head
 from subtune_jax.tuning.method import Tuning
 from subtune_jax.tuning.subset import subset
 
 __all__ = [
     "Batch",
+    "BertConfig",
     "Cost",
     "Data",
     "Diverged",
@@ -58,6 +61,7 @@ __all__ = [
     "assert_frozen",
     "augmix_copies",
     "balanced_parts",
+    "bert",
     "cost",
     "cost_table",
     "coverage",
@@ -66,6 +70,7 @@ __all__ = [
     "entropy",
     "evaluate",
     "fit",
+    "fixed_mask",
     "forward",
     "l1_sp",
     "l2_sp",
