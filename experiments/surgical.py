@@ -1,32 +1,27 @@
 """Surgical fine-tuning: what a method trains, and how its rate and epoch are chosen."""
 
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
-import jax
 import numpy as np
 import tyro
 
 from experiments.methods import Budget, Grid, Variant, labels, phases, variants
 from experiments.targets import Task
+from experiments.trials import Fitting, choose
 from subtune_jax.data.batches import steps_per_epoch
-from subtune_jax.data.images import crop_and_flip
 from subtune_jax.errors import InputError, require_positive, unknown
 from subtune_jax.network import (
     NORM_MODES,
     Labels,
-    Network,
     stages_with_batch_stats,
 )
 from subtune_jax.reporting.results import Row
 from subtune_jax.training import mesh
-from subtune_jax.training.loop import Diverged, fit
 from subtune_jax.training.optimizers import adam
 from subtune_jax.training.phases import Phase
-from subtune_jax.training.predict import evaluate
 
 CHOICES = ("each", "first")
 
@@ -128,13 +123,6 @@ def require_runnable(
             run_steps(task, recipe, chosen)
 
 
-class Tried(NamedTuple):
-    """A finished run at one rate: its validation row, and the network (if it has one)."""
-
-    row: Row
-    network: Network | None
-
-
 def tune(
     task: Task,
     recipe: Recipe,
@@ -145,72 +133,18 @@ def tune(
     folder: Path | None = None,
     chosen: Variant | None = None,
 ) -> Iterator[Row]:
-    """Yields a validation row per variant, then the test row of the best one and epoch.
+    """Yields the rows of a method's trials and of the chosen one, see `trials.choose`.
 
-    With a `chosen` variant only that one is tried. With a folder, runs are checkpointed
-    there, and finished ones not repeated.
+    With a `chosen` variant only that one is tried.
     """
-    begin, tried = time.perf_counter(), []
     budget = Budget(run_steps(task, recipe, labels(task.network, method)), recipe.l2)
-    for variant in [chosen] if chosen else variants(method, recipe.grid):
-        made = phases(task.network, method, variant, budget)
-        saved = None if folder is None else folder / "_".join(map(str, variant))
-        tried.append(train(task, recipe, made, seed, devices, saved))
-        tried[-1].row.update(variant._asdict())
-        yield tried[-1].row
-    row = chosen_row(task, method, tried)
-    yield row | {"seconds": time.perf_counter() - begin}
 
+    def make(variant: Variant) -> list[Phase]:
+        return phases(task.network, method, variant, budget)
 
-def train(
-    task: Task,
-    recipe: Recipe,
-    made: Sequence[Phase],
-    seed: int,
-    devices: int,
-    checkpoint: Path | None,
-) -> Tried:
-    """Returns one run; the epoch is the best on validation data."""
-    begin, row = time.perf_counter(), {"split": "validation"}
-    try:
-        fitted = fit(
-            task.network,
-            made,
-            task.train,
-            key=jax.random.key(seed),
-            norm=recipe.norm,
-            batch_size=recipe.batch_size,
-            augment=crop_and_flip() if recipe.augment else None,
-            validate=lambda network: evaluate(
-                network, task.validation, task.metrics["validation"]
-            ),
-            place=mesh.placement(devices),
-            checkpoint=checkpoint,
-        )
-    except Diverged as error:
-        lost = {"value": None, "status": "diverged", "steps": error.step}
-        return Tried(row | lost | {"seconds": time.perf_counter() - begin}, None)
-    row |= {"value": max(fitted.scores), "status": "ok", "epoch": fitted.epoch}
-    row |= {"steps": sum(phase.steps for phase in made)}
-    row |= {"seconds": time.perf_counter() - begin}
-    return Tried(row, fitted.network)
-
-
-def chosen_row(task: Task, method: str, tried: Sequence[Tried]) -> Row:
-    """Returns the test row of the best run, the first of equals; `none` has no runs."""
-    row = {"split": "test", "rate": None, "epoch": 0, "steps": 0}
-    whole = [run for run in tried if run.network is not None]
-    if method == "none":
-        return row | {"value": read_test_once(task.network, task), "status": "ok"}
-    if not whole:
-        return row | {"value": None, "status": "diverged"}
-    best = max(whole, key=lambda run: run.row["value"])
-    return best.row | {"split": "test", "value": read_test_once(best.network, task)}
-
-
-def read_test_once(network: Network, task: Task) -> float:
-    """Returns the test score in percent, of the one network that was chosen."""
-    return evaluate(network, task.test, task.metrics["test"])
+    tried = [chosen] if chosen else variants(method, recipe.grid)
+    fitting = Fitting(recipe.batch_size, recipe.norm, recipe.augment)
+    return choose(task, fitting, tried, make, seed, devices=devices, folder=folder)
 
 
 def derived(rows: Sequence[Row]) -> list[Row]:

@@ -23,6 +23,7 @@ SMOKE = {
     "surgical_scores": "",  # these three: test_surgical_experiments.py
     "surgical_size": "",
     "surgical_test_time": "",
+    "transformer_modules": "",  # test_transformer_experiments.py
     "surgical_shifts": "--shift contrast subpopulation --methods none last block2 "
     "--train-examples 20",
 }
@@ -56,7 +57,7 @@ def rows(out):
 
 def test_every_experiment_has_a_smoke_run():
     shared = {"__init__", "cli", "digits", "jobs", "methods", "readme", "streams"}
-    shared |= {"surgical", "targets"}
+    shared |= {"sentences", "surgical", "targets", "texts", "trials"}
     found = {p.stem for p in Path(experiments.__path__[0]).glob("*.py")} - shared
     assert found == set(SMOKE)
 

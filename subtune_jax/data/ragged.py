@@ -8,7 +8,7 @@ import numpy as np
 
 from subtune_jax.errors import InputError
 
-BUCKETS = (8, 16, 32, 64, 128, 256, 512)
+BUCKETS = (16, 32, 64, 128, 256, 512)
 
 
 @dataclass(frozen=True)

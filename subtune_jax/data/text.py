@@ -9,7 +9,7 @@ import numpy as np
 
 from subtune_jax.data.batches import Data
 from subtune_jax.data.prepared import records
-from subtune_jax.data.ragged import ragged
+from subtune_jax.data.ragged import BUCKETS, ragged
 from subtune_jax.errors import InputError, require_positive, unknown
 
 
@@ -92,8 +92,10 @@ def encode(
         "attention_mask": [one.attention_mask for one in found],
         "token_type_ids": [one.type_ids for one in found],
     }
+    buckets = (*(size for size in BUCKETS if size < most), most)
     return {
-        k: ragged([np.array(r, np.int32) for r in rows]) for k, rows in columns.items()
+        name: ragged([np.array(row, np.int32) for row in rows], buckets)
+        for name, rows in columns.items()
     }
 
 

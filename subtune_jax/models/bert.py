@@ -72,7 +72,11 @@ class Embeddings(nnx.Module):
         self.pad, self.roberta = config.pad, config.roberta
 
     def __call__(self, x: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        ids = x["input_ids"]
+        ids, most = x["input_ids"], self.position.num_embeddings
+        if ids.shape[1] + (self.pad + 1) * self.roberta > most:
+            raise InputError(
+                f"texts have {ids.shape[1]} tokens: the network has {most} positions"
+            )
         places = jnp.broadcast_to(jnp.arange(ids.shape[1])[None], ids.shape)
         if self.roberta:
             real = (ids != self.pad).astype(jnp.int32)

@@ -76,7 +76,8 @@ def test_a_sentence_is_its_words(words):
     assert ids[:1][0, :4].tolist() == [2, 8, 5, 3]
     assert ids[1:2][0, :6].tolist() == [2, 4, 9, 6, 7, 3]  # cut to six tokens
     assert ids[2:][0, :2].tolist() == [2, 3]  # the empty sentence
-    assert found["attention_mask"][2:][0].tolist() == [1, 1, 0, 0, 0, 0, 0, 0]
+    assert found["attention_mask"][2:][0].tolist() == [1, 1, 0, 0, 0, 0]
+    assert ids.buckets == (6,)  # never wider than the network's positions
 
 
 def test_a_pair_has_two_types(words):

@@ -109,6 +109,15 @@ def test_roberta_counts_positions_from_the_padding_id():
     np.testing.assert_array_equal(network(x), moved(x))  # 2, 3, 4 and 1 are used
 
 
+def test_texts_longer_than_the_positions_are_said():
+    with pytest.raises(InputError, match="texts have 13 tokens: .* has 12 positions"):
+        bert(SMALL, jax.random.key(0))(texts((13,), 13))
+    roberta = bert(SMALL._replace(roberta=True, pad=1), jax.random.key(0))
+    with pytest.raises(InputError, match="texts have 11 tokens"):
+        roberta(texts((11,), 11))
+    assert roberta(texts((10,), 10)).shape == (1, 2)
+
+
 def test_dropout_is_drawn_with_a_key_alone():
     network, x = bert(SMALL, jax.random.key(0)), texts()
 

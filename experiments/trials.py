@@ -1,0 +1,112 @@
+"""Trials: runs of a method at each of its variants, the best of which is tested once."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from experiments.targets import Task
+from subtune_jax.data.images import crop_and_flip
+from subtune_jax.evaluation.metrics import cross_entropy
+from subtune_jax.network import Network
+from subtune_jax.reporting.results import Row
+from subtune_jax.training import mesh
+from subtune_jax.training.loop import Diverged, fit
+from subtune_jax.training.phases import Phase
+from subtune_jax.training.predict import evaluate
+
+
+class Fitting(NamedTuple):
+    """What all trials of an experiment share."""
+
+    batch_size: int
+    norm: str = "stored"
+    augment: bool = False
+    loss: Callable = cross_entropy
+
+
+class Trial(NamedTuple):
+    """A finished run of a variant: its validation row, and the network (if it has one)."""
+
+    row: Row
+    network: Network | None
+
+
+def choose(
+    task: Task,
+    fitting: Fitting,
+    variants: Sequence[Any],
+    make: Callable[[Any], list[Phase]],
+    seed: int,
+    *,
+    devices: int = 1,
+    folder: Path | None = None,
+) -> Iterator[Row]:
+    """Yields a validation row per variant, then the test row of the best one and epoch.
+
+    `make(variant)` gives the phases; a variant is a NamedTuple that goes into its row.
+    Without variants the network is tested as it is. With a folder, runs are
+    checkpointed there, and finished ones not repeated.
+    """
+    begin, tried = time.perf_counter(), []
+    for variant in variants:
+        saved = None if folder is None else folder / "_".join(map(str, variant))
+        tried.append(trial(task, fitting, make(variant), seed, devices, saved))
+        tried[-1].row.update(variant._asdict())
+        yield tried[-1].row
+    yield chosen_row(task, tried) | {"seconds": time.perf_counter() - begin}
+
+
+def trial(
+    task: Task,
+    fitting: Fitting,
+    made: Sequence[Phase],
+    seed: int,
+    devices: int,
+    checkpoint: Path | None,
+) -> Trial:
+    """Returns one run; the epoch is the best on validation data."""
+    begin, row = time.perf_counter(), {"split": "validation"}
+    try:
+        fitted = fit(
+            task.network,
+            made,
+            task.train,
+            key=jax.random.key(seed),
+            loss=fitting.loss,
+            norm=fitting.norm,
+            batch_size=fitting.batch_size,
+            augment=crop_and_flip() if fitting.augment else None,
+            validate=lambda network: evaluate(
+                network, task.validation, task.metrics["validation"]
+            ),
+            place=mesh.placement(devices),
+            checkpoint=checkpoint,
+        )
+    except Diverged as error:
+        lost = {"value": None, "status": "diverged", "steps": error.step}
+        return Trial(row | lost | {"seconds": time.perf_counter() - begin}, None)
+    row |= {"value": max(fitted.scores), "status": "ok", "epoch": fitted.epoch}
+    row |= {"steps": sum(phase.steps for phase in made)}
+    row |= {"seconds": time.perf_counter() - begin}
+    return Trial(row, fitted.network)
+
+
+def chosen_row(task: Task, tried: Sequence[Trial]) -> Row:
+    """Returns the test row of the best run, the first of equals; of the network as it is
+    where nothing was tried."""
+    row = {"split": "test", "rate": None, "epoch": 0, "steps": 0}
+    whole = [run for run in tried if run.network is not None]
+    if not tried:
+        return row | {"value": read_test_once(task.network, task), "status": "ok"}
+    if not whole:
+        return row | {"value": None, "status": "diverged"}
+    best = max(whole, key=lambda run: run.row["value"])
+    return best.row | {"split": "test", "value": read_test_once(best.network, task)}
+
+
+def read_test_once(network: Network, task: Task) -> float:
+    """Returns the test score in percent, of the one network that was chosen."""
+    return evaluate(network, task.test, task.metrics["test"])
