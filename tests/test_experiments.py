@@ -146,7 +146,7 @@ def test_a_job_that_was_killed_goes_on_from_its_checkpoints(
     with (
         monkeypatch.context() as patched
     ):  # after all runs, before their rows are written
-        patched.setattr("experiments.surgical.read_test_once", die)
+        patched.setattr("experiments.trials.read_test_once", die)
         assert call(patched, *real, *flags.split(), "--out", killed) == 130
     assert "the same command continues" in capsys.readouterr().err
     assert rows(killed) == []

@@ -66,7 +66,7 @@ def _ice(
     f[0, 0] = np.inf
     waves = np.fft.fft2(rng.normal(size=(height, width))) / f**0.6
     texture = np.fft.ifft2(waves).real
-    texture *= FROST_SPREAD / texture.std()
+    texture *= FROST_SPREAD / max(texture.std(), 1e-12)
     color = _tint(FROSTS[rng.integers(len(FROSTS))], channels)
     return np.clip(color + texture[..., None], 0, 1)
 
