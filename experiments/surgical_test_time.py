@@ -148,8 +148,8 @@ def run(settings: Settings) -> None:
     free |= {"adaptations"}
 
     def rows_of(job: Job, rows: list[Row], folder: Path) -> Iterator[Row]:
-        first = choice_of_first(rows, job_of, job, settings.choose)
-        return stream_rows(task_of(*job[:2]), settings, job, first and first["rate"])
+        known = choice_of_first(rows, job_of, job, settings.choose)
+        return stream_rows(task_of(*job[:2]), settings, job, known and known["rate"])
 
     config = as_config(settings) | {"base": base_of(target, common)}
     made = run_jobs(

@@ -33,8 +33,9 @@ class TextTarget:
     """Sentences for training, balanced over classes; docstrings 100, else 1000."""
     validation_examples: int | None = None
     """Sentences of the training split for choosing; docstrings 100, else 200."""
-    most: int = 128
-    """Sentences are cut to so many tokens (papers/transformer_modules.md 3.3)."""
+    most: int | None = None
+    """Sentences are cut to so many tokens; default 128 (papers/transformer_modules.md 3.3),
+    or what the network has positions for."""
     pooling: str | None = None
     """From tokens to a vector: dense, cls or mean; default mean (the embedded encoder and
     MiniLM were trained so)."""
@@ -47,10 +48,11 @@ class TextTarget:
         sizes["validation_examples"] = self.validation_examples
         require_positive(**{k: v for k, v in sizes.items() if v is not None})
         if self.dataset == EMBEDDED:
-            if common.weights or common.data_dir or self.pooling or self.dropout:
+            given = (common.weights, common.data_dir, self.most, self.pooling)
+            if any(flag is not None for flag in (*given, self.dropout)):
                 raise InputError(
-                    "docstrings are embedded: --weights, --data-dir, --pooling and "
-                    "--dropout are for real data"
+                    "docstrings are embedded: --weights, --data-dir, --most, --pooling "
+                    "and --dropout are for real data"
                 )
             return
         if self.dataset.removeprefix("glue/") not in GLUE:
@@ -101,7 +103,7 @@ def make_text_task(target: TextTarget, common: Common, seed: int) -> Task:
     found = loaded(target, common, GLUE[name].outputs)
     words = found.network.params["embeddings"]["word"]["embedding"].shape[0]
     read = tokenizer(found.folder, words)
-    most = min(target.most, *found.size)
+    most = min(target.most or 128, *found.size)
     train = glue(name, "train", home, read, most)
     split = "validation_matched" if name == "mnli" else "validation"
     test = glue(name, split, home, read, most)

@@ -10,7 +10,7 @@ fine-tuning, and LayerNorms do best for their size. The protocol is reconstructe
 
 A module is tuned together with the classifier. Rate and epoch are chosen on a part of the
 training split; what GLUE calls validation is the test here and is read once. The relative
-score is (module - frozen) / (full - frozen), frozen being the classifier alone.
+score is 100 (module - frozen) / (full - frozen), frozen being the classifier alone.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,13 @@ import numpy as np
 
 from experiments.cli import Common, Flags, as_config, main
 from experiments.jobs import run_jobs
-from experiments.texts import TextTarget, TextTargetFlags, base_of, make_text_task
+from experiments.texts import (
+    EMBEDDED,
+    TextTarget,
+    TextTargetFlags,
+    base_of,
+    make_text_task,
+)
 from experiments.trials import Fitting, Task, choose
 from subtune_jax.errors import InputError, require_positive
 from subtune_jax.evaluation.metrics import cross_entropy, squared_error
@@ -33,6 +39,7 @@ from subtune_jax.reporting import results, tables
 from subtune_jax.reporting.results import Row
 from subtune_jax.selection import elements
 from subtune_jax.selection.labels import select, trainable_count
+from subtune_jax.training import mesh
 from subtune_jax.training.optimizers import adamw
 from subtune_jax.training.phases import Phase
 from subtune_jax.tree import count
@@ -126,6 +133,7 @@ def run(settings: Settings) -> None:
     if settings.layers:
         layers = [s.name for s in network.stages if s.name.startswith("layer_")]
         modules += [f"{name}:layer_norms" for name in layers]
+    mesh.placement(common.mesh)(np.zeros(settings.batch_size))
     for module in modules:
         labels_of(network, module)
 
@@ -202,7 +210,10 @@ def module_rows(
     }
     fitting = Fitting(settings.batch_size, loss=loss)
     variants = [Variant(rate) for rate in rates]
-    made = choose(task, fitting, variants, make, job.seed, devices=settings.common.mesh)
+    where = {"devices": settings.common.mesh}
+    if target.dataset != EMBEDDED:  # whose runs take seconds
+        where["folder"] = folder
+    made = choose(task, fitting, variants, make, job.seed, **where)
     return (fixed | row for row in made)
 
 
@@ -234,14 +245,15 @@ def module_table(tests: list[Row]) -> str:
 
 
 def relative_rows(tests: list[Row]) -> list[Row]:
-    """Returns rows of the relative score per task and seed, where both ends are known."""
+    """Returns rows of the relative score in percent per task and seed, where both ends
+    are known."""
     known = {(r["task"], r["seed"], r["module"]): r["value"] for r in tests}
     made = []
     for row in tests:
         ends = [known.get((row["task"], row["seed"], m)) for m in ("frozen", "full")]
         if None in ends or ends[0] == ends[1]:
             continue
-        score = (row["value"] - ends[0]) / (ends[1] - ends[0])
+        score = 100 * (row["value"] - ends[0]) / (ends[1] - ends[0])
         made.append(row | {"task": f"{row['task']}, relative", "value": score})
     return made
 

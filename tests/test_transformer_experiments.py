@@ -56,7 +56,7 @@ def test_the_relative_score_is_between_frozen_and_full():
     known = {"frozen": 40.0, "full": 80.0, "query": 70.0, "key": 30.0}
     tests = [fixed | {"module": m, "value": v} for m, v in known.items()]
     found = {r["module"]: r["value"] for r in transformer_modules.relative_rows(tests)}
-    assert found == {"frozen": 0.0, "full": 1.0, "query": 0.75, "key": -0.25}
+    assert found == {"frozen": 0.0, "full": 100.0, "query": 75.0, "key": -25.0}
     assert transformer_modules.relative_rows(tests[:1] + tests[2:]) == []
 
 
@@ -106,6 +106,9 @@ def test_glue_tasks_take_their_parts_from_the_training_split(real_data, minilm):
         ("--rates 0", "rate must be a positive number, got 0.0"),
         ("--warmup 1", "warmup must be from 0 up to 1, got 1.0"),
         ("--epochs 0", "epochs must be a positive number, got 0"),
+        ("--mesh 7", "mesh asks for 7 devices: expected 1 to 1 here"),
+        ("--dropout 0.0", "docstrings are embedded: --weights, --data-dir, --most"),
+        ("--most 64", "docstrings are embedded: --weights, --data-dir, --most"),
         ("--most 0", "most must be a positive number, got 0"),
         ("--train-examples 9000", "9000 train examples are more than there are"),
     ],
