@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.cli import Common, progress
+from experiments.cli import Common, as_config, progress
 from experiments.methods import Variant, labels
 from experiments.surgical import Recipe, tune
 from experiments.targets import Target, Task
@@ -17,6 +17,8 @@ from subtune_jax.reporting.results import Row
 from subtune_jax.selection.labels import trainable_count
 from subtune_jax.tree import count
 
+FREE = ("out", "seeds", "data_dir", "weights")  # they do not change what a run is
+
 
 def run_jobs(
     jobs: Sequence[Hashable],
@@ -24,19 +26,21 @@ def run_jobs(
     rows_of: Callable[[Any, list[Row], Path], Iterable[Row]],
     *,
     name: str,
-    out: Path,
-    config: dict[str, Any],
-    free: Iterable[str],
-) -> list[Row]:
-    """Runs the jobs that are not done in the folder, and returns all its rows.
+    settings: Any,
+    base: str | None,
+    free: Iterable[str] = (),
+) -> tuple[Path, list[Row]]:
+    """Runs the jobs that are not done in the folder; returns the folder and all its rows.
 
     A job is done when it has a row that is not of split `validation`. `rows_of(job, rows
     so far, folder)` makes a job's rows, with checkpoints in its own folder if it wants
-    any; a job that a kill cut short is done again from them. `free` as in
-    `results.open_folder`.
+    any; a job that a kill cut short is done again from them. `base` is the fingerprint
+    of the weights, and `free` as in `results.open_folder`, beside what is free always.
     """
+    out = settings.common.out or Path("runs") / name
+    config = as_config(settings) | {"base": base}
     with results.lock(out):
-        rows = results.open_folder(out, config, free)
+        rows = results.open_folder(out, config, {*FREE, *free})
         done = {job_of(row) for row in rows if row["split"] != "validation"}
         rows = [row for row in rows if job_of(row) in done]
         results.keep(out, rows)
@@ -47,7 +51,7 @@ def run_jobs(
             results.append(out, made)
             shutil.rmtree(out / "checkpoints" / slug, ignore_errors=True)
             rows += made
-    return rows
+    return out, rows
 
 
 def _announced(jobs: Sequence[Hashable], name: str) -> Iterator[Hashable]:
@@ -71,6 +75,14 @@ def choice_of_first(
     first = tuple(job[:1] + (0,) + job[2:])
     (row,) = [r for r in rows if r["split"] == "test" and tuple(job_of(r)) == first]
     return row if row["value"] is not None and row["rate"] is not None else None
+
+
+def variant_of_first(
+    rows: Iterable[Row], job_of: Callable, job: tuple, choose: str
+) -> Variant | None:
+    """Returns the rate and setting that `choice_of_first` finds, or `None`."""
+    known = choice_of_first(rows, job_of, job, choose)
+    return known and Variant(known["rate"], known["setting"])
 
 
 def base_of(target: Target, common: Common) -> str | None:

@@ -21,15 +21,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.cli import Common, Flags, as_config, main
+from experiments.cli import Common, Flags, main
 from experiments.jobs import (
     base_of,
-    choice_of_first,
     run_jobs,
     task_name,
     tuned_rows,
+    variant_of_first,
 )
-from experiments.methods import Variant
 from experiments.surgical import Recipe, RecipeFlags, require_runnable
 from experiments.targets import Target, TargetFlags, Task, make_task
 from subtune_jax.data import batches
@@ -117,7 +116,6 @@ def run(settings: Settings) -> None:
             fixed |= {"task": task_name(target, job.shift), "dataset": target.dataset}
             made = score_rows(task, recipe.batch_size, settings.batches, job.seed)
             return (fixed | row for row in made)
-        known = choice_of_first(rows, job_of, job, recipe.choose)
         return tuned_rows(
             task,
             recipe,
@@ -126,13 +124,13 @@ def run(settings: Settings) -> None:
             name=NAME,
             folder=folder,
             devices=common.mesh,
-            chosen=known and Variant(known["rate"], known["setting"]),
+            chosen=variant_of_first(rows, job_of, job, recipe.choose),
         )
 
-    out = common.out or Path("runs") / NAME
-    config = as_config(settings) | {"base": base_of(target, common)}
-    free = {"out", "seeds", "shift", "data_dir", "weights", "profile"}
-    rows = run_jobs(jobs, job_of, rows_of, name=NAME, out=out, config=config, free=free)
+    base, free = base_of(target, common), {"shift", "profile"}
+    out, rows = run_jobs(
+        jobs, job_of, rows_of, name=NAME, settings=settings, base=base, free=free
+    )
     measured = rows if settings.profile is None else results.read(settings.profile)
     report(out, rows, measured, units)
 

@@ -22,8 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.cli import Common, Flags, as_config, main
-from experiments.jobs import base_of, choice_of_first, run_jobs, tuned_rows
+from experiments.cli import Common, Flags, main
+from experiments.jobs import base_of, run_jobs, tuned_rows, variant_of_first
 from experiments.methods import Budget, Variant, phases
 from experiments.surgical import Recipe, RecipeFlags, derived, require_runnable
 from experiments.targets import Target, TargetFlags, Task, make_task
@@ -95,12 +95,8 @@ def run(settings: Settings) -> None:
     if settings.cost:
         print(cost_report(settings, first))
         return
-    out = common.out or Path("runs") / NAME
-    free = {"out", "seeds", "methods", "shift", "data_dir", "weights", "cost"}
-    config = as_config(settings) | {"base": base_of(target, common)}
 
     def rows_of(job: Job, rows: list[Row], folder: Path) -> Iterator[Row]:
-        known = choice_of_first(rows, job_of, job, settings.recipe.choose)
         return tuned_rows(
             task_of(*job[:2]),
             settings.recipe,
@@ -109,11 +105,13 @@ def run(settings: Settings) -> None:
             name=NAME,
             folder=folder,
             devices=common.mesh,
-            chosen=known and Variant(known["rate"], known["setting"]),
+            chosen=variant_of_first(rows, job_of, job, settings.recipe.choose),
         )
 
-    run_jobs(
-        jobs(settings), job_of, rows_of, name=NAME, out=out, config=config, free=free
+    base, free = base_of(target, common), {"methods", "shift", "cost"}
+    found = jobs(settings)
+    out, _ = run_jobs(
+        found, job_of, rows_of, name=NAME, settings=settings, base=base, free=free
     )
     report(out)
 

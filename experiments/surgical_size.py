@@ -21,9 +21,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.cli import Common, Flags, as_config, main
-from experiments.jobs import base_of, choice_of_first, run_jobs, tuned_rows
-from experiments.methods import Variant
+from experiments.cli import Common, Flags, main
+from experiments.jobs import base_of, run_jobs, tuned_rows, variant_of_first
 from experiments.surgical import Recipe, RecipeFlags, require_runnable
 from experiments.targets import Target, TargetFlags, Task, make_task
 from subtune_jax.data.sampling import balanced_indices
@@ -119,7 +118,6 @@ def run(settings: Settings) -> None:
         require_runnable(first, recipe, settings.methods, common.mesh)
 
     def rows_of(job: Job, rows: list[Row], folder: Path) -> Iterator[Row]:
-        known = choice_of_first(rows, job_of, job, settings.recipe.choose)
         made = tuned_rows(
             sized(task_of(job.shift, job.seed), job.size, job.seed),
             settings.recipe_of(job.size),
@@ -128,15 +126,14 @@ def run(settings: Settings) -> None:
             name=NAME,
             folder=folder,
             devices=common.mesh,
-            chosen=known and Variant(known["rate"], known["setting"]),
+            chosen=variant_of_first(rows, job_of, job, settings.recipe.choose),
         )
         return (row | {"size": job.size} for row in made)
 
-    out = common.out or Path("runs") / NAME
-    free = {"out", "seeds", "methods", "shift", "data_dir", "weights"}
-    config = as_config(settings) | {"base": base_of(target, common)}
-    made = run_jobs(
-        jobs(settings), job_of, rows_of, name=NAME, out=out, config=config, free=free
+    base, free = base_of(target, common), {"methods", "shift"}
+    found = jobs(settings)
+    out, made = run_jobs(
+        found, job_of, rows_of, name=NAME, settings=settings, base=base, free=free
     )
     report(out, made)
 

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.cli import Common, Flags, as_config, main
+from experiments.cli import Common, Flags, main
 from experiments.jobs import base_of, choice_of_first, run_jobs, task_name
 from experiments.methods import SCHEMES, labels
 from experiments.streams import ADAPTATIONS, Way, stream_outputs
@@ -43,16 +43,14 @@ NAME = "surgical_test_time"
 MODES = ("online", "episodic")
 
 
-def streams() -> Target:
-    """Returns the default target: as many images to choose a rate on as for the test."""
-    return Target(train_examples=10, validation_examples=300, test_examples=300)
+STREAMS = Target(train_examples=10, validation_examples=300, test_examples=300)
 
 
 @dataclass(frozen=True)
 class Settings:
     """Flags; a default without a source is our choice."""
 
-    target: TargetFlags = field(default_factory=streams)
+    target: TargetFlags = STREAMS
     methods: tuple[str, ...] = ("none", "all", "block1", "last")
     """What adapts: none, all, last (the head), units of the network (norms: what TENT's
     paper tunes), or patterns over parameter paths."""
@@ -143,17 +141,15 @@ def run(settings: Settings) -> None:
     first = task_of(target.shifts[0], 0)
     for method in settings.methods:
         labels(first.network, method)
-    out = common.out or Path("runs") / NAME
-    free = {"out", "seeds", "methods", "shift", "data_dir", "weights", "modes"}
-    free |= {"adaptations"}
 
     def rows_of(job: Job, rows: list[Row], folder: Path) -> Iterator[Row]:
         known = choice_of_first(rows, job_of, job, settings.choose)
         return stream_rows(task_of(*job[:2]), settings, job, known and known["rate"])
 
-    config = as_config(settings) | {"base": base_of(target, common)}
-    made = run_jobs(
-        jobs(settings), job_of, rows_of, name=NAME, out=out, config=config, free=free
+    base, free = base_of(target, common), {"methods", "shift", "modes", "adaptations"}
+    found = jobs(settings)
+    out, made = run_jobs(
+        found, job_of, rows_of, name=NAME, settings=settings, base=base, free=free
     )
     report(out, made)
 

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.cli import Common, Flags, as_config, main
+from experiments.cli import Common, Flags, main
 from experiments.jobs import run_jobs
 from experiments.texts import (
     EMBEDDED,
@@ -142,10 +142,10 @@ def run(settings: Settings) -> None:
 
     jobs = [Job(*j) for j in product(modules, range(common.seeds))]
     jobs = sorted(dict.fromkeys(jobs), key=lambda job: job.seed)
-    out = common.out or Path("runs") / NAME
-    free = {"out", "seeds", "modules", "layers", "data_dir", "weights"}
-    config = as_config(settings) | {"base": base_of(target, common)}
-    made = run_jobs(jobs, job_of, rows_of, name=NAME, out=out, config=config, free=free)
+    base, free = base_of(target, common), {"modules", "layers"}
+    out, made = run_jobs(
+        jobs, job_of, rows_of, name=NAME, settings=settings, base=base, free=free
+    )
     report(out, made)
 
 
