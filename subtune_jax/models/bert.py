@@ -15,20 +15,22 @@ from subtune_jax.errors import InputError, require_positive, unknown
 from subtune_jax.models.stages import split_stages
 from subtune_jax.models.transformer import (
     DTYPES,
+    INIT,
     Attention,
     activation,
     call,
     dense,
     dropout,
     embedding,
+    kinds,
     layer_norm,
+    require_dropout,
     require_heads,
 )
 from subtune_jax.network import Network, Stage, UnitTable, linear, linear_params
 
 POOLINGS = ("dense", "cls", "mean")
 HEADS = ("outputs", "span")
-_NORMAL = jax.nn.initializers.normal(0.02)
 
 
 class BertConfig(NamedTuple):
@@ -153,44 +155,19 @@ def bert(config: BertConfig, key: jax.Array) -> Network:
         modules["pooler"] = Pooler(config, rngs)
     stages, params, stats = split_stages(modules, call)
     outputs = config.outputs if config.head == "outputs" else 2
-    params["head"] = linear_params(head_key, config.width, outputs, _NORMAL)
+    params["head"] = linear_params(head_key, config.width, outputs, INIT)
     head = Stage("head", linear if config.head == "outputs" else span)
     return Network((*stages, head), params, {**stats, "head": {}}, units(config))
 
 
 def _check(config: BertConfig) -> None:
     require_heads(config.width, config.heads)
+    require_dropout(config.dropout)
     require_positive(layers=config.layers, outputs=config.outputs)
     closed = {"pooling": POOLINGS, "head": HEADS, "dtype": DTYPES}
     for name, choices in closed.items():
         if getattr(config, name) not in choices:
             raise unknown(name, getattr(config, name), choices)
-    if not 0 <= config.dropout < 1:
-        raise InputError(f"dropout must be from 0 up to 1, got {config.dropout!r}")
-
-
-def kinds(layers: str) -> dict[str, tuple[str, ...]]:
-    """Returns the kinds of module (papers/transformer_modules.md 3.3) in the layers whose
-    stage names match `layers`, a regular expression."""
-    attention = tuple(
-        f"{layers}/attention/{n}" for n in ("query", "key", "value", "output")
-    )
-    norms = (f"{layers}/attention/norm", f"{layers}/norm")
-    feed = (f"{layers}/intermediate", f"{layers}/output")
-    return {
-        "query": attention[:1],
-        "key": attention[1:2],
-        "value": attention[2:3],
-        "attention_output": attention[3:],
-        "attention_norm": norms[:1],
-        "intermediate": feed[:1],
-        "output": feed[1:],
-        "output_norm": norms[1:],
-        "layer_norms": norms,
-        "attention": attention,
-        "feed_forward": feed,
-        "biases": (f"{layers}/(?:.*/)?bias",),
-    }
 
 
 def units(config: BertConfig) -> UnitTable:

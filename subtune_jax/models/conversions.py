@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +27,7 @@ class Name(NamedTuple):
 
 CONV = (2, 3, 1, 0)  # OIHW to HWIO
 LINEAR = (1, 0)  # (out, in) to (in, out)
-HEAD = r"(?:fc|linear|classifier|qa_outputs)(?:\.out_proj)?\.(?:weight|bias)"
+HEAD = r"(?:fc|linear|classifier|qa_outputs|head|heads\.head)(?:\.out_proj)?\.(?:weight|bias)"
 
 
 def _norm(pattern: str, path: str) -> list[Name]:
@@ -59,14 +60,16 @@ _LAYER = _BODY + r"encoder\.layer\.(\d+)\."
 _ENDINGS = {"weight": ("kernel", LINEAR), "bias": ("bias", None)}
 
 
-def _linear(pattern: str, path: str, used: bool = True) -> list[Name]:
+def linear_names(pattern: str, path: str, used: bool = True) -> list[Name]:
+    """Returns the entries of a linear layer."""
     return [
         Name(rf"{pattern}\.{theirs}", f"params/{path}/{ours}", axes, used)
         for theirs, (ours, axes) in _ENDINGS.items()
     ]
 
 
-def _layer_norm(pattern: str, path: str) -> list[Name]:
+def layer_norm_names(pattern: str, path: str) -> list[Name]:
+    """Returns the entries of a LayerNorm, under its old names too."""
     return [
         Name(rf"{pattern}\.(?:weight|gamma)", f"params/{path}/scale"),
         Name(rf"{pattern}\.(?:bias|beta)", f"params/{path}/bias"),
@@ -80,9 +83,9 @@ def _embedding(name: str, path: str) -> Name:
     )
 
 
-def _beside(pattern: str) -> Name:
-    """Returns the entry of tensors that a network of this kind may do without."""
-    return Name(pattern, "params/embeddings/norm/scale", used=False)
+def unused(pattern: str, beside: str) -> Name:
+    """Returns the entry of tensors that a network with a leaf `beside` does without."""
+    return Name(pattern, beside, used=False)
 
 
 def bert_names(dense_pooler: bool) -> list[Name]:
@@ -91,34 +94,37 @@ def bert_names(dense_pooler: bool) -> list[Name]:
     A pooler's tensors are read where the network has one; heads of pretraining and
     position ids are passed over.
     """
+    passed = partial(unused, beside="params/embeddings/norm/scale")
     pooler = rf"(?:{_BODY}pooler\.dense|classifier\.dense)"
     return [
         _embedding("word", "word"),
         _embedding("position", "position"),
         _embedding("token_type", "token_type"),
-        *_layer_norm(rf"{_BODY}embeddings\.LayerNorm", "embeddings/norm"),
+        *layer_norm_names(rf"{_BODY}embeddings\.LayerNorm", "embeddings/norm"),
         *(
             name
             for part in ("query", "key", "value")
-            for name in _linear(
+            for name in linear_names(
                 rf"{_LAYER}attention\.self\.{part}", rf"layer_\1/attention/{part}"
             )
         ),
-        *_linear(rf"{_LAYER}attention\.output\.dense", r"layer_\1/attention/output"),
-        *_layer_norm(
+        *linear_names(
+            rf"{_LAYER}attention\.output\.dense", r"layer_\1/attention/output"
+        ),
+        *layer_norm_names(
             rf"{_LAYER}attention\.output\.LayerNorm", r"layer_\1/attention/norm"
         ),
-        *_linear(rf"{_LAYER}intermediate\.dense", r"layer_\1/intermediate"),
-        *_linear(rf"{_LAYER}output\.dense", r"layer_\1/output"),
-        *_layer_norm(rf"{_LAYER}output\.LayerNorm", r"layer_\1/norm"),
+        *linear_names(rf"{_LAYER}intermediate\.dense", r"layer_\1/intermediate"),
+        *linear_names(rf"{_LAYER}output\.dense", r"layer_\1/output"),
+        *layer_norm_names(rf"{_LAYER}output\.LayerNorm", r"layer_\1/norm"),
         *(
-            _linear(pooler, "pooler/dense")
+            linear_names(pooler, "pooler/dense")
             if dense_pooler
-            else [_beside(rf"{pooler}\.(?:weight|bias)")]
+            else [passed(rf"{pooler}\.(?:weight|bias)")]
         ),
-        *_linear(r"(?:classifier(?:\.out_proj)?|qa_outputs)", "head"),
-        _beside(rf"{_BODY}embeddings\.(?:position_ids|token_type_ids)"),
-        _beside(r"(?:cls|lm_head)\..*"),
+        *linear_names(r"(?:classifier(?:\.out_proj)?|qa_outputs)", "head"),
+        passed(rf"{_BODY}embeddings\.(?:position_ids|token_type_ids)"),
+        passed(r"(?:cls|lm_head)\..*"),
     ]
 
 

@@ -1,6 +1,7 @@
 """From a `config.json` to a network of its family, with random weights."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,29 +11,47 @@ from subtune_jax.errors import InputError, unknown
 from subtune_jax.models.bert import BertConfig, bert
 from subtune_jax.models.conversions import CIFAR_RESNET, Name, bert_names
 from subtune_jax.models.resnet import ResNetConfig, resnet
+from subtune_jax.models.vit import ViTConfig, vit
+from subtune_jax.models.vit_files import (
+    VIT,
+    clip_config,
+    hugging_face_config,
+    plain_tensors,
+    timm_config,
+)
 from subtune_jax.network import Network
+
+CLIP = ("clip", "clip_vision_model")
 
 
 class Family(NamedTuple):
     """A network to fill, the names of its tensors in files, and the size of its inputs:
-    (height, width, channels) of images, (most tokens,) of texts."""
+    (height, width, channels) of images, (most tokens,) of texts. `plain` lays tensors out
+    as the names have them."""
 
     network: Network
     names: Sequence[Name]
     size: tuple[int, ...]
+    plain: Callable = dict
 
 
 def described(
-    config: Mapping[str, Any], folder: Path, options: Mapping[str, Any]
+    config: Mapping[str, Any],
+    images: Mapping[str, Any],
+    folder: Path,
+    options: Mapping[str, Any],
 ) -> Family:
     """Returns the family of a configuration; `options` override what a file cannot say
-    (`pooling`, `head`, `dropout`, `dtype`).
+    (`pooling`, `head`, `dropout`, `dtype`). `images` is a Hugging Face
+    `preprocessor_config.json`, {} if there is none.
 
     Raises `InputError` for a model type or an option that is not known, and for a
     configuration that lacks something.
     """
-    makers = {"bert": _bert, "roberta": _bert, "resnet": _resnet}
-    kind = config.get("model_type", "resnet")
+    makers = {"bert": _bert, "roberta": _bert, "resnet": _resnet, "timm": _timm}
+    makers |= {kind: partial(_vit, images) for kind in ("vit", *CLIP)}
+    default = "timm" if "pretrained_cfg" in config else "resnet"
+    kind = config.get("model_type", default)
     if kind not in makers:
         raise unknown("model type", kind, makers)
     name = "residual network" if kind == "resnet" else f"{kind} network"
@@ -51,6 +70,23 @@ def _with(config: Any, options: Mapping[str, Any], allowed: Sequence[str]) -> An
         if name not in allowed:
             raise unknown("option", name, allowed)
     return config._replace(**options)
+
+
+def _vit(
+    images: Mapping[str, Any], config: Mapping[str, Any], options: Mapping[str, Any]
+) -> Family:
+    read = hugging_face_config if config["model_type"] == "vit" else clip_config
+    return _of_vit(read(config, images), options)
+
+
+def _timm(config: Mapping[str, Any], options: Mapping[str, Any]) -> Family:
+    return _of_vit(timm_config(config), options)
+
+
+def _of_vit(config: ViTConfig, options: Mapping[str, Any]) -> Family:
+    made = _with(config, options, ("pooling", "dropout", "dtype", "outputs"))
+    size = (made.image, made.image, made.channels)
+    return Family(vit(made, jax.random.key(0)), VIT, size, plain_tensors)
 
 
 def _bert(config: Mapping[str, Any], options: Mapping[str, Any]) -> Family:

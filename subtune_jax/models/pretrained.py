@@ -16,6 +16,8 @@ from subtune_jax.models.families import described
 from subtune_jax.network import LECUN_NORMAL, Network, linear_params
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.th", "*.ckpt", "*.pkl")
+FILES = ["config.json", "preprocessor_config.json", "model.safetensors"]
+FILES += ["tokenizer.json", "vocab.txt"]
 
 
 class Pretrained(NamedTuple):
@@ -41,19 +43,28 @@ def load(
 ) -> Pretrained:
     """Returns the network in a folder, or of a hub id: `config.json`, `model.safetensors`.
 
-    CIFAR residual networks, BERT and RoBERTa encoders (Hugging Face's names). new_head:
-    how many outputs a fresh linear head has, zeros or (with `key`) LeCun normal; else
-    the file's head is kept. `options` of encoders: `pooling`, `head`, `dropout`,
-    `dtype`, see `BertConfig`. Raises `InputError` when there is no such folder, the hub
-    cannot be reached, the file is no safetensors file, or tensors are missing,
+    CIFAR residual networks; BERT and RoBERTa encoders; ViT of timm, torchvision or
+    Hugging Face, and CLIP's image tower (without its projection). new_head: how many
+    outputs a fresh linear head has, zeros or (with `key`) LeCun normal; else the file's
+    head is kept. `options` of transformers: `pooling`, `head`, `dropout`, `dtype`, see
+    `BertConfig` and `ViTConfig`. Raises `InputError` when there is no such folder, the
+    hub cannot be reached, the file is no safetensors file, or tensors are missing,
     unexpected or misshapen (all of them are listed).
     """
     folder = find(source)
-    family = described(_config(folder / "config.json"), folder, options)
+    images = folder / "preprocessor_config.json"
+    family = described(
+        _config(folder / "config.json"),
+        _config(images) if images.exists() else {},
+        folder,
+        options,
+    )
     file = folder / "model.safetensors"
     tensors = _tensors(file)
     fresh = None if new_head is None else family.network.stages[-1].name
-    network = filled(family.network, tensors, family.names, str(file), fresh)
+    network = filled(
+        family.network, family.plain(tensors), family.names, str(file), fresh
+    )
     if new_head is not None:
         features = network.params[fresh]["kernel"].shape[0]
         init = jax.nn.initializers.zeros if key is None else LECUN_NORMAL
@@ -64,7 +75,7 @@ def load(
 
 
 def find(source: str | Path) -> Path:
-    """Returns the local folder of a path or hub id; the hub is asked for two files."""
+    """Returns the local folder of a path or hub id; the hub is asked for `FILES`."""
     folder = Path(source).expanduser()
     if folder.is_dir():
         return _checked(folder)
@@ -73,8 +84,7 @@ def find(source: str | Path) -> Path:
     import huggingface_hub  # half a second of imports, only when a hub id is given
 
     try:
-        files = ["config.json", "model.safetensors"]
-        found = huggingface_hub.snapshot_download(str(source), allow_patterns=files)
+        found = huggingface_hub.snapshot_download(str(source), allow_patterns=FILES)
     except Exception as error:  # network, missing, gated: many classes, one meaning
         reason = str(error).strip().split("\n")[0]
         raise InputError(

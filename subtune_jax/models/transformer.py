@@ -16,7 +16,7 @@ ACTIVATIONS: dict[str, Callable] = {
     "relu": nnx.relu,
 }
 DTYPES = ("float32", "bfloat16", "float64")
-_INIT = nnx.initializers.normal(0.02)
+INIT = nnx.initializers.normal(0.02)
 
 
 def activation(name: str) -> Callable:
@@ -32,9 +32,15 @@ def require_heads(width: int, heads: int) -> None:
         raise InputError(f"width {width} does not divide into {heads} attention heads")
 
 
+def require_dropout(rate: float) -> None:
+    """Raises `InputError` unless the rate is from 0 up to 1."""
+    if not 0 <= rate < 1:
+        raise InputError(f"dropout must be from 0 up to 1, got {rate!r}")
+
+
 def dense(inputs: int, outputs: int, dtype: str, rngs: nnx.Rngs) -> nnx.Linear:
     """Returns a linear layer with float32 parameters that computes in `dtype`."""
-    return nnx.Linear(inputs, outputs, dtype=dtype, kernel_init=_INIT, rngs=rngs)
+    return nnx.Linear(inputs, outputs, dtype=dtype, kernel_init=INIT, rngs=rngs)
 
 
 def layer_norm(width: int, epsilon: float, dtype: str, rngs: nnx.Rngs) -> nnx.LayerNorm:
@@ -46,7 +52,7 @@ def layer_norm(width: int, epsilon: float, dtype: str, rngs: nnx.Rngs) -> nnx.La
 
 def embedding(count: int, width: int, dtype: str, rngs: nnx.Rngs) -> nnx.Embed:
     """Returns a table of float32[count, width] that is read in `dtype`."""
-    return nnx.Embed(count, width, dtype=dtype, embedding_init=_INIT, rngs=rngs)
+    return nnx.Embed(count, width, dtype=dtype, embedding_init=INIT, rngs=rngs)
 
 
 def dropout(rate: float, rngs: nnx.Rngs) -> Callable:
@@ -96,3 +102,27 @@ def call(module: nnx.Module, x: Any, *, batch_stats: bool, key) -> Any:
     del batch_stats
     module.set_attributes(deterministic=key is None, raise_if_not_found=False)
     return module(x)
+
+
+def kinds(layers: str) -> dict[str, tuple[str, ...]]:
+    """Returns the kinds of module (papers/transformer_modules.md 3.3) in the layers whose
+    stage names match `layers`, a regular expression."""
+    attention = tuple(
+        f"{layers}/attention/{n}" for n in ("query", "key", "value", "output")
+    )
+    norms = (f"{layers}/attention/norm", f"{layers}/norm")
+    feed = (f"{layers}/intermediate", f"{layers}/output")
+    return {
+        "query": attention[:1],
+        "key": attention[1:2],
+        "value": attention[2:3],
+        "attention_output": attention[3:],
+        "attention_norm": norms[:1],
+        "intermediate": feed[:1],
+        "output": feed[1:],
+        "output_norm": norms[1:],
+        "layer_norms": norms,
+        "attention": attention,
+        "feed_forward": feed,
+        "biases": (f"{layers}/(?:.*/)?bias",),
+    }

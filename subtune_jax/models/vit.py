@@ -1,0 +1,198 @@
+"""Vision transformers: ViT and CLIP's image tower.
+
+Stages: `input` (pixels 0 to 255 to normalized floats, no parameters), `embeddings`,
+`layer_{i}`, `pooler` (pooling and the final norm), `head`. Between layers: float[batch,
+tokens, width], the class token first.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from subtune_jax.errors import InputError, require_positive, unknown
+from subtune_jax.models.resnet import normalize
+from subtune_jax.models.stages import split_stages
+from subtune_jax.models.transformer import (
+    DTYPES,
+    INIT,
+    Attention,
+    activation,
+    call,
+    dense,
+    dropout,
+    kinds,
+    layer_norm,
+    require_dropout,
+    require_heads,
+)
+from subtune_jax.network import Network, Stage, UnitTable, linear, linear_params
+
+POOLINGS = ("cls", "mean")
+
+
+class ViTConfig(NamedTuple):
+    """What a vision transformer is built from; the defaults are ViT-B/16.
+
+    pooling: `cls` (the class token) or `mean` (over the patches); the final norm comes
+    after it. pre_norm: a LayerNorm before the first layer, and patch_bias: a bias of
+    the patch embedding (CLIP has the one and not the other). dtype: of the
+    computation; parameters are float32. mean, std: of pixels in [0, 1].
+    """
+
+    image: int = 224
+    patch: int = 16
+    channels: int = 3
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    hidden: int = 3072
+    epsilon: float = 1e-6
+    activation: str = "gelu"
+    dropout: float = 0.0
+    class_token: bool = True
+    pooling: str = "cls"
+    pre_norm: bool = False
+    patch_bias: bool = True
+    outputs: int = 1000
+    dtype: str = "float32"
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.5,)
+
+
+class Embeddings(nnx.Module):
+    """Patches through one linear map, the class token before them, plus positions."""
+
+    def __init__(self, config: ViTConfig, rngs: nnx.Rngs):
+        width, dtype, patch = config.width, config.dtype, config.patch
+        self.image = config.image
+        self.patch = nnx.Conv(
+            config.channels,
+            width,
+            (patch, patch),
+            strides=patch,
+            padding="VALID",
+            use_bias=config.patch_bias,
+            dtype=dtype,
+            kernel_init=INIT,
+            rngs=rngs,
+        )
+        tokens = (config.image // patch) ** 2
+        if config.class_token:
+            self.class_token = nnx.Param(INIT(rngs.params(), (width,), jnp.float32))
+            tokens += 1
+        self.position = nnx.Param(INIT(rngs.params(), (tokens, width), jnp.float32))
+        if config.pre_norm:
+            self.norm = layer_norm(width, config.epsilon, dtype, rngs)
+        self.dropout = dropout(config.dropout, rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x: float[batch, image, image, channels]; raises `InputError` for other sizes."""
+        if x.shape[1:3] != (self.image, self.image):
+            raise InputError(
+                f"images have {x.shape[1]} x {x.shape[2]} pixels: the network takes "
+                f"{self.image} x {self.image}"
+            )
+        x = self.patch(x)
+        x = x.reshape(x.shape[0], -1, x.shape[-1])
+        if hasattr(self, "class_token"):
+            token = self.class_token.get_value().astype(x.dtype)[None, None]
+            x = jnp.concatenate(
+                [jnp.broadcast_to(token, (len(x), 1, x.shape[-1])), x], 1
+            )
+        x += self.position.get_value().astype(x.dtype)[None]
+        return self.dropout(self.norm(x) if hasattr(self, "norm") else x)
+
+
+class Layer(nnx.Module):
+    """x + attention(norm(x)), then x + output(f(intermediate(norm(x))))."""
+
+    def __init__(self, config: ViTConfig, rngs: nnx.Rngs):
+        width, dtype = config.width, config.dtype
+        norm = layer_norm(width, config.epsilon, dtype, rngs)
+        self.attention = Attention(width, config.heads, dtype, rngs, norm)
+        self.norm = layer_norm(width, config.epsilon, dtype, rngs)
+        self.intermediate = dense(width, config.hidden, dtype, rngs)
+        self.output = dense(config.hidden, width, dtype, rngs)
+        self.dropout1 = dropout(config.dropout, rngs)
+        self.dropout2 = dropout(config.dropout, rngs)
+        self.activation = activation(config.activation)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x += self.dropout1(self.attention(self.attention.norm(x)))
+        inner = self.activation(self.intermediate(self.norm(x)))
+        return x + self.dropout2(self.output(inner))
+
+
+class Pooler(nnx.Module):
+    """From tokens to one normed vector per image; see `ViTConfig.pooling`."""
+
+    def __init__(self, config: ViTConfig, rngs: nnx.Rngs):
+        self.pooling, self.first = config.pooling, int(config.class_token)
+        self.norm = layer_norm(config.width, config.epsilon, config.dtype, rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """float[batch, tokens, width] to float[batch, width]."""
+        x = x[:, 0] if self.pooling == "cls" else x[:, self.first :].mean(axis=1)
+        x = self.norm(x)
+        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def vit(config: ViTConfig, key: jax.Array) -> Network:
+    """Returns a vision transformer with random weights for pixels 0 to 255 [batch, h, w, c].
+
+    Raises `InputError` for sizes that do not divide, a class-token pooling without the
+    token, and unknown poolings, activations and dtypes.
+    """
+    _check(config)
+    body_key, head_key = jax.random.split(key)
+    rngs = nnx.Rngs(body_key)
+    modules: dict[str, nnx.Module] = {"embeddings": Embeddings(config, rngs)}
+    modules |= {f"layer_{i}": Layer(config, rngs) for i in range(config.layers)}
+    modules["pooler"] = Pooler(config, rngs)
+    stages, params, stats = split_stages(modules, call)
+    pixels = Stage("input", normalize(config.mean, config.std))
+    head = linear_params(head_key, config.width, config.outputs, INIT)
+    params = {"input": {}, **params, "head": head}
+    stats = {"input": {}, **stats, "head": {}}
+    return Network(
+        (pixels, *stages, Stage("head", linear)), params, stats, units(config)
+    )
+
+
+def _check(config: ViTConfig) -> None:
+    require_heads(config.width, config.heads)
+    require_dropout(config.dropout)
+    sizes = ("image", "patch", "layers", "outputs")
+    require_positive(**{name: getattr(config, name) for name in sizes})
+    for name, choices in {"pooling": POOLINGS, "dtype": DTYPES}.items():
+        if getattr(config, name) not in choices:
+            raise unknown(name, getattr(config, name), choices)
+    if config.image % config.patch:
+        raise InputError(
+            f"images of {config.image} pixels do not divide into patches of "
+            f"{config.patch}"
+        )
+    if config.pooling == "cls" and not config.class_token:
+        raise InputError("pooling 'cls' needs a class token: use pooling 'mean'")
+
+
+def units(config: ViTConfig) -> UnitTable:
+    """Returns the unit tables: `fine` holds every leaf exactly once, `kinds` the kinds of
+    module over all layers, a table for each layer those of that layer alone.
+
+    `surgical` is the mapping of surgical fine-tuning for ViT-B/16 (papers/surgical.md
+    2.1): embedding, first three layers, last three, last (the head).
+    """
+    layers = [f"layer_{i}" for i in range(config.layers)]
+    parts = {"patch_embeddings": "patch", "position_embeddings": "position"}
+    parts |= {"class_token": "class_token"} if config.class_token else {}
+    parts |= {"embedding_norm": "norm"} if config.pre_norm else {}
+    embeddings = {name: (f"embeddings/{part}",) for name, part in parts.items()}
+    ends = {"final_norm": ("pooler",), "head": ("head",)}
+    fine = {name: (name,) for name in ("embeddings", *layers, "pooler", "head")}
+    surgical = {"embedding": ("embeddings",), "first3": tuple(layers[:3])}
+    surgical |= {"last3": tuple(layers[-3:]), "last": ("head",)}
+    every = {"fine": fine, "kinds": kinds(r"layer_\d+") | embeddings | ends}
+    return every | {"surgical": surgical} | {name: kinds(name) for name in layers}
