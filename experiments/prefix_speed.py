@@ -1,15 +1,18 @@
 """How much faster tuning the last two blocks is when the frozen prefix is cached.
 
     python -m experiments.prefix_speed      # 2 minutes on two cores
+    python -m experiments.prefix_speed --network minilm     # 6 layers, 128 tokens
 
 Claim: the lowest tuned stage says where the backward pass ends and which activations
-need computing only once. ResNet-26 on random images of CIFAR's size, with random
-weights: neither changes the time. Measured here: the README's section "What it costs".
+need computing only once. ResNet-26 on random images of CIFAR's size, or an encoder of
+MiniLM's shape on random tokens, with random weights: neither changes the time. Measured
+here: the README's section "What it costs".
 """
 
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import jax
 import numpy as np
@@ -18,6 +21,7 @@ from experiments.cli import Common, Flags, as_config, main
 from subtune_jax.cost import stage_flops
 from subtune_jax.data.batches import Data
 from subtune_jax.errors import InputError, require_positive
+from subtune_jax.models.bert import BertConfig, bert
 from subtune_jax.models.resnet import ResNetConfig, resnet
 from subtune_jax.network import Network
 from subtune_jax.reporting import results
@@ -36,12 +40,16 @@ WAYS = {"all": ([".*"], 0), "last two blocks": ([], 0), "last two, cached": ([],
 class Settings:
     """Flags; every default is our choice."""
 
-    units: tuple[str, ...] = ("block3_2", "block3_3")
-    """What is tuned: the last two blocks of ResNet-26."""
+    network: Literal["resnet26", "minilm"] = "resnet26"
+    """What is tuned: a residual network, or a BERT-style encoder."""
+    units: tuple[str, ...] = ()
+    """Which units; default: the last two blocks or layers, with what follows them."""
     examples: int = 1000
-    """Images (1,000: the target size of surgical fine-tuning)."""
+    """Examples (1,000: the target size of surgical fine-tuning)."""
+    tokens: int = 128
+    """Tokens of a text."""
     batch_size: int = 64
-    """Images per step."""
+    """Examples per step."""
     epochs: int = 3
     """Passes over the images; the first, which compiles and caches, is timed apart."""
     common: Flags = field(default_factory=Common)
@@ -51,29 +59,67 @@ def run(settings: Settings) -> None:
     """Times the three ways and prints a table of FLOPs and seconds."""
     settings.common.check()
     require_positive(
-        examples=settings.examples, batch=settings.batch_size, epochs=settings.epochs
+        examples=settings.examples,
+        tokens=settings.tokens,
+        batch=settings.batch_size,
+        epochs=settings.epochs,
     )
     if settings.common.weights or settings.common.data_dir:
-        raise InputError("images and weights are random here: --weights has no use")
-    small = settings.common.smoke
-    network = resnet(
-        ResNetConfig(blocks=(1,) * 3 if small else (4,) * 3), jax.random.key(0)
-    )
-    units = ["block2", "block3"] if small else list(settings.units)
-    rng, n = np.random.default_rng(0), 8 if small else settings.examples
-    images = rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
-    data = Data(images, np.arange(n, dtype=np.int32) % 10)
+        raise InputError("data and weights are random here: --weights has no use")
+    network, data = (images if settings.network == "resnet26" else texts)(settings)
+    units = settings.units or default_units(network)
     out = settings.common.out or Path("runs") / NAME
     results.open_folder(out, as_config(settings))
     rows = [
-        timed(network, selection or units, budget, data, settings)
-        | {"method": name, "experiment": NAME, "commit": results.commit()}
+        timed(network, selection or list(units), budget, data, settings)
+        | {
+            "method": name,
+            "dataset": f"random, {settings.network}",
+            "experiment": NAME,
+            "commit": results.commit(),
+        }
         for name, (selection, budget) in WAYS.items()
     ]
     results.keep(out, rows)
     table = speed_table(rows)
     results.write(out / "summary.md", f"{table}\n")
     print(table)
+
+
+def images(settings: Settings) -> tuple[Network, Data]:
+    """Returns ResNet-26 and images of CIFAR's size; the smoke setting's are few."""
+    small = settings.common.smoke
+    network = resnet(
+        ResNetConfig(blocks=(1,) * 3 if small else (4,) * 3), jax.random.key(0)
+    )
+    rng, n = np.random.default_rng(0), 8 if small else settings.examples
+    pixels = rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
+    return network, Data(pixels, np.arange(n, dtype=np.int32) % 10)
+
+
+def texts(settings: Settings) -> tuple[Network, Data]:
+    """Returns an encoder of MiniLM's shape (6 layers of width 384) and token ids."""
+    small = settings.common.smoke
+    shape = {"layers": 3, "width": 24} if small else {"layers": 6, "width": 384}
+    config = BertConfig(
+        **shape,
+        hidden=4 * shape["width"],
+        positions=max(512, settings.tokens),
+        dropout=0.0,
+        pooling="mean",
+    )
+    rng, n = np.random.default_rng(0), 8 if small else settings.examples
+    ids = rng.integers(1, config.vocabulary, (n, settings.tokens), dtype=np.int32)
+    x = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    x["token_type_ids"] = np.zeros_like(ids)
+    return bert(config, jax.random.key(0)), Data(x, np.arange(n, dtype=np.int32) % 2)
+
+
+def default_units(network: Network) -> list[str]:
+    """Returns the last two blocks or layers of a network, and all stages behind them."""
+    names = [stage.name for stage in network.stages if network.params[stage.name]]
+    blocks = [n for n in names if n.startswith(("block", "layer"))]
+    return names[names.index(blocks[-2]) :]
 
 
 def timed(
@@ -94,11 +140,10 @@ def timed(
         validate=lambda _: float(ends.append(time.perf_counter()) or 0),
     )
     spent = np.diff(ends)
-    flops = stage_flops(network, data.x[:size], labels)
+    flops = stage_flops(network, data.take(np.arange(size)).x, labels)
     cut = cached_stages(network, labels, frozenset(), data, budget)
     skipped = [stage.name for stage in network.stages[:cut]]
     return {
-        "dataset": "random images",
         "seed": 0,
         "metric": "seconds per epoch",
         "split": "train",

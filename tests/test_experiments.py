@@ -95,10 +95,10 @@ def test_smoke(monkeypatch, tmp_path, capsys):
     assert len([r for r in rows(tmp_path) if r["split"] == "test"]) == 8
 
 
-def test_the_benchmark_prints_flops_and_times(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(
-        sys, "argv", ["x", "--smoke", "--out", str(tmp_path), "--epochs", "1"]
-    )
+@pytest.mark.parametrize("network", ["resnet26", "minilm"])
+def test_the_benchmark_prints_flops_and_times(monkeypatch, tmp_path, capsys, network):
+    flags = f"--smoke --epochs 1 --network {network} --tokens 16 --out {tmp_path}"
+    monkeypatch.setattr(sys, "argv", ["x", *flags.split()])
     main(prefix_speed.run, prefix_speed.Settings, prefix_speed.__doc__)
     flops = {r["method"]: r["step_flops"] for r in rows(tmp_path)}
     assert flops["all"] > flops["last two blocks"] > flops["last two, cached"] > 0

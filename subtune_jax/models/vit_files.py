@@ -22,10 +22,10 @@ from subtune_jax.models.conversions import (
 from subtune_jax.models.vit import ViTConfig
 
 _LAYER = (
-    r"(?:vit\.encoder\.layer|encoder\.layer|blocks|vision_model\.encoder\.layers"
-    r"|encoder\.layers\.encoder_layer_|encoder\.layers)\.?(\d+)\."
+    r"(?:(?:vit\.)?encoder\.layer|blocks"
+    r"|(?:vision_model\.)?encoder\.layers(?:\.encoder_layer_)?)\.?(\d+)\."
 )
-_EMBEDDINGS = r"(?:vit\.embeddings|embeddings|vision_model\.embeddings|encoder)\."
+_EMBEDDINGS = r"(?:vit\.embeddings|(?:vision_model\.)?embeddings|encoder)\."
 _PATCH = (
     rf"(?:patch_embed\.proj|conv_proj|{_EMBEDDINGS}patch_embedding(?:s\.projection)?)"
 )
@@ -34,9 +34,7 @@ _POSITION = (
     rf"(?:pos_embed|{_EMBEDDINGS}(?:pos_embedding|position_embeddings"
     r"|position_embedding\.weight))"
 )
-_FINAL = (
-    r"(?:norm|fc_norm|encoder\.ln|(?:vit\.)?layernorm|vision_model\.post_layernorm)"
-)
+_FINAL = r"(?:norm|fc_norm|encoder\.ln|(?:vit\.)?layernorm|(?:vision_model\.)?post_layernorm)"
 _ATTENTION = r"(?:attn|self_attn|self_attention|attention\.attention)"
 _PARTS = {
     "query": "(?:query|q_proj)",
@@ -59,7 +57,7 @@ VIT = [
     Name(rf"{_PATCH}\.bias", "params/embeddings/patch/bias"),
     Name(_TOKEN, "params/embeddings/class_token"),
     Name(_POSITION, "params/embeddings/position"),
-    *layer_norm_names(r"vision_model\.pre_layrnorm", "embeddings/norm"),
+    *layer_norm_names(r"(?:vision_model\.)?pre_layrnorm", "embeddings/norm"),
     *(
         name
         for part, theirs in _PARTS.items()
@@ -81,7 +79,7 @@ VIT = [
     *linear_names(r"(?:head|heads\.head|classifier)", "head"),
     unused(
         r"(?:vit\.)?pooler\.dense\..*|text_model\..*|(?:text|visual)_projection\.weight"
-        r"|logit_scale|vision_model\.embeddings\.position_ids",
+        r"|logit_scale|(?:vision_model\.)?embeddings\.position_ids",
         "params/embeddings/position",
     ),
 ]
