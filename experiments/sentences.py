@@ -40,13 +40,15 @@ SOURCE = (
     "inspect",
 )
 TARGET = ("logging", "_pydecimal", "mailbox", "http")
+OTHER = ("tarfile", "urllib", "pydoc", "turtle")  # a second target, to carry modules to
 CONFIG = BertConfig(
     vocabulary=1200,
     width=48,
     layers=4,
     heads=4,
     hidden=96,
-    positions=48,
+    positions=32,
+    dropout=0.0,
     pooling="mean",
     outputs=len(SOURCE),
 )

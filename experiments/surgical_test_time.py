@@ -41,8 +41,6 @@ from subtune_jax.tree import count
 
 NAME = "surgical_test_time"
 MODES = ("online", "episodic")
-
-
 STREAMS = Target(train_examples=10, validation_examples=300, test_examples=300)
 
 

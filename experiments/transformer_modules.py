@@ -13,39 +13,32 @@ training split; what GLUE calls validation is the test here and is read once. Th
 score is 100 (module - frozen) / (full - frozen), frozen being the classifier alone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from experiments.cli import Common, Flags, main
 from experiments.jobs import run_jobs
-from experiments.texts import (
-    EMBEDDED,
-    TextTarget,
-    TextTargetFlags,
-    base_of,
-    make_text_task,
+from experiments.modules import (
+    Job,
+    ModuleRecipe,
+    ModuleRecipeFlags,
+    job_of,
+    module_rows,
+    tuning_of,
 )
-from experiments.trials import Fitting, Task, choose
-from subtune_jax.errors import InputError, require_positive
-from subtune_jax.evaluation.metrics import cross_entropy, squared_error
-from subtune_jax.network import Labels, Network
+from experiments.texts import TextTarget, TextTargetFlags, base_of, make_text_task
+from experiments.trials import Task
+from subtune_jax.errors import InputError
+from subtune_jax.network import Network
 from subtune_jax.reporting import results, tables
+from subtune_jax.reporting.plots import heat_maps
 from subtune_jax.reporting.results import Row
-from subtune_jax.selection import elements
-from subtune_jax.selection.labels import select, trainable_count
 from subtune_jax.training import mesh
-from subtune_jax.training.optimizers import adamw
-from subtune_jax.training.phases import Phase
-from subtune_jax.tree import count
-from subtune_jax.tuning.fixed_mask import fixed_mask
-from subtune_jax.tuning.method import Tuning
-from subtune_jax.tuning.subset import subset
 
 NAME = "transformer_modules"
 MODULES = (
@@ -63,85 +56,63 @@ class Settings:
     target: TextTargetFlags = field(default_factory=TextTarget)
     modules: tuple[str, ...] = MODULES
     """What is tuned beside the classifier: frozen (nothing), full, a unit (layer_norms;
-    layer_3:query for one layer), a path pattern, or random (as many elements of dense
-    layers, drawn at random, as all LayerNorms have)."""
-    layers: bool = False
-    """Also tune both LayerNorms of each layer alone."""
-    full_rates: tuple[float, ...] = (5e-5, 2e-4)
-    """Rates tried for full."""
-    rates: tuple[float, ...] = (1e-3, 3e-3)
-    """Rates tried for all others."""
-    head_rate: float = 1e-3
-    """Rate of the classifier beside a module."""
-    epochs: int = 5
-    """Passes over the training sentences."""
-    batch_size: int = 16
-    """Sentences per step."""
-    warmup: float = 0.1
-    """Share of the steps over which rates rise; then they fall linearly to 0."""
+    layer_3:query for one layer), a path pattern, random (as many elements of dense
+    layers, drawn at random, as all LayerNorms have), rescaled (factors of the
+    LayerNorms), or highest_N, lowest_N, random_N, fisher_N (N elements of each
+    LayerNorm vector) and beyond_K (those beyond K standard deviations)."""
+    layers: tuple[str, ...] = ()
+    """Kinds of module (layer_norms, query, ...) to tune in each layer alone as well."""
+    carry: str | None = None
+    """Another task: what was tuned is frozen and gets a new classifier there."""
+    recipe: ModuleRecipeFlags = field(default_factory=ModuleRecipe)
     common: Flags = field(default_factory=Common)
 
     def check(self) -> None:
         """Raises `InputError` for the first setting that cannot be."""
         self.common.check()
         self.target.check(self.common)
-        require_positive(epochs=self.epochs, batch_size=self.batch_size)
-        for rate in (*self.full_rates, *self.rates, self.head_rate):
-            require_positive(rate=rate)
-        for flag in ("modules", "full_rates", "rates"):
-            if not getattr(self, flag):
-                raise InputError(f"--{flag.replace('_', '-')} needs at least one value")
-        if not 0 <= self.warmup < 1:
-            raise InputError(f"warmup must be from 0 up to 1, got {self.warmup!r}")
+        self.recipe.check()
+        if not self.modules:
+            raise InputError("--modules needs at least one value")
+        if self.carry is not None:
+            self.carried.check(self.common)
+        if self.carry == self.target.dataset:
+            raise InputError(f"--carry needs another task than {self.carry}")
+
+    @property
+    def carried(self) -> TextTarget:
+        """The other task; as many examples, texts read in the same way."""
+        return replace(self.target, dataset=self.carry)
 
     def resolved(self) -> "Settings":
         """Returns the settings with `--smoke`."""
         if not self.common.smoke:
             return self
+        recipe = replace(self.recipe, **self.recipe.smoke())
+        few = ("frozen", "full", "layer_norms", "random")
+        modules = few if self.modules == MODULES else self.modules
         common = replace(self.common, seeds=1)
-        few = {"rates": self.rates[:1], "full_rates": self.full_rates[:1]}
-        few["modules"] = ("frozen", "full", "layer_norms", "random")
-        return replace(self, common=common, epochs=1, **few)
-
-
-class Variant(NamedTuple):
-    """What is tried: a rate."""
-
-    rate: float
-
-
-class Job(NamedTuple):
-    """A module under a seed."""
-
-    module: str
-    seed: int
-
-
-def job_of(row: Row) -> Job:
-    """Returns the job that wrote a row."""
-    return Job(row["module"], row["seed"])
+        return replace(self, common=common, recipe=recipe, modules=modules)
 
 
 def run(settings: Settings) -> None:
-    """Runs what the folder does not have yet, then writes the table."""
+    """Runs what the folder does not have yet, then writes the tables and the heat map."""
     settings.check()
     settings = settings.resolved()
     target, common = settings.target, settings.common
     task_of = lru_cache(1)(lambda seed: make_text_task(target, common, seed))
-    network = task_of(0).network
-    modules = list(settings.modules)
-    if settings.layers:
-        layers = [s.name for s in network.stages if s.name.startswith("layer_")]
-        modules += [f"{name}:layer_norms" for name in layers]
-    mesh.placement(common.mesh)(np.zeros(settings.batch_size))
-    for module in modules:
-        labels_of(network, module)
+    modules = list(dict.fromkeys([*settings.modules, *in_layers(task_of(0), settings)]))
+    require_runnable(task_of(0), settings.recipe, modules, common.mesh)
 
     def rows_of(job: Job, rows: list[Row], folder: Path) -> Iterator[Row]:
-        return module_rows(task_of(job.seed), settings, job, folder)
+        made = {"name": NAME, "dataset": target.dataset, "devices": common.mesh}
+        made |= {"folder": folder}
+        if settings.carry is not None:
+            made["after"] = lambda network: carried_rows(network, settings, job, folder)
+        return module_rows(task_of(job.seed), settings.recipe, job, **made)
 
     jobs = [Job(*j) for j in product(modules, range(common.seeds))]
-    jobs = sorted(dict.fromkeys(jobs), key=lambda job: job.seed)
+    jobs = sorted(jobs, key=lambda job: job.seed)
     base, free = base_of(target, common), {"modules", "layers"}
     out, made = run_jobs(
         jobs, job_of, rows_of, name=NAME, settings=settings, base=base, free=free
@@ -149,84 +120,47 @@ def run(settings: Settings) -> None:
     report(out, made)
 
 
-def labels_of(network: Network, module: str) -> Labels:
-    """Returns the labels of a module and the head; raises `InputError` for an unknown one."""
-    entries = {"full": [".*"], "random": ["attention", "feed_forward"]}.get(
-        module, [module]
-    )
-    head = {"head": ["head"]}
-    return select(network, head if module == "frozen" else head | {"module": entries})
+def in_layers(task: Task, settings: Settings) -> list[str]:
+    """Returns the modules that `--layers` asks for, as `layer_3:query`."""
+    names = [s.name for s in task.network.stages if s.name.startswith("layer_")]
+    return [f"{name}:{kind}" for kind in settings.layers for name in names]
 
 
-def tuning_of(network: Network, module: str, seed: int) -> Tuning:
-    """Returns subset tuning; for `random` the mask of as many elements of dense kernels as
-    all LayerNorms have."""
-    if module != "random":
-        return subset
-    labels = labels_of(network, module)
-    norms = trainable_count(network.params, select(network, {"g": ["layer_norms"]}))
-    values = elements.of_group(network.params, labels, "module")
-    kernels = {p: v for p, v in values.items() if p.endswith("kernel")}
-    drawn = elements.random(kernels, norms, seed, "all")
-    nothing = {path: np.zeros(0, int) for path in values}
-    return fixed_mask(nothing | drawn)
+def require_runnable(
+    task: Task, recipe: ModuleRecipe, modules: Iterable[str], devices: int
+) -> None:
+    """Raises `InputError` where a batch does not divide over the devices, or a module is
+    unknown or has too few elements."""
+    mesh.placement(devices)(np.zeros(recipe.batch_size))
+    for module in modules:
+        tuning_of(task, module, 0, recipe.batch_size)
 
 
-def module_rows(
-    task: Task, settings: Settings, job: Job, folder: Path
+def carried_rows(
+    network: Network, settings: Settings, job: Job, folder: Path
 ) -> Iterator[Row]:
-    """Yields the rows of a module's trials and of the chosen one."""
-    network, target = task.network, settings.target
-    labels, tuning = (
-        labels_of(network, job.module),
-        tuning_of(network, job.module, job.seed),
-    )
-    steps = settings.epochs * -(-len(task.train.y) // settings.batch_size)
-    shape = {"schedule": "linear", "warmup": int(settings.warmup * steps), "clip": 1.0}
-
-    def make(variant: Variant) -> list[Phase]:
-        rate = variant.rate if job.module in ("full", "frozen") else settings.head_rate
-        rules = {"module": adamw(variant.rate, **shape), "head": adamw(rate, **shape)}
-        rules = rules if job.module != "frozen" else {"head": rules["head"]}
-        return [Phase(labels, rules, steps, tuning)]
-
-    rates = settings.full_rates if job.module == "full" else settings.rates
-    loss = squared_error if task.train.y.ndim == 2 else cross_entropy
-    tuned = trainable_count(network.params, labels)
-    if job.module == "random":
-        tuned = masked_count(network, make(Variant(1.0))[0])
-    head = count(network.params["head"])
-    fixed = {
-        "experiment": NAME,
-        "dataset": target.dataset,
-        "task": target.dataset.split("/")[-1],
-        "method": job.module,
-        "module": job.module,
-        "seed": job.seed,
-        "metric": task.metric,
-        "trainable_params": tuned - head,  # without the classifier
-        "total_params": count(network.params) - head,
-        "commit": results.commit(),
-    }
-    fitting = Fitting(settings.batch_size, loss=loss)
-    variants = [Variant(rate) for rate in rates]
-    where = {"devices": settings.common.mesh}
-    if target.dataset != EMBEDDED:  # whose runs take seconds
-        where["folder"] = folder
-    made = choose(task, fitting, variants, make, job.seed, **where)
-    return (fixed | row for row in made)
-
-
-def masked_count(network: Network, phase: Phase) -> int:
-    """Returns how many numbers train under a phase's tuning."""
-    return count(phase.tuning.init(network.params, phase.labels, None))
+    """Yields the rows of a new classifier on the other task, all else as it was tuned."""
+    carried = settings.carried
+    task = make_text_task(carried, settings.common, job.seed)
+    params = {**network.params, "head": task.network.params["head"]}
+    task = task._replace(network=network._replace(params=params))
+    made = {"name": NAME, "dataset": carried.dataset, "folder": folder / "carried"}
+    made |= {"devices": settings.common.mesh}
+    frozen = Job("frozen", job.seed)
+    here, there = (d.split("/")[-1] for d in (settings.target.dataset, carried.dataset))
+    for row in module_rows(task, settings.recipe, frozen, **made):
+        yield row | job._asdict() | {"method": job.module, "task": f"{here} to {there}"}
 
 
 def report(out: Path, rows: list[Row]) -> None:
-    """Writes summary.md from the rows, and prints the table."""
-    table = module_table([row for row in rows if row["split"] == "test"])
+    """Writes summary.md and, of single layers, layers.png; prints the table."""
+    tests = [r for r in rows if r["split"] == "test" and r["value"] is not None]
+    table, maps = module_table(tests), layer_maps(tests)
     results.write(out / "summary.md", f"{table}\n")
-    print(f"{table}\n\n{out}/summary.md  {out}/results.jsonl")
+    if maps:
+        heat_maps(maps, out / "layers.png")
+    drawn = f"{out}/layers.png  " if maps else ""
+    print(f"{table}\n\n{out}/summary.md  {drawn}{out}/results.jsonl")
 
 
 def module_table(tests: list[Row]) -> str:
@@ -236,6 +170,7 @@ def module_table(tests: list[Row]) -> str:
     shares = {
         row["module"]: 100 * row["trainable_params"] / row["total_params"]
         for row in tests
+        if " to " not in row["task"]
     }
     shown = {
         (f"{module} ({shares[module]:.3g} %)", task): cell
@@ -256,6 +191,20 @@ def relative_rows(tests: list[Row]) -> list[Row]:
         score = 100 * (row["value"] - ends[0]) / (ends[1] - ends[0])
         made.append(row | {"task": f"{row['task']}, relative", "value": score})
     return made
+
+
+def layer_maps(tests: list[Row]) -> dict[str, dict[tuple[str, str], float]]:
+    """Returns `{task: {(kind, layer or "all"): mean score}}` of the kinds that were tuned
+    in single layers."""
+    maps: dict[str, dict[tuple[str, str], float]] = {}
+    cells = tables.cells(tests, "module", "task")
+    kinds = {module.partition(":")[2] for module, _ in cells} - {""}
+    for (module, task), (mean, _) in cells.items():
+        layer, _, kind = module.rpartition(":")
+        if kind in kinds:
+            place = layer.removeprefix("layer_") or "all"
+            maps.setdefault(task, {})[kind, place] = mean
+    return maps
 
 
 if __name__ == "__main__":

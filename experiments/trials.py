@@ -1,7 +1,7 @@
 """Trials: runs of a method at each of its variants, the best of which is tested once."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,12 +43,14 @@ def choose(
     *,
     devices: int = 1,
     folder: Path | None = None,
+    after: Callable[[Network], Iterable[Row]] = lambda network: (),
 ) -> Iterator[Row]:
     """Yields a validation row per variant, then the test row of the best one and epoch.
 
     `make(variant)` gives the phases; a variant is a NamedTuple that goes into its row.
     Without variants the network is tested as it is. With a folder, runs are
-    checkpointed there, and finished ones not repeated.
+    checkpointed there, and finished ones not repeated. The rows of `after`, of the
+    chosen network, come last.
     """
     begin, tried = time.perf_counter(), []
     for variant in variants:
@@ -56,7 +58,10 @@ def choose(
         tried.append(trial(task, fitting, make(variant), seed, devices, saved))
         tried[-1].row.update(variant._asdict())
         yield tried[-1].row
-    yield chosen_row(task, tried) | {"seconds": time.perf_counter() - begin}
+    best = best_of(tried) if tried else Trial({}, task.network)
+    yield chosen_row(task, best) | {"seconds": time.perf_counter() - begin}
+    if best.network is not None:
+        yield from after(best.network)
 
 
 def trial(
@@ -94,17 +99,20 @@ def trial(
     return Trial(row, fitted.network)
 
 
-def chosen_row(task: Task, tried: Sequence[Trial]) -> Row:
-    """Returns the test row of the best run, the first of equals; of the network as it is
-    where nothing was tried."""
-    row = {"split": "test", "rate": None, "epoch": 0, "steps": 0}
+def best_of(tried: Sequence[Trial]) -> Trial:
+    """Returns the best run on validation data, the first of equals; one without a network
+    where none has one."""
     whole = [run for run in tried if run.network is not None]
-    if not tried:
-        return row | {"value": read_test_once(task.network, task), "status": "ok"}
-    if not whole:
+    return max(whole, key=lambda run: run.row["value"]) if whole else Trial({}, None)
+
+
+def chosen_row(task: Task, best: Trial) -> Row:
+    """Returns the test row of a chosen run, or of a network that was not trained."""
+    row = {"split": "test", "rate": None, "epoch": 0, "steps": 0}
+    if best.network is None:
         return row | {"value": None, "status": "diverged"}
-    best = max(whole, key=lambda run: run.row["value"])
-    return best.row | {"split": "test", "value": read_test_once(best.network, task)}
+    read = {"split": "test", "value": read_test_once(best.network, task)}
+    return row | {"status": "ok"} | best.row | read
 
 
 def read_test_once(network: Network, task: Task) -> float:

@@ -12,11 +12,12 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
-    """The embedded networks are pretrained once per session, all its processes together,
-    and never taken from the user's cache."""
+    """The embedded networks are pretrained and programs compiled once per session, all its
+    processes together, and never taken from the user's cache."""
     base = tmp_path_factory.getbasetemp()
     home = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     os.environ["XDG_CACHE_HOME"] = str(home / "cache")
+    jax.config.update("jax_compilation_cache_dir", str(home / "compiled"))
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,8 @@ SMOKE = {
     "surgical_scores": "",  # these three: test_surgical_experiments.py
     "surgical_size": "",
     "surgical_test_time": "",
-    "transformer_modules": "",  # test_transformer_experiments.py
+    "transformer_modules": "",  # these two: test_transformer_experiments.py
+    "module_magnitudes": "",
     "surgical_shifts": "--shift contrast subpopulation --methods none last block2 "
     "--train-examples 20",
 }
@@ -57,7 +58,7 @@ def rows(out):
 
 def test_every_experiment_has_a_smoke_run():
     shared = {"__init__", "cli", "digits", "jobs", "methods", "readme", "streams"}
-    shared |= {"sentences", "surgical", "targets", "texts", "trials"}
+    shared |= {"modules", "sentences", "surgical", "targets", "texts", "trials"}
     found = {p.stem for p in Path(experiments.__path__[0]).glob("*.py")} - shared
     assert found == set(SMOKE)
 

@@ -2,26 +2,30 @@
 
 import json
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from experiments import sentences, texts, transformer_modules
+from experiments import module_magnitudes, modules, sentences, texts
+from experiments import transformer_modules as study
 from experiments.cli import Common, main
 from experiments.texts import TextTarget, make_text_task
+from experiments.trials import Task
 from subtune_jax import tree
+from subtune_jax.data.batches import Data
 from subtune_jax.models.bert import BertConfig, bert
+from subtune_jax.reporting import results
 
 
 @pytest.fixture
 def call(monkeypatch, tmp_path):
-    """Runs the experiment as the command line does; returns the exit code."""
+    """Runs an experiment as the command line does; returns the exit code."""
 
-    def run(flags):
+    def run(flags, module=study):
         argv = ["x", *flags.split(), "--out", str(tmp_path / "out")]
         monkeypatch.setattr(sys, "argv", argv)
-        module = transformer_modules
         try:
             main(module.run, module.Settings, module.__doc__)
         except SystemExit as stop:
@@ -55,23 +59,144 @@ def test_the_relative_score_is_between_frozen_and_full():
     fixed = {"task": "t", "seed": 0}
     known = {"frozen": 40.0, "full": 80.0, "query": 70.0, "key": 30.0}
     tests = [fixed | {"module": m, "value": v} for m, v in known.items()]
-    found = {r["module"]: r["value"] for r in transformer_modules.relative_rows(tests)}
+    found = {r["module"]: r["value"] for r in study.relative_rows(tests)}
     assert found == {"frozen": 0.0, "full": 100.0, "query": 75.0, "key": -25.0}
-    assert transformer_modules.relative_rows(tests[:1] + tests[2:]) == []
+    assert study.relative_rows(tests[:1] + tests[2:]) == []
 
 
-def test_random_elements_are_as_many_as_the_norms_have_and_of_dense_kernels():
-    config = BertConfig(40, 16, 2, 4, 24, 12)
-    network = bert(config, jax.random.key(0))
-    tuning = transformer_modules.tuning_of(network, "random", 0)
-    labels = transformer_modules.labels_of(network, "random")
-    trainable = tree.flatten(tuning.init(network.params, labels, None))
-    sizes = {path: leaf.size for path, leaf in trainable.items() if leaf.size}
-    head = {path for path in sizes if path.startswith("head")}
-    assert (
-        sum(size for path, size in sizes.items() if path not in head) == 2 * 2 * 2 * 16
+@pytest.fixture(scope="module")
+def small():
+    """A task with a small encoder, and texts that are not ragged."""
+    config = BertConfig(40, 16, 2, 4, 24, 12, dropout=0.0)
+    rng = np.random.default_rng(0)
+    ids = rng.integers(1, 40, (8, 5), dtype=np.int32)
+    x = {"input_ids": ids, "attention_mask": ids * 0 + 1, "token_type_ids": ids * 0}
+    data = Data(x, np.arange(8, dtype=np.int32) % 2)
+    return Task(bert(config, jax.random.key(0)), data, data, data)
+
+
+def trained(task, module):
+    """Returns the sizes of the trainable leaves outside the head, by path."""
+    tuning = modules.tuning_of(task, module, 0)
+    labels = modules.labels_of(task.network, module)
+    found = tree.flatten(tuning.init(task.network.params, labels, None))
+    return {p: v.size for p, v in found.items() if v.size and not p.startswith("head")}
+
+
+def test_random_elements_are_as_many_as_the_norms_have_and_of_dense_kernels(small):
+    sizes = trained(small, "random")
+    assert sum(sizes.values()) == 2 * 2 * 2 * 16
+    assert all(path.endswith("kernel") for path in sizes)
+
+
+@pytest.mark.parametrize("rule", ["highest", "lowest", "random", "fisher"])
+def test_elements_of_each_norm_vector(small, rule):
+    sizes = trained(small, f"{rule}_3")
+    assert len(sizes) == 2 * 2 * 2 and set(sizes.values()) == {3}
+    assert all("norm" in path for path in sizes)
+
+
+def test_elements_beyond_some_deviations(small):
+    network = small.network
+    norm = network.params["layer_1"]["norm"]
+    scale = norm["scale"].at[3].set(9.0)
+    layer = {**network.params["layer_1"], "norm": {**norm, "scale": scale}}
+    moved = network._replace(params={**network.params, "layer_1": layer})
+    task = small._replace(network=moved)
+    assert trained(task, "beyond_3.5") == {"layer_1/norm/scale": 1}
+
+
+def test_single_layers_and_another_task(call, tmp_path):
+    flags = "--modules frozen full --layers layer_norms --carry docstrings_other"
+    assert call(f"--smoke --train-examples 16 {flags}") == 0
+    tests = [r for r in rows(tmp_path / "out") if r["split"] == "test"]
+    names = ["frozen", "full", *(f"layer_{i}:layer_norms" for i in range(4))]
+    for task in ("docstrings", "docstrings to docstrings_other"):
+        assert [r["module"] for r in tests if r["task"] == task] == names
+    carried = {r["module"]: r for r in tests if " to " in r["task"]}
+    assert {r["trainable_params"] for r in carried.values()} == {0}
+    sizes = {r["trainable_params"] for r in tests if "layer" in r["module"]}
+    assert sizes == {2 * 2 * sentences.CONFIG.width, 0}
+    assert (tmp_path / "out" / "layers.png").exists()
+    summary = (tmp_path / "out" / "summary.md").read_text()
+    assert "| docstrings to docstrings_other |" in summary
+
+
+def test_what_is_carried_is_the_tuned_body_with_the_other_tasks_head(monkeypatch):
+    settings = study.Settings(carry="docstrings_other")
+    body = sentences.pretrained()
+    tuned = body._replace(params=jax.tree.map(lambda v: v + 1, body.params))
+    seen = []
+
+    def spy(task, recipe, job, **made):
+        seen.append((task, job.module))
+        return iter([{"split": "test", "task": "docstrings_other", "module": "frozen"}])
+
+    monkeypatch.setattr(study, "module_rows", spy)
+    job = study.Job("query", 0)
+    (row,) = study.carried_rows(tuned, settings, job, Path("unused"))
+    assert row["module"] == "query" and row["task"] == "docstrings to docstrings_other"
+    ((task, module),) = seen
+    assert module == "frozen" and len(set(task.train.y.tolist())) == 4
+    for path, leaf in tree.flatten(task.network.params).items():
+        known = body if path.startswith("head") else tuned
+        np.testing.assert_array_equal(leaf, tree.flatten(known.params)[path])
+
+
+def test_the_heat_map_has_kinds_by_layer():
+    fixed = {"task": "t", "seed": 0}
+    known = {"query": 1.0, "key": 2.0, "layer_0:query": 3.0, "layer_1:query": 4.0}
+    tests = [fixed | {"module": m, "value": v} for m, v in known.items()]
+    expected = {("query", "all"): 1.0, ("query", "0"): 3.0, ("query", "1"): 4.0}
+    assert study.layer_maps(tests) == {"t": expected}
+    assert study.layer_maps(tests[:2]) == {}
+
+
+def test_magnitudes_smoke(call, tmp_path):
+    known = {"query": 50.0, "key": 60.0, "layer_norms": 70.0, "frozen": 20.0}
+    fixed = {"experiment": "transformer_modules", "method": "m", "task": "t", "seed": 0}
+    fixed |= {"dataset": "docstrings", "split": "test", "metric": "accuracy"}
+    (tmp_path / "profile").mkdir()
+    results.keep(
+        tmp_path / "profile",
+        [fixed | {"module": m, "value": v} for m, v in known.items()],
     )
-    assert all(path.endswith("kernel") for path in set(sizes) - head)
+    flags = f"--smoke --train-examples 16 --profile {tmp_path / 'profile'}"
+    assert call(flags, module_magnitudes) == 0
+    found = rows(tmp_path / "out")
+    tests = {r["module"]: r for r in found if r["split"] == "test"}
+    names = [*module_magnitudes.CONTROLS, "highest_1", "lowest_1"]
+    assert list(tests) == names
+    assert tests["highest_1"]["trainable_params"] == 2 * 4 * 2
+    assert tests["rescaled"]["trainable_params"] == 2 * 4 * 2 * sentences.CONFIG.width
+    sizes = {
+        (r["kind"], r["layer"], r["part"], r["metric"]): r["value"]
+        for r in found
+        if r["module"] == "sizes"
+    }
+    width = sentences.CONFIG.width
+    assert sizes["query", "layer_2", "kernel", "count"] == width**2
+    assert sizes["layer_norms", "all", "scale", "count"] == 8 * width
+    assert 0.5 < sizes["layer_norms", "all", "scale", "rms"] < 2
+    for name in ("sizes", "histogram", "elements"):
+        assert (tmp_path / "out" / f"{name}.png").exists()
+    summary = (tmp_path / "out" / "summary.md").read_text()
+    assert "| modules over all layers (3) |" in summary
+
+
+def test_sizes_are_correlated_with_scores_by_rank():
+    network = bert(BertConfig(40, 16, 3, 4, 24, 12), jax.random.key(0))
+    sizes = {
+        f"layer_{i}:query": module_magnitudes.statistics(
+            module_magnitudes.unit_weights(network, f"layer_{i}:query")
+        )
+        for i in range(3)
+    }
+    profile = {unit: -10 * s.rms for unit, s in sizes.items()} | {"full": 90.0}
+    found = module_magnitudes.correlations(network, profile)
+    assert {line for line, _ in found} == {"modules of one layer (3)"}
+    assert found["modules of one layer (3)", "rms"][0] == pytest.approx(-1.0)
+    assert np.isnan(found["modules of one layer (3)", "count"][0])
 
 
 def test_sentences_are_disjoint_and_labelled_by_module():
@@ -109,6 +234,10 @@ def test_glue_tasks_take_their_parts_from_the_training_split(real_data, minilm):
         ("--mesh 7", "mesh asks for 7 devices: expected 1 to 1 here"),
         ("--dropout 0.0", "docstrings are embedded: --weights, --data-dir, --most"),
         ("--most 64", "docstrings are embedded: --weights, --data-dir, --most"),
+        ("--carry docstrings", "--carry needs another task than docstrings"),
+        ("--carry glue/rt", "unknown data set 'glue/rt'"),
+        ("--layers layer_nroms", "nearest units are layer_norms"),
+        ("--modules highest_900", "900 elements are asked of"),
         ("--most 0", "most must be a positive number, got 0"),
         ("--train-examples 9000", "9000 train examples are more than there are"),
     ],
@@ -118,6 +247,21 @@ def test_bad_values_are_one_sentence(call, tmp_path, capsys, flags, message):
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--rules higest", "unknown rule 'higest'"),
+        ("--counts 0", "count must be a positive number, got 0"),
+        ("--counts 900", "900 elements are asked of"),
+        ("--profile nowhere", "nowhere"),
+    ],
+)
+def test_bad_magnitudes_are_one_sentence(call, capsys, flags, message):
+    assert call(flags, module_magnitudes) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
 
 
 def test_a_hub_id_without_a_network_and_a_missing_package_are_said(

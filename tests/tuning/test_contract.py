@@ -21,6 +21,7 @@ from subtune_jax.training.state import materialize, start
 from subtune_jax.training.step import compiled_step, train_step
 from subtune_jax.tuning.anchor import l1_sp, l2_sp
 from subtune_jax.tuning.fixed_mask import fixed_mask
+from subtune_jax.tuning.rescaled import rescaled
 from subtune_jax.tuning.subset import subset
 from tests import toy
 
@@ -29,6 +30,7 @@ TUNINGS = {
     "l2_sp": l2_sp(0.01),
     "l1_sp": l1_sp(0.001),
     "fixed_mask": fixed_mask({"two/kernel": np.arange(0, 36, 2)}),
+    "rescaled": rescaled(),
 }
 COUNTS = {"fixed_mask": 18 + 6 + 3}  # elements, and the leaves without indices
 KEY = jax.random.key(5)

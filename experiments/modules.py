@@ -1,0 +1,186 @@
+"""How the transformer studies tune a module: its labels, its tuning, its recipe."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import numpy as np
+import tyro
+
+from experiments.texts import EMBEDDED
+from experiments.trials import Fitting, Task, choose
+from subtune_jax.data import batches
+from subtune_jax.errors import InputError, require_positive
+from subtune_jax.evaluation.metrics import cross_entropy, squared_error
+from subtune_jax.network import Labels, Network
+from subtune_jax.reporting import results
+from subtune_jax.reporting.results import Row
+from subtune_jax.selection import elements
+from subtune_jax.selection.labels import select, trainable_count
+from subtune_jax.selection.scores import fisher_elements
+from subtune_jax.training.optimizers import adamw
+from subtune_jax.training.phases import Phase
+from subtune_jax.tree import count
+from subtune_jax.tuning.fixed_mask import fixed_mask
+from subtune_jax.tuning.method import Tuning
+from subtune_jax.tuning.rescaled import rescaled
+from subtune_jax.tuning.subset import subset
+
+ELEMENTS = re.compile(r"(highest|lowest|random|fisher)_(\d+)|beyond_(\d+(?:\.\d+)?)")
+HEAD = {"head": ["head"]}
+
+
+@dataclass(frozen=True)
+class ModuleRecipe:
+    """Flags that say how a module is tuned; defaults are proposed in
+    papers/transformer_modules.md 3.3 or our choice."""
+
+    full_rates: tuple[float, ...] = (5e-5, 2e-4)
+    """Rates tried for full."""
+    rates: tuple[float, ...] = (1e-3, 3e-3)
+    """Rates tried for all others."""
+    head_rate: float = 1e-3
+    """Rate of the classifier beside a module."""
+    epochs: int = 5
+    """Passes over the training sentences."""
+    batch_size: int = 16
+    """Sentences per step."""
+    warmup: float = 0.1
+    """Share of the steps over which rates rise; then they fall linearly to 0."""
+
+    def check(self) -> None:
+        """Raises `InputError` for the first flag that cannot be."""
+        require_positive(epochs=self.epochs, batch_size=self.batch_size)
+        for rate in (*self.full_rates, *self.rates, self.head_rate):
+            require_positive(rate=rate)
+        for flag in ("full_rates", "rates"):
+            if not getattr(self, flag):
+                raise InputError(f"--{flag.replace('_', '-')} needs at least one value")
+        if not 0 <= self.warmup < 1:
+            raise InputError(f"warmup must be from 0 up to 1, got {self.warmup!r}")
+
+    def smoke(self) -> dict:
+        """Returns what the smoke setting has instead."""
+        few = {"rates": self.rates[:1], "full_rates": self.full_rates[:1]}
+        return few | {"epochs": 1}
+
+
+ModuleRecipeFlags = Annotated[ModuleRecipe, tyro.conf.OmitArgPrefixes]
+
+
+class Variant(NamedTuple):
+    """What is tried: a rate."""
+
+    rate: float
+
+
+class Job(NamedTuple):
+    """A module under a seed."""
+
+    module: str
+    seed: int
+
+
+def job_of(row: Row) -> Job:
+    """Returns the job that wrote a row."""
+    return Job(row["module"], row["seed"])
+
+
+def labels_of(network: Network, module: str) -> Labels:
+    """Returns the labels of a module and the head; raises `InputError` for an unknown one.
+
+    frozen: the head alone. full: everything. random: elements of dense layers, as many
+    as all LayerNorms have. rescaled, and highest_N, lowest_N, random_N, fisher_N,
+    beyond_K (elements of each vector): of the LayerNorms. Else a selector.
+    """
+    special = {"full": [".*"], "random": ["attention", "feed_forward"]}
+    special["rescaled"] = ["layer_norms"]
+    norms = {"module": ["layer_norms"]} if ELEMENTS.fullmatch(module) else {}
+    chosen = norms or {"module": special.get(module, [module])}
+    return select(network, HEAD if module == "frozen" else HEAD | chosen)
+
+
+def tuning_of(task: Task, module: str, seed: int, batch_size: int = 16) -> Tuning:
+    """Returns how a module's labels are tuned; raises `InputError` where fewer elements
+    are there than asked for."""
+    network, wanted = task.network, ELEMENTS.fullmatch(module)
+    if module == "rescaled":
+        return rescaled()
+    labels = labels_of(network, module)
+    if module == "random":
+        norms = select(network, {"g": ["layer_norms"]})
+        values = elements.of_group(network.params, labels, "module")
+        kernels = {p: v for p, v in values.items() if p.endswith("kernel")}
+        n = trainable_count(network.params, norms)
+        nothing = {path: np.zeros(0, int) for path in values}
+        return fixed_mask(nothing | elements.random(kernels, n, seed, "all"))
+    if wanted is None:
+        return subset
+    rule, n, sigmas = wanted.groups()
+    values = elements.magnitudes(network.params, labels, "module")
+    nothing = {path: np.zeros(0, int) for path in values}
+    if sigmas:
+        return fixed_mask(nothing | elements.beyond(values, float(sigmas)))
+    if rule == "random":
+        return fixed_mask(elements.random(values, int(n), seed))
+    if rule == "fisher":
+        stream = batches.in_order(task.train, batch_size)
+        squares = fisher_elements(network, stream, loss_of(task))
+        values = elements.of_group(squares, labels, "module")
+    pick = elements.lowest if rule == "lowest" else elements.highest
+    return fixed_mask(pick(values, int(n)))
+
+
+def loss_of(task: Task):
+    """Returns the loss of a task: squared error of a regression, else cross-entropy."""
+    return squared_error if task.train.y.ndim == 2 else cross_entropy
+
+
+def module_rows(
+    task: Task,
+    recipe: ModuleRecipe,
+    job: Job,
+    *,
+    name: str,
+    dataset: str,
+    folder: Path,
+    devices: int,
+    after: Callable[[Network], Iterable[Row]] = lambda network: (),
+) -> Iterator[Row]:
+    """Yields the rows of a module's trials and of the chosen one; `after` as in `choose`,
+    its rows as they are."""
+    network, labels = task.network, labels_of(task.network, job.module)
+    tuning = tuning_of(task, job.module, job.seed, recipe.batch_size)
+    steps = recipe.epochs * -(-len(task.train.y) // recipe.batch_size)
+    shape = {"schedule": "linear", "warmup": int(recipe.warmup * steps), "clip": 1.0}
+
+    def make(variant: Variant) -> list[Phase]:
+        rate = variant.rate if job.module in ("full", "frozen") else recipe.head_rate
+        rules = {"module": adamw(variant.rate, **shape), "head": adamw(rate, **shape)}
+        rules = rules if job.module != "frozen" else {"head": rules["head"]}
+        return [Phase(labels, rules, steps, tuning)]
+
+    rates = recipe.full_rates if job.module == "full" else recipe.rates
+    head = count(network.params["head"])
+    fixed = {
+        "experiment": name,
+        "dataset": dataset,
+        "task": dataset.split("/")[-1],
+        "method": job.module,
+        "module": job.module,
+        "seed": job.seed,
+        "metric": task.metric,
+        # without the classifier
+        "trainable_params": count(tuning.init(network.params, labels, None)) - head,
+        "total_params": count(network.params) - head,
+        "commit": results.commit(),
+    }
+    fitting = Fitting(recipe.batch_size, loss=loss_of(task))
+    variants = [Variant(rate) for rate in rates]
+    where = {"devices": devices, "after": after}
+    if dataset not in EMBEDDED:  # whose runs take seconds
+        where["folder"] = folder
+    made = choose(task, fitting, variants, make, job.seed, **where)
+    return ({**fixed, **row} for row in made)
