@@ -83,12 +83,13 @@ class Settings:
             raise InputError(f"--profile {self.profile} has no tested module")
 
     def resolved(self) -> "Settings":
-        """Returns the settings with `--smoke`."""
-        if not self.common.smoke:
-            return self
-        recipe = replace(self.recipe, **self.recipe.smoke())
+        """Returns the settings with the recipe's defaults, and with `--smoke`."""
+        smoke = self.common.smoke
+        made = replace(self, recipe=self.recipe.resolved(self.target.dataset, smoke))
+        if not smoke:
+            return made
         few = {"rules": self.rules[:2], "counts": self.counts[:1]}
-        return replace(self, common=replace(self.common, seeds=1), recipe=recipe, **few)
+        return replace(made, common=replace(self.common, seeds=1), **few)
 
     @property
     def modules(self) -> list[str]:

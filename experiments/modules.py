@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -32,39 +32,54 @@ ELEMENTS = re.compile(r"(highest|lowest|random|fisher)_(\d+)|beyond_(\d+(?:\.\d+
 HEAD = {"head": ["head"]}
 
 
+REAL = {
+    "full_rates": (5e-5, 2e-4),
+    "rates": (1e-3, 3e-3),
+    "head_rate": 1e-3,
+    "epochs": 5,
+}
+SMALL = {"full_rates": (1e-3, 3e-3), "rates": (1e-2, 3e-2), "head_rate": 1e-2}
+SMALL |= {"epochs": 20}  # the embedded encoder: larger steps, more of them
+
+
 @dataclass(frozen=True)
 class ModuleRecipe:
     """Flags that say how a module is tuned; defaults are proposed in
     papers/transformer_modules.md 3.3 or our choice."""
 
-    full_rates: tuple[float, ...] = (5e-5, 2e-4)
-    """Rates tried for full."""
-    rates: tuple[float, ...] = (1e-3, 3e-3)
-    """Rates tried for all others."""
-    head_rate: float = 1e-3
-    """Rate of the classifier beside a module."""
-    epochs: int = 5
-    """Passes over the training sentences."""
+    full_rates: tuple[float, ...] | None = None
+    """Rates tried for full; default 5e-5 2e-4, embedded 1e-3 3e-3."""
+    rates: tuple[float, ...] | None = None
+    """Rates tried for all others; default 1e-3 3e-3, embedded 1e-2 3e-2."""
+    head_rate: float | None = None
+    """Rate of the classifier beside a module; default 1e-3, embedded 1e-2."""
+    epochs: int | None = None
+    """Passes over the training sentences; default 5, embedded 20."""
     batch_size: int = 16
     """Sentences per step."""
     warmup: float = 0.1
     """Share of the steps over which rates rise; then they fall linearly to 0."""
 
+    def resolved(self, dataset: str, smoke: bool) -> "ModuleRecipe":
+        """Returns the recipe with its defaults, and with `--smoke`."""
+        defaults = SMALL if dataset in EMBEDDED else REAL
+        open_ = {k: v for k, v in defaults.items() if getattr(self, k) is None}
+        made = replace(self, **open_)
+        few = {"rates": made.rates[:1], "full_rates": made.full_rates[:1]}
+        return replace(made, epochs=1, **few) if smoke else made
+
     def check(self) -> None:
         """Raises `InputError` for the first flag that cannot be."""
-        require_positive(epochs=self.epochs, batch_size=self.batch_size)
-        for rate in (*self.full_rates, *self.rates, self.head_rate):
+        sizes = {"epochs": self.epochs, "batch_size": self.batch_size}
+        require_positive(**{k: v for k, v in sizes.items() if v is not None})
+        heads = () if self.head_rate is None else (self.head_rate,)
+        for rate in (*(self.full_rates or ()), *(self.rates or ()), *heads):
             require_positive(rate=rate)
         for flag in ("full_rates", "rates"):
-            if not getattr(self, flag):
+            if getattr(self, flag) == ():
                 raise InputError(f"--{flag.replace('_', '-')} needs at least one value")
         if not 0 <= self.warmup < 1:
             raise InputError(f"warmup must be from 0 up to 1, got {self.warmup!r}")
-
-    def smoke(self) -> dict:
-        """Returns what the smoke setting has instead."""
-        few = {"rates": self.rates[:1], "full_rates": self.full_rates[:1]}
-        return few | {"epochs": 1}
 
 
 ModuleRecipeFlags = Annotated[ModuleRecipe, tyro.conf.OmitArgPrefixes]

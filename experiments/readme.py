@@ -9,6 +9,7 @@ are those of its own and of the folders in it, one for each command that made so
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from experiments.prefix_speed import speed_table
@@ -16,6 +17,7 @@ from experiments.surgical import derived
 from experiments.surgical_scores import agreement, agreement_tables
 from experiments.surgical_size import size_table
 from experiments.surgical_test_time import stream_table
+from experiments.transformer_modules import module_table
 from subtune_jax.reporting import results, tables
 from subtune_jax.reporting.results import Row
 
@@ -55,11 +57,13 @@ def methods(folder: Path) -> str:
     return tables.markdown(shown, "tuned", bold=False)
 
 
-def scores(folder: Path) -> str:
-    """Returns how every score agrees with the measured profile, by target."""
+def scores(folder: Path, measured: str | None = None) -> str:
+    """Returns how every score agrees with the measured profile, by target; the profile is
+    of the same folder, or of the one beside it that is named."""
     rows = rows_of(folder)
+    known = rows if measured is None else rows_of(folder.parent / measured)
     units = list(dict.fromkeys(row["unit"] for row in rows if "unit" in row))
-    return agreement_tables(agreement(rows, rows, units))[1]
+    return agreement_tables(agreement(rows, known, units))[1]
 
 
 def tests_only(table: Callable[[list[Row]], str]) -> Callable[[Path], str]:
@@ -68,14 +72,19 @@ def tests_only(table: Callable[[list[Row]], str]) -> Callable[[Path], str]:
 
 
 TABLES: dict[str, Callable[[Path], str]] = {
+    "module_magnitudes_docstrings": tests_only(module_table),
     "prefix_speed": lambda folder: speed_table(rows_of(folder)),
+    "prefix_speed_texts": lambda folder: speed_table(rows_of(folder)),
     "surgical_cifar10": surgical,
     "surgical_methods": methods,
     "surgical_methods_digits": methods,
+    "surgical_scores_cifar10": partial(scores, measured="surgical_methods"),
     "surgical_scores_digits": scores,
     "surgical_shifts_digits": surgical,
     "surgical_size_digits": tests_only(size_table),
     "surgical_test_time": tests_only(stream_table),
+    "transformer_modules": tests_only(module_table),
+    "transformer_modules_docstrings": tests_only(module_table),
 }
 
 

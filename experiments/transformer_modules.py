@@ -85,14 +85,14 @@ class Settings:
         return replace(self.target, dataset=self.carry)
 
     def resolved(self) -> "Settings":
-        """Returns the settings with `--smoke`."""
-        if not self.common.smoke:
-            return self
-        recipe = replace(self.recipe, **self.recipe.smoke())
+        """Returns the settings with the recipe's defaults, and with `--smoke`."""
+        smoke = self.common.smoke
+        made = replace(self, recipe=self.recipe.resolved(self.target.dataset, smoke))
+        if not smoke:
+            return made
         few = ("frozen", "full", "layer_norms", "random")
         modules = few if self.modules == MODULES else self.modules
-        common = replace(self.common, seeds=1)
-        return replace(self, common=common, recipe=recipe, modules=modules)
+        return replace(made, common=replace(self.common, seeds=1), modules=modules)
 
 
 def run(settings: Settings) -> None:

