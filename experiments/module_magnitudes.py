@@ -6,7 +6,7 @@ high-magnitude was not read; what is done here is proposed in 3.3 and 3.5.
 
     python -m experiments.module_magnitudes      # embedded sentences
     python -m experiments.module_magnitudes --dataset glue/cola --data-dir DATA \\
-        --weights minilm --profile results/transformer_modules/cola
+        --weights minilm --profile results/transformer_modules/cola --out runs/sizes
 
 Sizes of the pretrained weights by module, layer and part; their rank correlation with the
 scores of a finished transformer_modules folder; scores by the number of elements of each
@@ -32,15 +32,18 @@ from experiments.modules import (
     ModuleRecipeFlags,
     job_of,
     module_rows,
+    require_runnable,
 )
 from experiments.texts import TextTarget, TextTargetFlags, base_of, make_text_task
-from experiments.transformer_modules import module_table, require_runnable
+from experiments.transformer_modules import NAME as STUDY
+from experiments.transformer_modules import module_table
 from subtune_jax.errors import InputError, require_positive, unknown
 from subtune_jax.network import Network
 from subtune_jax.reporting import results, tables
 from subtune_jax.reporting.plots import curves, heat_maps
 from subtune_jax.reporting.results import Row
 from subtune_jax.selection.statistics import Statistics, statistics, unit_weights
+from subtune_jax.tree import count
 
 NAME = "module_magnitudes"
 RULES = ("highest", "lowest", "random", "fisher")
@@ -79,8 +82,6 @@ class Settings:
                 raise unknown("rule", rule, RULES)
         for number in self.counts:
             require_positive(count=number)
-        if self.profile is not None and not profile_of(results.read(self.profile)):
-            raise InputError(f"--profile {self.profile} has no tested module")
 
     def resolved(self) -> "Settings":
         """Returns the settings with the recipe's defaults, and with `--smoke`."""
@@ -95,7 +96,7 @@ class Settings:
     def modules(self) -> list[str]:
         """What is tuned, see transformer_modules; `sizes` stands for the statistics."""
         chosen = [f"{r}_{n}" for r, n in product(self.rules, self.counts)]
-        return ["sizes", *CONTROLS, *chosen]
+        return ["sizes", *CONTROLS, *dict.fromkeys(chosen)]
 
 
 def run(settings: Settings) -> None:
@@ -104,7 +105,11 @@ def run(settings: Settings) -> None:
     settings = settings.resolved()
     target, common, recipe = settings.target, settings.common, settings.recipe
     task_of = lru_cache(1)(lambda seed: make_text_task(target, common, seed))
-    network = task_of(0).network
+    network, profile = task_of(0).network, {}
+    if (folder := settings.profile) is not None:
+        profile = profile_of(results.read(folder), network)
+        if not profile:
+            raise InputError(f"--profile {folder} has no module of this network tested")
     require_runnable(task_of(0), recipe, settings.modules[1:], common.mesh)
 
     def rows_of(job: Job, rows: list[Row], folder: Path) -> Iterator[Row]:
@@ -120,8 +125,7 @@ def run(settings: Settings) -> None:
     out, made = run_jobs(
         jobs, job_of, rows_of, name=NAME, settings=settings, base=base, free=free
     )
-    known = [] if settings.profile is None else results.read(settings.profile)
-    report(out, made, network, profile_of(known))
+    report(out, made, network, profile)
 
 
 def size_rows(network: Network) -> Iterator[Row]:
@@ -139,13 +143,12 @@ def size_rows(network: Network) -> Iterator[Row]:
                 yield fixed | where | {"unit": unit, "metric": metric, "value": found}
 
 
-def profile_of(rows: list[Row]) -> dict[str, float]:
-    """Returns the mean test score of every selector in a folder of transformer_modules."""
-    tested = [
-        r
-        for r in rows
-        if r["split"] == "test" and r["value"] is not None and " to " not in r["task"]
-    ]
+def profile_of(rows: list[Row], network: Network) -> dict[str, float]:
+    """Returns the mean test score of every module of this network in a folder of
+    transformer_modules."""
+    body = count(network.params) - count(network.params["head"])
+    mine = [r for r in rows if r["experiment"] == STUDY and r["total_params"] == body]
+    tested = [r for r in mine if r["split"] == "test" and " to " not in r["task"]]
     found = tables.grouped(tested, "module")
     return {module: float(np.mean(values)) for (module,), values in found.items()}
 
@@ -186,18 +189,17 @@ def report(
     tests = [r for r in rows if r["split"] == "test" and r["value"] is not None]
     parts = ["Pretrained weights, over all layers.", size_table(sizes)]
     parts += ["Test score by what was tuned.", module_table(tests)]
-    if profile and (found := correlations(network, profile)):
-        said = tables.markdown(found, "rank correlation with the scores of", digits=2)
-        parts += [said]
+    if found := correlations(network, profile):
+        corner = "rank correlation with the scores of"
+        parts.append(tables.markdown(found, corner, digits=2))
     text = "\n\n".join(parts)
     results.write(out / "summary.md", f"{text}\n")
     drawn = {"RMS": "rms", "mean magnitude": "mean", "kurtosis": "kurtosis"}
     heat_maps({n: size_map(sizes, m) for n, m in drawn.items()}, out / "sizes.png")
     densities = {kind: density(unit_weights(network, kind)) for kind in KINDS}
-    label = "log10 of magnitude"
-    curves({"": densities}, out / "histogram.png", xlabel=label, ylabel="density")
-    lines = element_curves(tests)
-    if lines:
+    names = {"xlabel": "log10 of magnitude", "ylabel": "density"}
+    curves({"": densities}, out / "histogram.png", **names)
+    if lines := element_curves(tests):
         label = "elements of each LayerNorm vector"
         names = {"xlabel": label, "ylabel": "test score (%)", "log": True}
         curves(lines, out / "elements.png", **names)

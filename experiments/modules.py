@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
+import jax
 import numpy as np
 import tyro
 
@@ -14,16 +15,18 @@ from experiments.trials import Fitting, Task, choose
 from subtune_jax.data import batches
 from subtune_jax.errors import InputError, require_positive
 from subtune_jax.evaluation.metrics import cross_entropy, squared_error
-from subtune_jax.network import Labels, Network
+from subtune_jax.network import LECUN_NORMAL, Labels, Network
 from subtune_jax.reporting import results
 from subtune_jax.reporting.results import Row
 from subtune_jax.selection import elements
 from subtune_jax.selection.labels import select, trainable_count
 from subtune_jax.selection.scores import fisher_elements
+from subtune_jax.training import mesh
 from subtune_jax.training.optimizers import adamw
 from subtune_jax.training.phases import Phase
 from subtune_jax.tree import count
 from subtune_jax.tuning.fixed_mask import fixed_mask
+from subtune_jax.tuning.head import new_head
 from subtune_jax.tuning.method import Tuning
 from subtune_jax.tuning.rescaled import rescaled
 from subtune_jax.tuning.subset import subset
@@ -119,7 +122,11 @@ def labels_of(network: Network, module: str) -> Labels:
 
 def tuning_of(task: Task, module: str, seed: int, batch_size: int = 16) -> Tuning:
     """Returns how a module's labels are tuned; raises `InputError` where fewer elements
-    are there than asked for."""
+    are there than asked for.
+
+    Fisher information is taken under a head that is drawn at random: under the fresh one,
+    of zeros, no gradient reaches the body.
+    """
     network, wanted = task.network, ELEMENTS.fullmatch(module)
     if module == "rescaled":
         return rescaled()
@@ -141,11 +148,25 @@ def tuning_of(task: Task, module: str, seed: int, batch_size: int = 16) -> Tunin
     if rule == "random":
         return fixed_mask(elements.random(values, int(n), seed))
     if rule == "fisher":
+        outputs, key = network.params["head"]["bias"].size, jax.random.key(seed)
+        headed = new_head(network, outputs, key, LECUN_NORMAL)
         stream = batches.in_order(task.train, batch_size)
-        squares = fisher_elements(network, stream, loss_of(task))
+        squares = fisher_elements(headed, stream, loss_of(task))
         values = elements.of_group(squares, labels, "module")
     pick = elements.lowest if rule == "lowest" else elements.highest
     return fixed_mask(pick(values, int(n)))
+
+
+def require_runnable(
+    task: Task, recipe: ModuleRecipe, modules: Iterable[str], devices: int
+) -> None:
+    """Raises `InputError` where a batch does not divide over the devices, or a module is
+    unknown or has too few elements."""
+    mesh.placement(devices)(np.zeros(recipe.batch_size))
+    for module in modules:
+        tuning_of(
+            task, module.replace("fisher_", "lowest_"), 0
+        )  # the same, without data
 
 
 def loss_of(task: Task):

@@ -6,20 +6,19 @@ fine-tuning, and LayerNorms do best for their size. The protocol is reconstructe
 
     python -m experiments.transformer_modules      # embedded sentences
     python -m experiments.transformer_modules --dataset glue/cola --data-dir DATA \\
-        --weights minilm
+        --weights minilm --out runs/cola
 
 A module is tuned together with the classifier. Rate and epoch are chosen on a part of the
 training split; what GLUE calls validation is the test here and is read once. The relative
 score is 100 (module - frozen) / (full - frozen), frozen being the classifier alone.
 """
 
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
-
-import numpy as np
 
 from experiments.cli import Common, Flags, main
 from experiments.jobs import run_jobs
@@ -29,7 +28,7 @@ from experiments.modules import (
     ModuleRecipeFlags,
     job_of,
     module_rows,
-    tuning_of,
+    require_runnable,
 )
 from experiments.texts import TextTarget, TextTargetFlags, base_of, make_text_task
 from experiments.trials import Task
@@ -38,7 +37,6 @@ from subtune_jax.network import Network
 from subtune_jax.reporting import results, tables
 from subtune_jax.reporting.plots import heat_maps
 from subtune_jax.reporting.results import Row
-from subtune_jax.training import mesh
 
 NAME = "transformer_modules"
 MODULES = (
@@ -74,9 +72,13 @@ class Settings:
         self.recipe.check()
         if not self.modules:
             raise InputError("--modules needs at least one value")
-        if self.carry is not None:
-            self.carried.check(self.common)
-        if self.carry == self.target.dataset:
+        if self.carry is None:
+            return
+        self.carried.check(self.common)
+        here, there = (
+            t.removeprefix("glue/") for t in (self.target.dataset, self.carry)
+        )
+        if here == there:
             raise InputError(f"--carry needs another task than {self.carry}")
 
     @property
@@ -101,14 +103,21 @@ def run(settings: Settings) -> None:
     settings = settings.resolved()
     target, common = settings.target, settings.common
     task_of = lru_cache(1)(lambda seed: make_text_task(target, common, seed))
-    modules = list(dict.fromkeys([*settings.modules, *in_layers(task_of(0), settings)]))
+    carried_of = lru_cache(1)(
+        lambda seed: make_text_task(settings.carried, common, seed)
+    )
+    modules = all_modules(task_of(0), settings)
     require_runnable(task_of(0), settings.recipe, modules, common.mesh)
+    if settings.carry is not None:
+        carried_of(0)
 
     def rows_of(job: Job, rows: list[Row], folder: Path) -> Iterator[Row]:
         made = {"name": NAME, "dataset": target.dataset, "devices": common.mesh}
         made |= {"folder": folder}
         if settings.carry is not None:
-            made["after"] = lambda network: carried_rows(network, settings, job, folder)
+            made["after"] = lambda network: carried_rows(
+                network, carried_of(job.seed), settings, job, folder
+            )
         return module_rows(task_of(job.seed), settings.recipe, job, **made)
 
     jobs = [Job(*j) for j in product(modules, range(common.seeds))]
@@ -120,28 +129,21 @@ def run(settings: Settings) -> None:
     report(out, made)
 
 
-def in_layers(task: Task, settings: Settings) -> list[str]:
-    """Returns the modules that `--layers` asks for, as `layer_3:query`."""
+def all_modules(task: Task, settings: Settings) -> list[str]:
+    """Returns the modules, by default with the pooler if there is one, and what `--layers`
+    asks for, as `layer_3:query`."""
     names = [s.name for s in task.network.stages if s.name.startswith("layer_")]
-    return [f"{name}:{kind}" for kind in settings.layers for name in names]
-
-
-def require_runnable(
-    task: Task, recipe: ModuleRecipe, modules: Iterable[str], devices: int
-) -> None:
-    """Raises `InputError` where a batch does not divide over the devices, or a module is
-    unknown or has too few elements."""
-    mesh.placement(devices)(np.zeros(recipe.batch_size))
-    for module in modules:
-        tuning_of(task, module, 0, recipe.batch_size)
+    pooler = settings.modules == MODULES and "pooler" in task.network.units["kinds"]
+    made = [*settings.modules, *(["pooler"] if pooler else [])]
+    made += [f"{name}:{kind}" for kind in settings.layers for name in names]
+    return list(dict.fromkeys(made))
 
 
 def carried_rows(
-    network: Network, settings: Settings, job: Job, folder: Path
+    network: Network, task: Task, settings: Settings, job: Job, folder: Path
 ) -> Iterator[Row]:
     """Yields the rows of a new classifier on the other task, all else as it was tuned."""
     carried = settings.carried
-    task = make_text_task(carried, settings.common, job.seed)
     params = {**network.params, "head": task.network.params["head"]}
     task = task._replace(network=network._replace(params=params))
     made = {"name": NAME, "dataset": carried.dataset, "folder": folder / "carried"}
@@ -198,13 +200,18 @@ def layer_maps(tests: list[Row]) -> dict[str, dict[tuple[str, str], float]]:
     in single layers."""
     maps: dict[str, dict[tuple[str, str], float]] = {}
     cells = tables.cells(tests, "module", "task")
-    kinds = {module.partition(":")[2] for module, _ in cells} - {""}
+    kinds = {found[1] for module, _ in cells if (found := in_layer(module))}
     for (module, task), (mean, _) in cells.items():
-        layer, _, kind = module.rpartition(":")
+        layer, kind = in_layer(module) or ("all", module)
         if kind in kinds:
-            place = layer.removeprefix("layer_") or "all"
-            maps.setdefault(task, {})[kind, place] = mean
+            maps.setdefault(task, {})[kind, layer] = mean
     return maps
+
+
+def in_layer(module: str) -> tuple[str, str] | None:
+    """Returns (layer, kind) of a module of one layer, as `layer_3:query`."""
+    found = re.fullmatch(r"layer_(\d+):(\w+)", module)
+    return found and found.groups()
 
 
 if __name__ == "__main__":

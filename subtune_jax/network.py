@@ -82,7 +82,7 @@ def forward(
 
 def rematerialized(network: Network) -> Network:
     """Returns the network with what happens inside a stage computed again in the backward
-    pass instead of kept: less memory, one more forward pass of the trained stages."""
+    pass instead of kept: less memory, one more forward pass from the lowest tuned stage."""
     stages = tuple(
         stage._replace(apply=_remat(stage.apply)) for stage in network.stages
     )

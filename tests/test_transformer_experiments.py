@@ -16,6 +16,7 @@ from subtune_jax.data.batches import Data
 from subtune_jax.models.bert import BertConfig, bert
 from subtune_jax.reporting import results
 from subtune_jax.reporting.results import read as rows
+from subtune_jax.tuning.head import new_head
 
 
 def test_smoke(call, tmp_path):
@@ -53,6 +54,9 @@ def small():
     return Task(bert(config, jax.random.key(0)), data, data, data)
 
 
+OTHER = Path(__file__).parents[1] / "results" / "surgical_methods_digits"
+
+
 def trained(task, module):
     """Returns the sizes of the trainable leaves outside the head, by path."""
     tuning = modules.tuning_of(task, module, 0)
@@ -72,6 +76,34 @@ def test_elements_of_each_norm_vector(small, rule):
     sizes = trained(small, f"{rule}_3")
     assert len(sizes) == 2 * 2 * 2 and set(sizes.values()) == {3}
     assert all("norm" in path for path in sizes)
+
+
+def test_fisher_information_chooses_elements_though_the_head_is_zeros(small):
+    zeros = new_head(small.network, 2, jax.random.key(0))
+    task = small._replace(network=zeros)
+    tuning = modules.tuning_of(task, "fisher_3", 0)
+    labels = modules.labels_of(zeros, "fisher_3")
+    params = jax.tree.map(lambda v: np.arange(v.size, dtype="float32"), zeros.params)
+    params = jax.tree.map(lambda a, b: a.reshape(b.shape), params, zeros.params)
+    chosen = tree.flatten(tuning.init(params, labels, None))
+    places = [v.tolist() for p, v in chosen.items() if "norm" in p]
+    assert len(places) == 8 and places.count([0, 1, 2]) < 2
+
+
+def test_real_tasks_are_checkpointed_with_every_kind_of_mask(small, tmp_path):
+    recipe = modules.ModuleRecipe(epochs=1).resolved("glue/rte", smoke=True)
+    for module in ("random", "highest_2", "rescaled"):
+        made = modules.module_rows(
+            small,
+            recipe,
+            modules.Job(module, 0),
+            name="x",
+            dataset="glue/rte",
+            folder=tmp_path / module,
+            devices=1,
+        )
+        assert [r["split"] for r in made] == ["validation", "test"]
+        assert any((tmp_path / module).iterdir())
 
 
 def test_elements_beyond_some_deviations(small):
@@ -111,8 +143,8 @@ def test_what_is_carried_is_the_tuned_body_with_the_other_tasks_head(monkeypatch
         return iter([{"split": "test", "task": "docstrings_other", "module": "frozen"}])
 
     monkeypatch.setattr(study, "module_rows", spy)
-    job = study.Job("query", 0)
-    (row,) = study.carried_rows(tuned, settings, job, Path("unused"))
+    job, other = study.Job("query", 0), make_text_task(settings.carried, Common(), 0)
+    (row,) = study.carried_rows(tuned, other, settings, job, Path("unused"))
     assert row["module"] == "query" and row["task"] == "docstrings to docstrings_other"
     ((task, module),) = seen
     assert module == "frozen" and len(set(task.train.y.tolist())) == 4
@@ -128,12 +160,26 @@ def test_the_heat_map_has_kinds_by_layer():
     expected = {("query", "all"): 1.0, ("query", "0"): 3.0, ("query", "1"): 4.0}
     assert study.layer_maps(tests) == {"t": expected}
     assert study.layer_maps(tests[:2]) == {}
+    assert study.in_layer("layer_(?:0|1)/norm") is None
+
+
+def test_the_pooler_is_a_module_where_there_is_one(small):
+    dense = bert(BertConfig(40, 16, 2, 4, 24, 12, pooling="dense"), jax.random.key(0))
+    settings = study.Settings(layers=("key",))
+    with_pooler = study.all_modules(small._replace(network=dense), settings)
+    assert with_pooler[-3:] == ["pooler", "layer_0:key", "layer_1:key"]
+    mean = bert(BertConfig(40, 16, 2, 4, 24, 12, pooling="mean"), jax.random.key(0))
+    assert "pooler" not in study.all_modules(small._replace(network=mean), settings)
 
 
 def test_magnitudes_smoke(call, tmp_path):
     known = {"query": 50.0, "key": 60.0, "layer_norms": 70.0, "frozen": 20.0}
     fixed = {"experiment": "transformer_modules", "method": "m", "task": "t", "seed": 0}
     fixed |= {"dataset": "docstrings", "split": "test", "metric": "accuracy"}
+    network = sentences.pretrained()
+    fixed["total_params"] = tree.count(network.params) - tree.count(
+        network.params["head"]
+    )
     (tmp_path / "profile").mkdir()
     results.keep(
         tmp_path / "profile",
@@ -242,7 +288,8 @@ def test_bad_values_are_one_sentence(call, tmp_path, capsys, flags, message):
         ("--rules higest", "unknown rule 'higest'"),
         ("--counts 0", "count must be a positive number, got 0"),
         ("--counts 900", "900 elements are asked of"),
-        ("--profile nowhere", "nowhere"),
+        ("--profile nowhere", "--profile nowhere has no module of this network"),
+        (f"--profile {OTHER}", "has no module of this network tested"),
     ],
 )
 def test_bad_magnitudes_are_one_sentence(call, capsys, flags, message):

@@ -13,6 +13,7 @@ from subtune_jax.models.conversions import CIFAR_RESNET, Name, bert_names
 from subtune_jax.models.resnet import ResNetConfig, resnet
 from subtune_jax.models.vit import ViTConfig, vit
 from subtune_jax.models.vit_files import (
+    CLIP,
     VIT,
     clip_config,
     hugging_face_config,
@@ -21,7 +22,7 @@ from subtune_jax.models.vit_files import (
 )
 from subtune_jax.network import Network
 
-CLIP = ("clip", "clip_vision_model")
+CLIP_TYPES = ("clip", "clip_vision_model")
 
 
 class Family(NamedTuple):
@@ -42,14 +43,14 @@ def described(
     options: Mapping[str, Any],
 ) -> Family:
     """Returns the family of a configuration; `options` override what a file cannot say
-    (`pooling`, `head`, `dropout`, `dtype`). `images` is a Hugging Face
-    `preprocessor_config.json`, {} if there is none.
+    (`pooling`, `dropout`, `dtype`, `outputs`, and of encoders `head`). `images` is a
+    Hugging Face `preprocessor_config.json`, {} if there is none.
 
     Raises `InputError` for a model type or an option that is not known, and for a
     configuration that lacks something.
     """
     makers = {"bert": _bert, "roberta": _bert, "resnet": _resnet, "timm": _timm}
-    makers |= {kind: partial(_vit, images) for kind in ("vit", *CLIP)}
+    makers |= {kind: partial(_vit, images) for kind in ("vit", *CLIP_TYPES)}
     default = "timm" if "pretrained_cfg" in config else "resnet"
     kind = config.get("model_type", default)
     if kind not in makers:
@@ -75,18 +76,21 @@ def _with(config: Any, options: Mapping[str, Any], allowed: Sequence[str]) -> An
 def _vit(
     images: Mapping[str, Any], config: Mapping[str, Any], options: Mapping[str, Any]
 ) -> Family:
-    read = hugging_face_config if config["model_type"] == "vit" else clip_config
-    return _of_vit(read(config, images), options)
+    if config["model_type"] == "vit":
+        return _of_vit(hugging_face_config(config, images), options, VIT)
+    return _of_vit(clip_config(config, images), options, CLIP)
 
 
 def _timm(config: Mapping[str, Any], options: Mapping[str, Any]) -> Family:
-    return _of_vit(timm_config(config), options)
+    return _of_vit(timm_config(config), options, VIT)
 
 
-def _of_vit(config: ViTConfig, options: Mapping[str, Any]) -> Family:
+def _of_vit(
+    config: ViTConfig, options: Mapping[str, Any], names: Sequence[Name]
+) -> Family:
     made = _with(config, options, ("pooling", "dropout", "dtype", "outputs"))
     size = (made.image, made.image, made.channels)
-    return Family(vit(made, jax.random.key(0)), VIT, size, plain_tensors)
+    return Family(vit(made, jax.random.key(0)), names, size, plain_tensors)
 
 
 def _bert(config: Mapping[str, Any], options: Mapping[str, Any]) -> Family:

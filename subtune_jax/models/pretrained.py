@@ -46,10 +46,10 @@ def load(
     CIFAR residual networks; BERT and RoBERTa encoders; ViT of timm, torchvision or
     Hugging Face, and CLIP's image tower (without its projection). new_head: how many
     outputs a fresh linear head has, zeros or (with `key`) LeCun normal; else the file's
-    head is kept. `options` of transformers: `pooling`, `head`, `dropout`, `dtype`, see
-    `BertConfig` and `ViTConfig`. Raises `InputError` when there is no such folder, the
-    hub cannot be reached, the file is no safetensors file, or tensors are missing,
-    unexpected or misshapen (all of them are listed).
+    head is kept. `options` of transformers: `pooling`, `dropout`, `dtype`, `outputs`
+    and, of encoders, `head`, see `BertConfig` and `ViTConfig`. Raises `InputError` when
+    there is no such folder, the hub cannot be reached, the file is no safetensors file,
+    or tensors are missing, unexpected or misshapen (all of them are listed).
     """
     folder = find(source)
     images = folder / "preprocessor_config.json"

@@ -88,12 +88,11 @@ class Embeddings(nnx.Module):
         self.dropout = dropout(config.dropout, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x: float[batch, image, image, channels]; raises `InputError` for other sizes."""
-        if x.shape[1:3] != (self.image, self.image):
-            raise InputError(
-                f"images have {x.shape[1]} x {x.shape[2]} pixels: the network takes "
-                f"{self.image} x {self.image}"
-            )
+        """x: float[batch, image, image, channels]; raises `InputError` for others."""
+        expected = self.image, self.image, self.patch.in_features
+        if x.shape[1:] != expected:
+            found, taken = (" x ".join(map(str, s)) for s in (x.shape[1:], expected))
+            raise InputError(f"images are {found}: the network takes {taken}")
         x = self.patch(x)
         x = x.reshape(x.shape[0], -1, x.shape[-1])
         if hasattr(self, "class_token"):

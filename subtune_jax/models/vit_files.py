@@ -2,7 +2,8 @@
 
 One table reads the tensors of all four layouts; a configuration is timm's, or Hugging
 Face's (`model_type` `vit`, `clip` or `clip_vision_model`). torchvision has none: write
-one of the `vit` kind beside its tensors.
+one of the `vit` kind beside its tensors, and a `preprocessor_config.json` with ImageNet's
+`image_mean` [0.485, 0.456, 0.406] and `image_std` [0.229, 0.224, 0.225].
 """
 
 import re
@@ -50,7 +51,7 @@ _SECOND = r"(?:mlp\.fc2|mlp\.3|mlp\.linear_2|output\.dense)"
 
 VIT = [
     Name(
-        rf"{_PATCH}\.weight|{_PATCH}(?<=embedding)\.weight",
+        rf"{_PATCH}\.weight",
         "params/embeddings/patch/kernel",
         CONV,
     ),
@@ -76,13 +77,17 @@ VIT = [
     *linear_names(rf"{_LAYER}{_FIRST}", r"layer_\1/intermediate"),
     *linear_names(rf"{_LAYER}{_SECOND}", r"layer_\1/output"),
     *layer_norm_names(_FINAL, "pooler/norm"),
-    *linear_names(r"(?:head|heads\.head|classifier)", "head"),
     unused(
         r"(?:vit\.)?pooler\.dense\..*|text_model\..*|(?:text|visual)_projection\.weight"
         r"|logit_scale|(?:vision_model\.)?embeddings\.position_ids",
         "params/embeddings/position",
     ),
 ]
+
+
+_HEAD = r"(?:head|heads\.head|classifier)"
+CLIP = [*VIT, unused(rf"{_HEAD}\..*", "params/head/kernel")]  # not on its pooled token
+VIT += linear_names(_HEAD, "head")
 
 
 def plain_tensors(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -112,6 +117,9 @@ TIMM = {
     "large": (1024, 24, 16),
     "huge": (1280, 32, 16),
 }
+TIMM_POOLINGS = {"token": "cls", "avg": "mean"}
+TIMM_OPTIONS = ("embed_dim", "patch_size", "depth", "num_heads", "mlp_ratio")
+TIMM_OPTIONS += ("class_token", "global_pool")
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -130,9 +138,14 @@ def timm_config(config: Mapping[str, Any]) -> ViTConfig:
     if name[1] not in TIMM:
         raise unknown("size of ViT", name[1], TIMM)
     given, made = config.get("model_args", {}), config.get("pretrained_cfg", {})
+    for option in given:
+        if option not in TIMM_OPTIONS:
+            raise unknown("timm model argument", option, TIMM_OPTIONS)
     width, layers, heads = TIMM[name[1]]
     width = given.get("embed_dim", width)
     pooling = given.get("global_pool", config.get("global_pool", "token"))
+    if pooling not in TIMM_POOLINGS:
+        raise unknown("timm pooling", pooling, TIMM_POOLINGS)
     return ViTConfig(
         image=made.get("input_size", (3, int(name[3])))[-1],
         patch=given.get("patch_size", int(name[2])),
@@ -142,8 +155,8 @@ def timm_config(config: Mapping[str, Any]) -> ViTConfig:
         heads=given.get("num_heads", heads),
         hidden=int(width * given.get("mlp_ratio", 4)),
         class_token=given.get("class_token", True),
-        pooling="mean" if pooling == "avg" else "cls",
-        outputs=config["num_classes"],
+        pooling=TIMM_POOLINGS[pooling],
+        outputs=config["num_classes"] or 2,  # 0: the file has no head
         mean=tuple(made.get("mean", (0.5,))),
         std=tuple(made.get("std", (0.5,))),
     )
@@ -160,8 +173,7 @@ def hugging_face_config(
         activation=config["hidden_act"],
         dropout=config.get("hidden_dropout_prob", 0.0),
         outputs=len(config.get("id2label") or (0, 0)),
-        mean=tuple(images.get("image_mean", (0.5,))),
-        std=tuple(images.get("image_std", (0.5,))),
+        **_pixels(images, (0.5,), (0.5,)),
     )
 
 
@@ -179,18 +191,32 @@ def clip_config(config: Mapping[str, Any], images: Mapping[str, Any]) -> ViTConf
         pre_norm=True,
         patch_bias=False,
         outputs=2,
-        mean=tuple(images.get("image_mean", CLIP_MEAN)),
-        std=tuple(images.get("image_std", CLIP_STD)),
+        **_pixels(images, CLIP_MEAN, CLIP_STD),
     )
+
+
+def _pixels(images: Mapping[str, Any], mean: tuple, std: tuple) -> dict[str, tuple]:
+    if not images.get("do_normalize", True):
+        return {"mean": (0.0,), "std": (1.0,)}
+    given = images.get("image_mean", mean), images.get("image_std", std)
+    return {"mean": tuple(given[0]), "std": tuple(given[1])}
 
 
 def _sizes(config: Mapping[str, Any]) -> dict[str, int]:
     return {
-        "image": config["image_size"],
-        "patch": config["patch_size"],
+        "image": _side(config["image_size"]),
+        "patch": _side(config["patch_size"]),
         "channels": config.get("num_channels", 3),
         "width": config["hidden_size"],
         "layers": config["num_hidden_layers"],
         "heads": config["num_attention_heads"],
         "hidden": config["intermediate_size"],
     }
+
+
+def _side(size: Any) -> int:
+    """Returns a length in pixels that may be written as [height, width]."""
+    sides = set(size) if isinstance(size, list | tuple) else {size}
+    if len(sides) != 1:
+        raise InputError(f"images and patches must be square, got {list(size)}")
+    return sides.pop()

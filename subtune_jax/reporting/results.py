@@ -105,13 +105,19 @@ def keep(out: Path, rows: Iterable[Row]) -> None:
 
 
 def append(out: Path, rows: Iterable[Row]) -> None:
-    """Adds rows in one write that is on the disk when this returns."""
-    text = "".join(json.dumps(row) + "\n" for row in rows)
+    """Adds rows, all or none of them, which are on the disk when this returns."""
+    text = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    file = out / "results.jsonl"
     try:
-        with (out / "results.jsonl").open("a") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        before = file.stat().st_size if file.exists() else 0
+        try:
+            with file.open("ab", buffering=0) as written:
+                while text:
+                    text = text[written.write(text) :]
+                os.fsync(written.fileno())
+        except OSError:
+            os.truncate(file, before)
+            raise
     except OSError as error:
         raise InputError(f"cannot write to {out}: {error.strerror}") from None
 

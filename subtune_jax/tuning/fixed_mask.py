@@ -14,7 +14,7 @@ from subtune_jax import tree
 from subtune_jax.errors import InputError
 from subtune_jax.network import FROZEN, Labels, Params
 from subtune_jax.tuning.method import Tuning
-from subtune_jax.tuning.subset import groups, penalty
+from subtune_jax.tuning.subset import penalty
 
 Indices = Mapping[str, np.ndarray]  # {path: int[k], places in the flattened leaf}
 
@@ -22,10 +22,11 @@ Indices = Mapping[str, np.ndarray]  # {path: int[k], places in the flattened lea
 def fixed_mask(indices: Indices) -> Tuning:
     """Returns the tuning w <- w_0 with w[indices] = v, v trained from w_0[indices].
 
-    Trainable leaves without indices (a head) train as a whole; indices of frozen leaves
-    rest. Indices come from `selection.elements`. Two calls give two tunings, each with
-    programs of its own. Raises `InputError` for indices that are no distinct integers
-    from 0 up, and in `init` for a path that is not there or an index past its leaf.
+    Trainable leaves without an entry (a head) train as a whole; a leaf whose entry is
+    empty rests, and so do indices of frozen leaves. Indices come from
+    `selection.elements`. Two calls give two tunings, each with programs of its own.
+    Raises `InputError` for indices that are no distinct integers from 0 up, and in
+    `init` for a path that is not there or an index past its leaf.
     """
     known = {path: _checked(path, index) for path, index in indices.items()}
 
@@ -34,7 +35,8 @@ def fixed_mask(indices: Indices) -> Tuning:
         _require_inside(known, params)
 
         def part(path: str, leaf: jax.Array, label: str):
-            if label == FROZEN:
+            rests = path in known and not len(known[path])
+            if label == FROZEN or rests:
                 return None
             return jnp.copy(leaf if path not in known else jnp.ravel(leaf)[known[path]])
 
@@ -57,6 +59,16 @@ def fixed_mask(indices: Indices) -> Tuning:
         return tree.map_with_path(whole, params)
 
     return Tuning(init, groups, materialize, penalty)
+
+
+def groups(trainable: Params, labels: Labels) -> Labels:
+    """Returns the labels of the leaves that have a trainable element."""
+    return jax.tree.map(
+        lambda values, label: None if values is None else label,
+        trainable,
+        labels,
+        is_leaf=lambda values: values is None,
+    )
 
 
 def _checked(path: str, index: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from subtune_jax import tree
 from subtune_jax.errors import InputError
 from subtune_jax.models.pretrained import load
 from subtune_jax.models.vit import ViTConfig, vit
-from subtune_jax.models.vit_files import timm_config
+from subtune_jax.models.vit_files import hugging_face_config, timm_config
 from subtune_jax.network import Network, forward
 from subtune_jax.selection.labels import select, trainable_count
 
@@ -268,8 +268,10 @@ def test_bad_configurations_end_in_one_sentence(change, said):
 
 def test_other_image_sizes_are_said():
     network = vit(SMALL, jax.random.key(0))
-    with pytest.raises(InputError, match="images have 12 x 8 pixels: .* takes 8 x 8"):
+    with pytest.raises(InputError, match="images are 12 x 8 x 3: .* takes 8 x 8 x 3"):
         network(np.zeros((1, 12, 8, 3), np.uint8))
+    with pytest.raises(InputError, match="images are 8 x 8 x 1: the network takes"):
+        network(np.zeros((1, 8, 8, 1), np.uint8))
 
 
 def test_timm_architectures():
@@ -277,9 +279,42 @@ def test_timm_architectures():
     assert made[:7] == (384, 32, 3, 384, 12, 6, 1536) and made.outputs == 7
     made = timm_config(TIMM | {"global_pool": "avg"})
     assert made.pooling == "mean" and made.hidden == 24
-    for name, said in (
-        ("convnext_tiny", "no architecture that is known"),
-        ("vit_smal_patch16_224", "unknown size of ViT 'smal'"),
-    ):
-        with pytest.raises(InputError, match=said):
-            timm_config({"architecture": name, "num_classes": 7})
+    assert timm_config(TIMM | {"num_classes": 0}).outputs == 2  # no head in the file
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"architecture": "convnext_tiny"}, "no architecture that is known"),
+        ({"architecture": "vit_smal_patch16_224"}, "unknown size of ViT 'smal'"),
+        ({"global_pool": "max"}, "unknown timm pooling 'max'"),
+        (
+            {"model_args": {"act_layer": "relu"}},
+            "unknown timm model argument 'act_layer'",
+        ),
+    ],
+)
+def test_what_timm_has_and_we_have_not_is_said(change, said):
+    with pytest.raises(InputError, match=said):
+        timm_config(TIMM | change)
+
+
+def test_what_hugging_face_writes_in_other_ways(tmp_path):
+    made = hugging_face_config(HUGGING_FACE | {"image_size": [8, 8]}, {})
+    assert made.image == 8
+    with pytest.raises(InputError, match=r"must be square, got \[8, 4\]"):
+        hugging_face_config(HUGGING_FACE | {"image_size": [8, 4]}, {})
+    made = hugging_face_config(HUGGING_FACE, {"do_normalize": False})
+    assert (made.mean, made.std) == ((0.0,), (1.0,))
+
+
+def test_a_classifier_beside_clip_is_not_read(tmp_path):
+    config = SMALL._replace(pre_norm=True, patch_bias=False, activation="quick_gelu")
+    tensors = as_file(vit(config, jax.random.key(0)).params, "clip")
+    tensors["classifier.weight"] = np.ones((2, 16), "float32")
+    tensors["classifier.bias"] = np.ones(2, "float32")
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(CLIP))
+    with pytest.raises(InputError, match="missing: params/head/bias"):
+        load(tmp_path)
+    assert load(tmp_path, new_head=5).network.params["head"]["bias"].shape == (5,)

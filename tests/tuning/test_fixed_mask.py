@@ -58,3 +58,19 @@ def test_indices_that_cannot_be_are_refused(indices, message):
     with pytest.raises(InputError, match=message):
         tuning = fixed_mask({path: np.array(index) for path, index in indices.items()})
         fit(network, Phase(labels, adam(1e-2), 1, tuning), toy.points(), key=KEY)
+
+
+def test_a_leaf_without_a_chosen_element_is_not_trained():
+    network = toy.mlp()
+    labels = select(network, {"g": ["two"], "head": ["head"]})
+    tuning = fixed_mask({"two/kernel": np.array([3]), "two/bias": np.zeros(0, int)})
+    trainable = tuning.init(network.params, labels, None)
+    assert {p: v.size for p, v in tree.flatten(trainable).items()} == {
+        "two/kernel": 1,
+        "head/kernel": 18,
+        "head/bias": 3,
+    }
+    groups = tree.flatten(tuning.groups(trainable, labels))
+    assert groups == {"two/kernel": "g", "head/kernel": "head", "head/bias": "head"}
+    made = tuning.materialize(trainable, network.params)
+    np.testing.assert_array_equal(made["two"]["bias"], network.params["two"]["bias"])
