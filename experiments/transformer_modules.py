@@ -182,13 +182,13 @@ def module_table(tests: list[Row]) -> str:
 
 
 def relative_rows(tests: list[Row]) -> list[Row]:
-    """Returns rows of the relative score in percent per task and seed, where both ends
-    are known."""
+    """Returns rows of the relative score in percent per seed, where both ends are known;
+    of a task that modules are carried to they are too near each other."""
     known = {(r["task"], r["seed"], r["module"]): r["value"] for r in tests}
     made = []
     for row in tests:
         ends = [known.get((row["task"], row["seed"], m)) for m in ("frozen", "full")]
-        if None in ends or ends[0] == ends[1]:
+        if None in ends or ends[0] == ends[1] or " to " in row["task"]:
             continue
         score = 100 * (row["value"] - ends[0]) / (ends[1] - ends[0])
         made.append(row | {"task": f"{row['task']}, relative", "value": score})
