@@ -7,15 +7,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import experiments
 from experiments import digits, prefix_speed, surgical_shifts, surgical_theory
 from experiments.cli import Common, main
 from experiments.targets import Target, make_task
 from subtune_jax.data.shifts import shift
+from subtune_jax.models.vit import ViTConfig, vit
 from subtune_jax.reporting import results
+from tests.models.test_vit import HUGGING_FACE, as_file
 
 SMOKE = {
     "surgical_theory": "",
@@ -120,6 +124,27 @@ def test_the_theory_writes_both_tables(monkeypatch, tmp_path, capsys):
         "noise in block1",
     } <= claims
     assert "| perturbed |" in (tmp_path / "summary.md").read_text()
+
+
+def test_a_vision_transformer_on_real_images(monkeypatch, tmp_path, real):
+    config = ViTConfig(
+        image=32, patch=8, width=16, layers=2, heads=4, hidden=24, outputs=10
+    )
+    tensors = as_file(vit(config, jax.random.key(0)).params, "hugging_face")
+    weights = tmp_path / "vit"
+    weights.mkdir()
+    save_file(tensors, weights / "model.safetensors")
+    sizes = {"image_size": 32, "patch_size": 8, "id2label": dict.fromkeys("0123456789")}
+    (weights / "config.json").write_text(json.dumps(HUGGING_FACE | sizes))
+    flags = f"{REAL} --weights {weights} --smoke --train-examples 40 --test-examples 50"
+    out = tmp_path / "out"
+    methods = "--methods none embedding last3".split()
+    assert call(monkeypatch, *flags.split(), *methods, "--out", out) == 0
+    tests = {r["method"]: r for r in rows(out) if r["split"] == "test"}
+    assert list(tests) == ["none", "embedding", "last3"]
+    assert tests["embedding"]["trainable_params"] == 8 * 8 * 3 * 16 + 16 + 16 + 17 * 16
+    body = tests["none"]["total_params"]
+    assert tests["last3"]["trainable_params"] < body
 
 
 def test_a_real_network_on_real_corrupted_images(monkeypatch, tmp_path, real):
