@@ -11,6 +11,7 @@ import hashlib
 import re
 import sysconfig
 import warnings
+from collections import Counter
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -77,15 +78,24 @@ def _docstrings(file: Path) -> list[str]:
     return [" ".join(first.split()) for first in firsts if len(first.split()) >= 4]
 
 
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
 @cache
 def words() -> Any:
-    """Returns the word-piece tokenizer of the source sentences."""
+    """Returns the word-piece tokenizer of the source sentences: every letter, and the most
+    frequent words. Training one gives another vocabulary in each process."""
     import tokenizers
 
-    made = tokenizers.BertWordPieceTokenizer(lowercase=True)
-    size = {"vocab_size": CONFIG.vocabulary, "show_progress": False}
-    made.train_from_iterator(sentences(SOURCE)[0], **size)
-    return made
+    lower = tokenizers.normalizers.BertNormalizer(lowercase=True).normalize_str
+    split = tokenizers.pre_tokenizers.BertPreTokenizer().pre_tokenize_str
+    texts = sentences(SOURCE)[0]
+    counts = Counter(word for text in texts for word, _ in split(lower(text)))
+    letters = sorted({letter for word in counts for letter in word})
+    common = sorted(counts.keys() - set(letters), key=lambda w: (-counts[w], w))
+    pieces = [*SPECIAL, *letters, *(f"##{letter}" for letter in letters), *common]
+    numbers = {piece: i for i, piece in enumerate(pieces[: CONFIG.vocabulary])}
+    return tokenizers.BertWordPieceTokenizer(numbers, lowercase=True)
 
 
 def data(modules: tuple[str, ...]) -> Data:
@@ -98,7 +108,8 @@ def pretrained() -> Network:
     """Returns the encoder trained on the source modules, with a fresh head for the target;
     from the cache if there. AdamW, cosine, 500 steps of 64."""
     texts, network = sentences(SOURCE)[0], bert(CONFIG, jax.random.key(0))
-    recipe = hashlib.sha256(repr((CONFIG, STEPS, RATE, texts)).encode()).hexdigest()
+    made_of = (CONFIG, STEPS, RATE, texts, sorted(words().get_vocab().items()))
+    recipe = hashlib.sha256(repr(made_of).encode()).hexdigest()
     file = cache_dir() / f"sentences-{recipe[:16]}.safetensors"
     if not file.exists():
         every = select(network, {"all": [".*"]})

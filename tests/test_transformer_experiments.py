@@ -1,5 +1,7 @@
 """The study of modules: its smoke run, what each name trains, and its errors."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -240,6 +242,17 @@ def test_sentences_are_disjoint_and_labelled_by_module():
     assert len(set(source)) == len(source)
     data = sentences.data(sentences.TARGET)
     assert np.bincount(data.y).min() > 80 and set(data.y.tolist()) == {0, 1, 2, 3}
+
+
+def test_the_vocabulary_is_the_same_in_every_process():
+    """A trained tokenizer numbers equally frequent pieces anew each time."""
+    ask = "from experiments.sentences import words; print(sorted(words().get_vocab().items()))"
+    found = subprocess.run(
+        [sys.executable, "-c", ask], capture_output=True, text=True, check=True
+    )
+    known = sorted(sentences.words().get_vocab().items())
+    assert found.stdout.strip() == str(known) and len(known) == 1200
+    assert dict(known)["[PAD]"] == 0
 
 
 def test_glue_tasks_take_their_parts_from_the_training_split(real_data, minilm):
