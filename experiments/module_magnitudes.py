@@ -25,7 +25,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from experiments.cli import Common, Flags, main
-from experiments.jobs import run_jobs
+from experiments.jobs import choice_of_first, run_jobs
 from experiments.modules import (
     Job,
     ModuleRecipe,
@@ -115,7 +115,9 @@ def run(settings: Settings) -> None:
     def rows_of(job: Job, rows: list[Row], folder: Path) -> Iterator[Row]:
         if job.module == "sizes":
             return size_rows(network)
+        known = choice_of_first(rows, job_of, job, recipe.choose)
         made = {"name": NAME, "dataset": target.dataset, "devices": common.mesh}
+        made |= {"chosen": known}
         return module_rows(task_of(job.seed), recipe, job, **made, folder=folder)
 
     jobs = [Job(*j) for j in product(settings.modules, range(common.seeds))]

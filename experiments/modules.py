@@ -11,9 +11,9 @@ import numpy as np
 import tyro
 
 from experiments.texts import EMBEDDED
-from experiments.trials import Fitting, Task, choose
+from experiments.trials import CHOICES, Fitting, Task, choose
 from subtune_jax.data import batches
-from subtune_jax.errors import InputError, require_positive
+from subtune_jax.errors import InputError, require_positive, unknown
 from subtune_jax.evaluation.metrics import cross_entropy, squared_error
 from subtune_jax.network import LECUN_NORMAL, Labels, Network
 from subtune_jax.reporting import results
@@ -33,14 +33,8 @@ from subtune_jax.tuning.subset import subset
 
 ELEMENTS = re.compile(r"(highest|lowest|random|fisher)_(\d+)|beyond_(\d+(?:\.\d+)?)")
 HEAD = {"head": ["head"]}
-
-
-REAL = {
-    "full_rates": (5e-5, 2e-4),
-    "rates": (1e-3, 3e-3),
-    "head_rate": 1e-3,
-    "epochs": 5,
-}
+REAL = {"full_rates": (5e-5, 2e-4), "rates": (1e-3, 3e-3), "head_rate": 1e-3}
+REAL |= {"epochs": 5}
 SMALL = {"full_rates": (1e-3, 3e-3), "rates": (1e-2, 3e-2), "head_rate": 1e-2}
 SMALL |= {"epochs": 20}  # the embedded encoder: larger steps, more of them
 
@@ -62,12 +56,14 @@ class ModuleRecipe:
     """Sentences per step."""
     warmup: float = 0.1
     """Share of the steps over which rates rise; then they fall linearly to 0."""
+    choose: str = "each"
+    """Which seeds choose a rate on their validation data: each, or the first alone."""
 
     def resolved(self, dataset: str, smoke: bool) -> "ModuleRecipe":
         """Returns the recipe with its defaults, and with `--smoke`."""
         defaults = SMALL if dataset in EMBEDDED else REAL
-        open_ = {k: v for k, v in defaults.items() if getattr(self, k) is None}
-        made = replace(self, **open_)
+        missing = {k: v for k, v in defaults.items() if getattr(self, k) is None}
+        made = replace(self, **missing)
         few = {"rates": made.rates[:1], "full_rates": made.full_rates[:1]}
         return replace(made, epochs=1, **few) if smoke else made
 
@@ -83,6 +79,8 @@ class ModuleRecipe:
                 raise InputError(f"--{flag.replace('_', '-')} needs at least one value")
         if not 0 <= self.warmup < 1:
             raise InputError(f"warmup must be from 0 up to 1, got {self.warmup!r}")
+        if self.choose not in CHOICES:
+            raise unknown("choice of --choose", self.choose, CHOICES)
 
 
 ModuleRecipeFlags = Annotated[ModuleRecipe, tyro.conf.OmitArgPrefixes]
@@ -161,12 +159,10 @@ def require_runnable(
     task: Task, recipe: ModuleRecipe, modules: Iterable[str], devices: int
 ) -> None:
     """Raises `InputError` where a batch does not divide over the devices, or a module is
-    unknown or has too few elements."""
+    unknown or has too few elements. Fisher information is not measured for that."""
     mesh.placement(devices)(np.zeros(recipe.batch_size))
     for module in modules:
-        tuning_of(
-            task, module.replace("fisher_", "lowest_"), 0
-        )  # the same, without data
+        tuning_of(task, re.sub("^fisher_", "lowest_", module), 0)
 
 
 def loss_of(task: Task):
@@ -183,10 +179,11 @@ def module_rows(
     dataset: str,
     folder: Path,
     devices: int,
+    chosen: Row | None = None,
     after: Callable[[Network], Iterable[Row]] = lambda network: (),
 ) -> Iterator[Row]:
-    """Yields the rows of a module's trials and of the chosen one; `after` as in `choose`,
-    its rows as they are."""
+    """Yields the rows of a module's trials and of the best one, or of one trial at the rate
+    of the row `chosen`; `after` as in `choose`, its rows as they are."""
     network, labels = task.network, labels_of(task.network, job.module)
     tuning = tuning_of(task, job.module, job.seed, recipe.batch_size)
     steps = recipe.epochs * -(-len(task.train.y) // recipe.batch_size)
@@ -214,6 +211,7 @@ def module_rows(
         "commit": results.commit(),
     }
     fitting = Fitting(recipe.batch_size, loss=loss_of(task))
+    rates = rates if chosen is None else (chosen["rate"],)
     variants = [Variant(rate) for rate in rates]
     where = {"devices": devices, "after": after}
     if dataset not in EMBEDDED:  # whose runs take seconds

@@ -18,14 +18,19 @@ from experiments.surgical_scores import agreement, agreement_tables
 from experiments.surgical_size import size_table
 from experiments.surgical_test_time import stream_table
 from experiments.transformer_modules import module_table
+from subtune_jax.errors import InputError
 from subtune_jax.reporting import results, tables
 from subtune_jax.reporting.results import Row
 
 
 def rows_of(folder: Path) -> list[Row]:
-    """Returns the rows of a folder and of the folders in it, in order of their names."""
+    """Returns the rows of a folder and of the folders in it, in order of their names;
+    raises `InputError` if there are none: a table would be empty."""
     homes = sorted(file.parent for file in folder.glob("**/results.jsonl"))
-    return [row for home in homes for row in results.read(home)]
+    rows = [row for home in homes for row in results.read(home)]
+    if not rows:
+        raise InputError(f"{folder} has no rows to make a table from")
+    return rows
 
 
 def surgical(folder: Path) -> str:
@@ -83,6 +88,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "surgical_shifts_digits": surgical,
     "surgical_size_digits": tests_only(size_table),
     "surgical_test_time": tests_only(stream_table),
+    "surgical_test_time_first_seed": tests_only(stream_table),
     "transformer_modules": tests_only(module_table),
     "transformer_modules_docstrings": tests_only(module_table),
 }

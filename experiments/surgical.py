@@ -10,7 +10,7 @@ import tyro
 
 from experiments.methods import Budget, Grid, Variant, labels, phases, variants
 from experiments.targets import Task
-from experiments.trials import Fitting, choose
+from experiments.trials import CHOICES, Fitting, choose
 from subtune_jax.data.batches import steps_per_epoch
 from subtune_jax.errors import InputError, require_positive, unknown
 from subtune_jax.network import (
@@ -22,8 +22,6 @@ from subtune_jax.reporting.results import Row
 from subtune_jax.training import mesh
 from subtune_jax.training.optimizers import adam
 from subtune_jax.training.phases import Phase
-
-CHOICES = ("each", "first")
 
 
 @dataclass(frozen=True)

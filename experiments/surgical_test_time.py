@@ -28,8 +28,8 @@ from experiments.cli import Common, Flags, main
 from experiments.jobs import base_of, choice_of_first, run_jobs, task_name
 from experiments.methods import SCHEMES, labels
 from experiments.streams import ADAPTATIONS, Way, stream_outputs
-from experiments.surgical import CHOICES
 from experiments.targets import Target, TargetFlags, Task, make_task
+from experiments.trials import CHOICES
 from subtune_jax.errors import InputError, require_positive, unknown
 from subtune_jax.network import NORM_MODES
 from subtune_jax.reporting import results, tables

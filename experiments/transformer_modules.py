@@ -21,7 +21,7 @@ from itertools import product
 from pathlib import Path
 
 from experiments.cli import Common, Flags, main
-from experiments.jobs import run_jobs
+from experiments.jobs import choice_of_first, run_jobs
 from experiments.modules import (
     Job,
     ModuleRecipe,
@@ -113,7 +113,7 @@ def run(settings: Settings) -> None:
 
     def rows_of(job: Job, rows: list[Row], folder: Path) -> Iterator[Row]:
         made = {"name": NAME, "dataset": target.dataset, "devices": common.mesh}
-        made |= {"folder": folder}
+        made |= {"folder": folder, "chosen": rate_of_first(rows, job, settings)}
         if settings.carry is not None:
             made["after"] = lambda network: carried_rows(
                 network, carried_of(job.seed), settings, job, folder
@@ -137,6 +137,12 @@ def all_modules(task: Task, settings: Settings) -> list[str]:
     made = [*settings.modules, *(["pooler"] if pooler else [])]
     made += [f"{name}:{kind}" for kind in settings.layers for name in names]
     return list(dict.fromkeys(made))
+
+
+def rate_of_first(rows: list[Row], job: Job, settings: Settings) -> Row | None:
+    """Returns the row whose rate a module takes under `--choose first`, or `None`."""
+    own = [row for row in rows if row["dataset"] == settings.target.dataset]
+    return choice_of_first(own, job_of, job, settings.recipe.choose)
 
 
 def carried_rows(

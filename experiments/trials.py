@@ -17,6 +17,8 @@ from subtune_jax.training.loop import Diverged, fit
 from subtune_jax.training.phases import Phase
 from subtune_jax.training.predict import evaluate
 
+CHOICES = ("each", "first")  # the seeds that choose among variants
+
 
 class Fitting(NamedTuple):
     """What all trials of an experiment share."""

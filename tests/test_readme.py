@@ -3,7 +3,10 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from experiments.readme import with_tables
+from subtune_jax.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
@@ -30,3 +33,8 @@ def test_paths_exist():
     named = re.findall(r"`((?:subtune_jax|experiments|tests|results)/[\w/.]*)`", TEXT)
     for name in [n for n in linked if "://" not in n] + named:
         assert (ROOT / name).exists(), name
+
+
+def test_a_table_without_rows_is_an_error(tmp_path):
+    with pytest.raises(InputError, match="prefix_speed has no rows to make a table"):
+        with_tables("<!-- table: prefix_speed -->\n<!-- end -->", tmp_path)

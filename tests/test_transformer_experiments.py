@@ -134,6 +134,16 @@ def test_single_layers_and_another_task(call, tmp_path):
     assert "| docstrings to docstrings_other |" in summary
 
 
+def test_the_first_seed_may_choose_the_rate_for_all(call, tmp_path):
+    flags = "--modules frozen --carry docstrings_other --rates 1e-3 3e-2 --epochs 2"
+    sizes = "--train-examples 16 --validation-examples 16 --seeds 2 --choose first"
+    assert call(study, f"{flags} {sizes}") == 0
+    made = [r for r in rows(tmp_path / "out") if r["task"] == "docstrings"]
+    tried = {s: [r["rate"] for r in made if r["seed"] == s] for s in (0, 1)}
+    assert tried[0][:2] == [1e-3, 3e-2]  # then, in both, the row of the test
+    assert tried[1] == [tried[0][2]] * 2
+
+
 def test_what_is_carried_is_the_tuned_body_with_the_other_tasks_head(monkeypatch):
     settings = study.Settings(carry="docstrings_other")
     body = sentences.pretrained()
@@ -255,6 +265,22 @@ def test_the_vocabulary_is_the_same_in_every_process():
     assert dict(known)["[PAD]"] == 0
 
 
+def test_remat_is_asked_for_by_a_flag():
+    plain, again = (
+        make_text_task(TextTarget(remat=remat), Common(), 0) for remat in (False, True)
+    )
+    x = plain.test.take(np.arange(4)).x
+
+    def program(network):
+        return str(
+            jax.make_jaxpr(lambda p: network._replace(params=p)(x))(network.params)
+        )
+
+    assert "remat2" in program(again.network)
+    assert "remat2" not in program(plain.network)
+    np.testing.assert_array_equal(plain.network(x), again.network(x))
+
+
 def test_glue_tasks_take_their_parts_from_the_training_split(real_data, minilm):
     target = TextTarget("glue/stsb", train_examples=24, validation_examples=8)
     common = Common(data_dir=real_data / "tfds", weights="minilm")
@@ -275,6 +301,7 @@ def test_glue_tasks_take_their_parts_from_the_training_split(real_data, minilm):
         ("--modules layer_norm", "nearest units are layer_norms"),
         ("--modules", "--modules needs at least one value"),
         ("--rates 0", "rate must be a positive number, got 0.0"),
+        ("--choose any", "unknown choice of --choose 'any'"),
         ("--warmup 1", "warmup must be from 0 up to 1, got 1.0"),
         ("--epochs 0", "epochs must be a positive number, got 0"),
         ("--mesh 7", "mesh asks for 7 devices: expected 1 to 1 here"),

@@ -1,3 +1,4 @@
+import errno
 import json
 
 import pytest
@@ -70,3 +71,16 @@ def test_a_damaged_config_is_said(tmp_path):
 def test_bars_are_a_png(tmp_path):
     grouped_bars({"p": {"m": (50.0, 1.0), "n": (40.0, 0.0)}}, tmp_path / "b.png")
     assert (tmp_path / "b.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_rows_that_cannot_be_written_whole_leave_none_of_theirs(tmp_path, monkeypatch):
+    results.open_folder(tmp_path, {})
+    results.append(tmp_path, ROWS[:2])
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(results.os, "fsync", full)
+    with pytest.raises(InputError, match="No space left on device"):
+        results.append(tmp_path, ROWS[2:])
+    assert results.read(tmp_path) == ROWS[:2]
