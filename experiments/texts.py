@@ -31,7 +31,8 @@ class TextTarget:
     dataset: str = "docstrings"
     """docstrings or docstrings_other (embedded), or a task of GLUE: glue/cola, ..."""
     train_examples: int | None = None
-    """Sentences for training, balanced over classes; docstrings 100, else 1000."""
+    """Sentences for training; docstrings 100, balanced over classes, else 1000, drawn at
+    random, since F1 and Matthews depend on how often a class is."""
     validation_examples: int | None = None
     """Sentences of the training split for choosing; docstrings 100, else 200."""
     most: int | None = None
@@ -111,7 +112,9 @@ def make_text_task(target: TextTarget, common: Common, seed: int) -> Task:
     split = "validation_matched" if name == "mnli" else "validation"
     test = glue(name, split, home, read, most)
     sizes = {"train": 1000, "validation": 200} | asked(target)
-    taken = {k: train.only(i) for k, i in text_parts(train, sizes, rng).items()}
+    at_random = np.zeros(len(train.y), int)  # all alike: as often as the set has them
+    parts = balanced_indices(at_random, sizes, rng)
+    taken = {part: train.only(index) for part, index in parts.items()}
     metric = GLUE[name].metrics[0]
     metrics = {part: METRICS[metric] for part in ("validation", "test")}
     network = in_memory(found.network, target)
@@ -136,8 +139,3 @@ def loaded(target: TextTarget, common: Common, outputs: int) -> Pretrained:
         options["dropout"] = target.dropout
     return load(weights_of(common), new_head=outputs, **options)
 
-
-def text_parts(data: Data, sizes: dict[str, int], rng: np.random.Generator) -> dict:
-    """Returns disjoint examples, balanced over classes; of a regression, at random."""
-    classes = data.y if data.y.ndim == 1 else np.zeros(len(data.y), int)
-    return balanced_indices(classes, sizes, rng)
