@@ -3,6 +3,7 @@
 import importlib.util
 import os
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
 
@@ -100,6 +101,22 @@ def make_text_task(target: TextTarget, common: Common, seed: int) -> Task:
         parts = balanced_indices(data.y, sizes, rng)
         taken = {name: data.only(index) for name, index in parts.items()}
         return Task(in_memory(sentences.pretrained(), target), **taken)
+    network, train, test = glue_task(target, common)
+    at_random = np.zeros(len(train.y), int)  # all alike: as often as the set has them
+    sizes = {"train": 1000, "validation": 200} | asked(target)
+    parts = balanced_indices(at_random, sizes, rng)
+    taken = {part: train.only(index) for part, index in parts.items()}
+    metric = GLUE[target.dataset.removeprefix("glue/")].metrics[0]
+    metrics = {part: METRICS[metric] for part in ("validation", "test")}
+    return Task(network, **taken, test=test, metrics=metrics, metric=metric)
+
+
+@lru_cache(
+    2
+)  # seeds share it, and with it their compiled programs; so does a carried task
+def glue_task(target: TextTarget, common: Common) -> tuple[Network, Data, Data]:
+    """Returns the encoder with a fresh head, and all sentences for training and for the
+    test."""
     name = target.dataset.removeprefix("glue/")
     home = common.data_dir or os.environ.get("TFDS_DATA_DIR")
     if home is None:
@@ -108,17 +125,9 @@ def make_text_task(target: TextTarget, common: Common, seed: int) -> Task:
     words = found.network.params["embeddings"]["word"]["embedding"].shape[0]
     read = tokenizer(found.folder, words)
     most = min(target.most or 128, *found.size)
-    train = glue(name, "train", home, read, most)
     split = "validation_matched" if name == "mnli" else "validation"
-    test = glue(name, split, home, read, most)
-    sizes = {"train": 1000, "validation": 200} | asked(target)
-    at_random = np.zeros(len(train.y), int)  # all alike: as often as the set has them
-    parts = balanced_indices(at_random, sizes, rng)
-    taken = {part: train.only(index) for part, index in parts.items()}
-    metric = GLUE[name].metrics[0]
-    metrics = {part: METRICS[metric] for part in ("validation", "test")}
-    network = in_memory(found.network, target)
-    return Task(network, **taken, test=test, metrics=metrics, metric=metric)
+    train, test = (glue(name, part, home, read, most) for part in ("train", split))
+    return in_memory(found.network, target), train, test
 
 
 def in_memory(network: Network, target: TextTarget) -> Network:
@@ -138,4 +147,3 @@ def loaded(target: TextTarget, common: Common, outputs: int) -> Pretrained:
     if target.dropout is not None:
         options["dropout"] = target.dropout
     return load(weights_of(common), new_head=outputs, **options)
-

@@ -71,17 +71,20 @@ def epoch(
     drop: bool,
     start: int = 0,
     augment: Augment | None = None,
+    sizes: np.ndarray | None = None,
 ) -> Iterator[Batch]:
     """Yields the batches of epoch `number` from the `start`-th on.
 
-    Order and augmentation are functions of (seed, number, place in the epoch) alone;
-    ragged rows of like lengths come together. Grain reads and augments batches ahead in
+    Order and augmentation are functions of (seed, number, place in the epoch) and of
+    `sizes` alone, int[examples], by default the lengths of ragged rows: those of like
+    sizes come together. Grain reads and augments batches ahead in
     threads of its own.
     """
     import grain  # over a second of imports, only when there is something to train on
 
-    rng, sizes = np.random.default_rng([*seed, number]), lengths(data.x)
+    rng = np.random.default_rng([*seed, number])
     order = rng.permutation(len(data.y))
+    sizes = lengths(data.x) if sizes is None else sizes
     if sizes is not None:
         order = by_length(order, sizes, size, rng)
 

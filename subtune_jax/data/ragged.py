@@ -60,10 +60,16 @@ def ragged(rows: list[np.ndarray], buckets: tuple[int, ...] = BUCKETS) -> Ragged
     return Ragged(np.concatenate(rows), np.cumsum([len(row) for row in rows]), buckets)
 
 
+def first_ragged(x: Any) -> Ragged | None:
+    """Returns the first ragged leaf of inputs, or `None` without one."""
+    leaves = [leaf for leaf in jax.tree.leaves(x) if isinstance(leaf, Ragged)]
+    return leaves[0] if leaves else None
+
+
 def lengths(x: Any) -> np.ndarray | None:
     """Returns the lengths of the first ragged leaf of inputs, or `None` without one."""
-    leaves = [leaf for leaf in jax.tree.leaves(x) if isinstance(leaf, Ragged)]
-    return leaves[0].lengths if leaves else None
+    first = first_ragged(x)
+    return None if first is None else first.lengths
 
 
 def by_length(

@@ -10,7 +10,7 @@ import numpy as np
 from subtune_jax import tree
 from subtune_jax.data import batches
 from subtune_jax.data.batches import Data
-from subtune_jax.data.ragged import Ragged, lengths, ragged
+from subtune_jax.data.ragged import Ragged, first_ragged, lengths, ragged
 from subtune_jax.flops import depends_on
 from subtune_jax.network import Labels, Network, lowest_trainable
 from subtune_jax.training.step import compiled_forward
@@ -104,35 +104,41 @@ def features(network: Network, stop: int, data: Data, batch_size: int = 256) -> 
 
 
 def _ragged_features(network: Network, stop: int, data: Data, batch_size: int) -> Data:
-    sizes, made = lengths(data.x), []
-    order = np.argsort(sizes, kind="stable")  # like lengths together
-    run, begin = compiled_forward(network.stages, 0, stop), 0
+    first = first_ragged(data.x)
+    order = np.argsort(first.lengths, kind="stable")  # like lengths together
+    run, made = compiled_forward(network.stages, 0, stop), []
+    per_token = _per_token(run, network, data)
     for batch in batches.in_order(data.only(order), batch_size):
         x = jax.device_get(run(network.params, network.stats, batch.x))
-        rows = order[begin : begin + batch_size]
-        width = _width(data.x, batch.x)
         leaves, structure = jax.tree.flatten(x)
+        taken = order[len(made) : len(made) + batch_size]
         made += [
-            [_row(leaf, i, sizes[r], width) for leaf in leaves]
-            for i, r in enumerate(rows)
+            [
+                leaf[i, :length] if tokens else leaf[i]
+                for leaf, tokens in zip(leaves, per_token, strict=True)
+            ]
+            for i, length in enumerate(first.lengths[taken])
         ]
-        begin += batch_size
     back = np.argsort(order)
-    columns = [[made[i][k] for i in back] for k in range(len(leaves))]
-    tokens = [leaf.ndim > 1 and leaf.shape[1] == width for leaf in leaves]
     joined = [
-        ragged(column) if per_token else np.stack(column)
-        for column, per_token in zip(columns, tokens, strict=True)
+        ragged([made[i][k] for i in back], first.buckets)
+        if tokens
+        else np.stack([made[i][k] for i in back])
+        for k, tokens in enumerate(per_token)
     ]
     return Data(jax.tree.unflatten(structure, joined), data.y)
 
 
-def _width(x: Any, taken: Any) -> int:
-    """Returns the bucket that a batch was padded to."""
-    pairs = zip(jax.tree.leaves(x), jax.tree.leaves(taken), strict=True)
-    return next(part.shape[1] for leaf, part in pairs if isinstance(leaf, Ragged))
+def _per_token(run: Callable, network: Network, data: Data) -> list[bool]:
+    """Returns which leaves of the activations grow with the number of tokens."""
 
+    def shapes(tokens: int) -> list[tuple]:
+        def lengthened(leaf: Any, row: np.ndarray) -> np.ndarray:
+            ragged = isinstance(leaf, Ragged)
+            return np.repeat(row[:, :1], tokens, axis=1) if ragged else row
 
-def _row(leaf: np.ndarray, index: int, length: int, width: int) -> np.ndarray:
-    per_token = leaf.ndim > 1 and leaf.shape[1] == width
-    return leaf[index, :length] if per_token else leaf[index]
+        x = jax.tree.map(lengthened, data.x, data.take(np.array([0])).x)
+        made = jax.eval_shape(run, network.params, network.stats, x)
+        return [leaf.shape for leaf in jax.tree.leaves(made)]
+
+    return [one != two for one, two in zip(shapes(1), shapes(2), strict=True)]

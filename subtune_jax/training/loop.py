@@ -162,6 +162,7 @@ def segment(plan: Plan, index: int, step: int, data: Data) -> Iterator[batches.B
         drop=plan.drop,
         start=begin,
         augment=plan.augment,
+        sizes=plan.sizes,
     )
     return islice(stream, plan.ends[index] - step)
 

@@ -11,6 +11,7 @@ import numpy as np
 from subtune_jax import tree
 from subtune_jax.data import batches
 from subtune_jax.data.batches import Augment, Data
+from subtune_jax.data.ragged import lengths
 from subtune_jax.errors import InputError, require_type
 from subtune_jax.evaluation.metrics import cross_entropy
 from subtune_jax.network import Network
@@ -26,6 +27,7 @@ class Plan(NamedTuple):
     ends: tuple[int, ...]  # the number of steps up to and with each phase
     per_epoch: int  # steps of a pass over the data
     data: Data
+    sizes: np.ndarray | None  # lengths of ragged rows, which order the batches
     batch_size: int
     drop: bool
     seed: tuple[int, ...]  # of the order of examples
@@ -78,6 +80,7 @@ def make_plan(
         ends=tuple(running_total(phase.steps for phase in phases)),
         per_epoch=batches.steps_per_epoch(len(data.y), batch_size, drop=drop),
         data=data,
+        sizes=lengths(data.x),
         batch_size=batch_size,
         drop=drop,
         seed=tuple(np.asarray(jax.random.key_data(order)).tolist()),

@@ -66,10 +66,14 @@ def sweep(
     require_positive(lanes=len(lanes), chunk=chunk)
     if "place" in settings:
         raise InputError("a sweep fills one device with its lanes: leave place out")
-    if lengths(data.x) is not None:
+    sizes = lengths(data.x)
+    if sizes is not None:
         data = data.take(np.arange(len(data.y)))  # lanes share their batches' shapes
     plans = [
-        make_plan(network, ln.phases, data, key=ln.key, **settings) for ln in lanes
+        make_plan(network, lane.phases, data, key=lane.key, **settings)._replace(
+            sizes=sizes
+        )
+        for lane in lanes
     ]
     _require_one_program(plans)
     whole, states, step = plans[0], _start(plans), 0

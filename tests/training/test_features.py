@@ -166,27 +166,35 @@ def test_the_prefix_is_computed_once(monkeypatch):
     assert isinstance(toy.images(), Data)
 
 
-def test_cached_texts_train_as_texts_do_whatever_their_padding():
-    rng = np.random.default_rng(0)
-    ids = [rng.integers(5, 40, n).astype(np.int32) for n in rng.integers(2, 30, 24)]
+def texts_of(lengths, rng):
+    ids = [rng.integers(5, 40, n).astype(np.int32) for n in lengths]
     x = {
-        "input_ids": ragged(ids),
-        "attention_mask": ragged([np.ones_like(row) for row in ids]),
-        "token_type_ids": ragged([np.zeros_like(row) for row in ids]),
+        "input_ids": ragged(ids, (8, 16, 30)),
+        "attention_mask": ragged([np.ones_like(row) for row in ids], (8, 16, 30)),
+        "token_type_ids": ragged([np.zeros_like(row) for row in ids], (8, 16, 30)),
     }
-    data = Data(x, np.array([int(row[0] > 20) for row in ids], np.int32))
+    return Data(x, np.array([int(row[0] > 20) for row in ids], np.int32))
+
+
+# The network is as wide as a bucket: what is pooled is no token all the same.
+@pytest.mark.parametrize("tuned, stages", [(["layer_2", "head"], 3), (["head"], 5)])
+def test_cached_texts_train_as_texts_do_whatever_their_padding(tuned, stages):
+    rng = np.random.default_rng(0)
+    data = texts_of(rng.integers(2, 30, 24), rng)
     with jax.enable_x64(True):
         config = BertConfig(
-            40, 16, 3, 4, 24, 40, dropout=0.0, pooling="mean", dtype="float64"
+            40, 16, 3, 4, 24, 40, dropout=0.0, pooling="dense", dtype="float64"
         )
         network = bert(config, jax.random.key(0))
         wide = jax.tree.map(lambda leaf: leaf.astype(np.float64), network.params)
         network = network._replace(params=wide)
-        labels = select(network, {"g": ["layer_2", "head"]})
+        labels = select(network, {"g": tuned})
         cut = cached_stages(network, labels, frozenset(), data, 2**30)
-        assert cut == 3
+        assert cut == stages
         cached = features(network, cut, data).x
-        assert isinstance(cached["hidden"], Ragged)
+        hidden = cached["hidden"] if stages == 3 else cached
+        assert isinstance(hidden, Ragged) == (stages == 3)
+        assert stages != 3 or hidden.buckets == (8, 16, 30)
         runs = [
             fit(
                 network,
