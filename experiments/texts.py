@@ -44,6 +44,8 @@ class TextTarget:
     MiniLM were trained so)."""
     dropout: float | None = None
     """Dropout while training; default: the network's own."""
+    dtype: str | None = None
+    """What the network computes in: float32 (default) or bfloat16; parameters stay float32."""
     remat: bool = False
     """Compute each layer's inside again in the backward pass: less memory, more FLOPs."""
 
@@ -54,10 +56,10 @@ class TextTarget:
         require_positive(**{k: v for k, v in sizes.items() if v is not None})
         if self.dataset in EMBEDDED:
             given = (common.weights, common.data_dir, self.most, self.pooling)
-            if any(flag is not None for flag in (*given, self.dropout)):
+            if any(flag is not None for flag in (*given, self.dropout, self.dtype)):
                 raise InputError(
-                    "docstrings are embedded: --weights, --data-dir, --most, --pooling "
-                    "and --dropout are for real data"
+                    "docstrings are embedded: --weights, --data-dir, --most, --pooling, "
+                    "--dropout and --dtype are for real data"
                 )
             return
         if self.dataset.removeprefix("glue/") not in GLUE:
@@ -143,7 +145,7 @@ def asked(target: TextTarget) -> dict[str, int]:
 
 def loaded(target: TextTarget, common: Common, outputs: int) -> Pretrained:
     """Returns the encoder with a fresh head of zeros."""
-    options = {"pooling": target.pooling or "mean"}
-    if target.dropout is not None:
-        options["dropout"] = target.dropout
-    return load(weights_of(common), new_head=outputs, **options)
+    given = {"dropout": target.dropout, "dtype": target.dtype}
+    options = {name: value for name, value in given.items() if value is not None}
+    pooling = target.pooling or "mean"
+    return load(weights_of(common), new_head=outputs, pooling=pooling, **options)
