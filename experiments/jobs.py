@@ -67,13 +67,13 @@ def _announced(jobs: Sequence[Hashable], name: str) -> Iterator[Hashable]:
 def choice_of_first(
     rows: Iterable[Row], job_of: Callable, job: tuple, choose: str
 ) -> Row | None:
-    """Returns the test row whose choice a job takes: that of the first seed (a job's
-    second entry). `None` where the job is to choose for itself: it is of the first seed,
+    """Returns the test row whose choice a job takes: the first one of the first seed (a
+    job's second entry). `None` where the job is to choose for itself: it is of the first seed,
     `choose` is `each`, or the first seed found nothing that did not diverge."""
     if choose == "each" or job[1] == 0:
         return None
     first = tuple(job[:1] + (0,) + job[2:])
-    (row,) = [r for r in rows if r["split"] == "test" and tuple(job_of(r)) == first]
+    row = next(r for r in rows if r["split"] == "test" and tuple(job_of(r)) == first)
     return row if row["value"] is not None and row["rate"] is not None else None
 
 

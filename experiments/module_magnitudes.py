@@ -115,9 +115,8 @@ def run(settings: Settings) -> None:
     def rows_of(job: Job, rows: list[Row], folder: Path) -> Iterator[Row]:
         if job.module == "sizes":
             return size_rows(network)
-        known = choice_of_first(rows, job_of, job, recipe.choose)
         made = {"name": NAME, "dataset": target.dataset, "devices": common.mesh}
-        made |= {"chosen": known}
+        made["chosen"] = choice_of_first(rows, job_of, job, recipe.choose)
         return module_rows(task_of(job.seed), recipe, job, **made, folder=folder)
 
     jobs = [Job(*j) for j in product(settings.modules, range(common.seeds))]

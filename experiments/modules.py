@@ -24,6 +24,7 @@ from subtune_jax.selection.scores import fisher_elements
 from subtune_jax.training import mesh
 from subtune_jax.training.optimizers import adamw
 from subtune_jax.training.phases import Phase
+from subtune_jax.training.predict import evaluate
 from subtune_jax.tree import count
 from subtune_jax.tuning.fixed_mask import fixed_mask
 from subtune_jax.tuning.head import new_head
@@ -57,7 +58,8 @@ class ModuleRecipe:
     warmup: float = 0.1
     """Share of the steps over which rates rise; then they fall linearly to 0."""
     choose: str = "each"
-    """Which seeds choose a rate on their validation data: each, or the first alone."""
+    """Which seeds choose a rate on their validation data: each, or the first alone. A
+    classifier on a carried task always chooses its own."""
 
     def resolved(self, dataset: str, smoke: bool) -> "ModuleRecipe":
         """Returns the recipe with its defaults, and with `--smoke`."""
@@ -149,7 +151,7 @@ def tuning_of(task: Task, module: str, seed: int, batch_size: int = 16) -> Tunin
         outputs, key = network.params["head"]["bias"].size, jax.random.key(seed)
         headed = new_head(network, outputs, key, LECUN_NORMAL)
         stream = batches.in_order(task.train, batch_size)
-        squares = fisher_elements(headed, stream, loss_of(task))
+        squares = fisher_elements(headed, stream, loss_of(task), labels)
         values = elements.of_group(squares, labels, "module")
     pick = elements.lowest if rule == "lowest" else elements.highest
     return fixed_mask(pick(values, int(n)))
@@ -183,7 +185,8 @@ def module_rows(
     after: Callable[[Network], Iterable[Row]] = lambda network: (),
 ) -> Iterator[Row]:
     """Yields the rows of a module's trials and of the best one, or of one trial at the rate
-    of the row `chosen`; `after` as in `choose`, its rows as they are."""
+    of the row `chosen`; then what else the task is tested on, and the rows of `after` as
+    they are."""
     network, labels = task.network, labels_of(task.network, job.module)
     tuning = tuning_of(task, job.module, job.seed, recipe.batch_size)
     steps = recipe.epochs * -(-len(task.train.y) // recipe.batch_size)
@@ -213,7 +216,14 @@ def module_rows(
     fitting = Fitting(recipe.batch_size, loss=loss_of(task))
     rates = rates if chosen is None else (chosen["rate"],)
     variants = [Variant(rate) for rate in rates]
-    where = {"devices": devices, "after": after}
+
+    def further(network: Network) -> Iterator[Row]:
+        for other, (data, metric) in task.also.items():
+            found = {"metric": other, "task": f"{fixed['task']}, {other}"}
+            yield found | {"split": "test", "value": evaluate(network, data, metric)}
+        yield from after(network)
+
+    where = {"devices": devices, "after": further}
     if dataset not in EMBEDDED:  # whose runs take seconds
         where["folder"] = folder
     made = choose(task, fitting, variants, make, job.seed, **where)

@@ -128,7 +128,8 @@ TargetFlags = Annotated[Target, tyro.conf.OmitArgPrefixes]
 class Task(NamedTuple):
     """A network pretrained on the source, and the target's disjoint parts.
 
-    `metrics` has what scores the validation and the test part, called `metric`.
+    `metrics` has what scores the validation and the test part, called `metric`; `also`
+    what else the chosen network is tested on, `{name: (data, metric)}`.
     """
 
     network: Network
@@ -137,6 +138,7 @@ class Task(NamedTuple):
     test: Data
     metrics: Mapping[str, Metric] = {"validation": accuracy, "test": accuracy}
     metric: str = "accuracy"
+    also: Mapping[str, tuple[Data, Metric]] = {}
 
 
 class Pool(NamedTuple):

@@ -103,33 +103,53 @@ def make_text_task(target: TextTarget, common: Common, seed: int) -> Task:
         parts = balanced_indices(data.y, sizes, rng)
         taken = {name: data.only(index) for name, index in parts.items()}
         return Task(in_memory(sentences.pretrained(), target), **taken)
-    network, train, test = glue_task(target, common)
+    network, train, tests = glue_task(target, common)
     at_random = np.zeros(len(train.y), int)  # all alike: as often as the set has them
     sizes = {"train": 1000, "validation": 200} | asked(target)
     parts = balanced_indices(at_random, sizes, rng)
     taken = {part: train.only(index) for part, index in parts.items()}
-    metric = GLUE[target.dataset.removeprefix("glue/")].metrics[0]
+    (_, test), *others = tests.items()
+    metric, *more = GLUE[target.dataset.removeprefix("glue/")].metrics
+    also = {name: (test, METRICS[name]) for name in more}
+    also |= {name.split("_")[-1]: (data, METRICS[metric]) for name, data in others}
     metrics = {part: METRICS[metric] for part in ("validation", "test")}
-    return Task(network, **taken, test=test, metrics=metrics, metric=metric)
+    return Task(network, **taken, test=test, metrics=metrics, metric=metric, also=also)
 
 
 @lru_cache(
     2
 )  # seeds share it, and with it their compiled programs; so does a carried task
-def glue_task(target: TextTarget, common: Common) -> tuple[Network, Data, Data]:
-    """Returns the encoder with a fresh head, and all sentences for training and for the
-    test."""
+def glue_task(
+    target: TextTarget, common: Common
+) -> tuple[Network, Data, dict[str, Data]]:
+    """Returns the encoder with a fresh head, all sentences for training, and those of
+    GLUE's validation splits: our tests."""
     name = target.dataset.removeprefix("glue/")
     home = common.data_dir or os.environ.get("TFDS_DATA_DIR")
     if home is None:
         raise InputError("give --data-dir or set TFDS_DATA_DIR: where is GLUE?")
     found = loaded(target, common, GLUE[name].outputs)
-    words = found.network.params["embeddings"]["word"]["embedding"].shape[0]
-    read = tokenizer(found.folder, words)
+    read = tokenizer(found.folder, words_of(found, common))
     most = min(target.most or 128, *found.size)
-    split = "validation_matched" if name == "mnli" else "validation"
-    train, test = (glue(name, part, home, read, most) for part in ("train", split))
-    return in_memory(found.network, target), train, test
+    train = glue(name, "train", home, read, most)
+    tests = {split: glue(name, split, home, read, most) for split in tests_of(name)}
+    return in_memory(found.network, target), train, tests
+
+
+def tests_of(task: str) -> tuple[str, ...]:
+    """Returns the splits of a task of GLUE that have labels and are not for training."""
+    both = ("validation_matched", "validation_mismatched")
+    return both if task == "mnli" else ("validation",)
+
+
+def words_of(found: Pretrained, common: Common) -> int:
+    """Returns how many words an encoder knows; raises `InputError` for what is none."""
+    embeddings = found.network.params.get("embeddings", {})
+    if "word" not in embeddings:
+        raise InputError(
+            f"--weights {common.weights} is a network of images: expected a text encoder"
+        )
+    return embeddings["word"]["embedding"].shape[0]
 
 
 def in_memory(network: Network, target: TextTarget) -> Network:

@@ -10,7 +10,8 @@ fine-tuning, and LayerNorms do best for their size. The protocol is reconstructe
 
 A module is tuned together with the classifier. Rate and epoch are chosen on a part of the
 training split; what GLUE calls validation is the test here and is read once. The relative
-score is 100 (module - frozen) / (full - frozen), frozen being the classifier alone.
+score is 100 (module - frozen) / (full - frozen), of means over the seeds, frozen being
+the classifier alone.
 """
 
 import re
@@ -19,6 +20,8 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
+
+import numpy as np
 
 from experiments.cli import Common, Flags, main
 from experiments.jobs import choice_of_first, run_jobs
@@ -113,7 +116,8 @@ def run(settings: Settings) -> None:
 
     def rows_of(job: Job, rows: list[Row], folder: Path) -> Iterator[Row]:
         made = {"name": NAME, "dataset": target.dataset, "devices": common.mesh}
-        made |= {"folder": folder, "chosen": rate_of_first(rows, job, settings)}
+        made |= {"folder": folder}
+        made["chosen"] = choice_of_first(rows, job_of, job, settings.recipe.choose)
         if settings.carry is not None:
             made["after"] = lambda network: carried_rows(
                 network, carried_of(job.seed), settings, job, folder
@@ -137,12 +141,6 @@ def all_modules(task: Task, settings: Settings) -> list[str]:
     made = [*settings.modules, *(["pooler"] if pooler else [])]
     made += [f"{name}:{kind}" for kind in settings.layers for name in names]
     return list(dict.fromkeys(made))
-
-
-def rate_of_first(rows: list[Row], job: Job, settings: Settings) -> Row | None:
-    """Returns the row whose rate a module takes under `--choose first`, or `None`."""
-    own = [row for row in rows if row["dataset"] == settings.target.dataset]
-    return choice_of_first(own, job_of, job, settings.recipe.choose)
 
 
 def carried_rows(
@@ -188,17 +186,34 @@ def module_table(tests: list[Row]) -> str:
 
 
 def relative_rows(tests: list[Row]) -> list[Row]:
-    """Returns rows of the relative score in percent per seed, where both ends are known;
-    of a task that modules are carried to they are too near each other."""
-    known = {(r["task"], r["seed"], r["module"]): r["value"] for r in tests}
+    """Returns rows of the relative score in percent, 100 (module - frozen) / (full -
+    frozen), both ends as means over the seeds.
+
+    None of a task where full is not above frozen by more than the standard error of
+    their difference, nor of one that modules are carried to.
+    """
     made = []
-    for row in tests:
-        ends = [known.get((row["task"], row["seed"], m)) for m in ("frozen", "full")]
-        if None in ends or ends[0] == ends[1] or " to " in row["task"]:
-            continue
-        score = 100 * (row["value"] - ends[0]) / (ends[1] - ends[0])
-        made.append(row | {"task": f"{row['task']}, relative", "value": score})
+    for task in dict.fromkeys(r["task"] for r in tests if " to " not in r["task"]):
+        own = [row for row in tests if row["task"] == task]
+        frozen, full = gap(own)
+        for row in own if full > frozen else []:
+            score = 100 * (row["value"] - frozen) / (full - frozen)
+            made.append(row | {"task": f"{task}, relative", "value": score})
     return made
+
+
+def gap(tests: list[Row]) -> tuple[float, float]:
+    """Returns the mean scores of frozen and full over the seeds that have both; NaN where
+    they are within a standard error, or there is no such seed."""
+    known = {(row["module"], row["seed"]): row["value"] for row in tests}
+    seeds = [s for m, s in known if m == "frozen" and ("full", s) in known]
+    ends = np.array([[known[m, s] for s in seeds] for m in ("frozen", "full")])
+    if not seeds:
+        return float("nan"), float("nan")
+    frozen, full = ends.mean(axis=1)
+    spread = np.std(ends[1] - ends[0], ddof=1) if len(seeds) > 1 else 0.0
+    apart = full - frozen > spread / np.sqrt(len(seeds))
+    return (float(frozen), float(full)) if apart else (float("nan"), float("nan"))
 
 
 def layer_maps(tests: list[Row]) -> dict[str, dict[tuple[str, str], float]]:

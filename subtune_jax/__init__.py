@@ -10,6 +10,8 @@ from subtune_jax.evaluation.entropy import entropy, marginal_entropy
 from subtune_jax.evaluation.metrics import (
     accuracy,
     cross_entropy,
+    span_accuracy,
+    span_cross_entropy,
     squared_error,
     worst_group_accuracy,
 )
@@ -84,6 +86,8 @@ __all__ = [
     "resnet",
     "select",
     "sgd",
+    "span_accuracy",
+    "span_cross_entropy",
     "squared_error",
     "subset",
     "sweep",

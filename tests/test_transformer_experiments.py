@@ -15,6 +15,7 @@ from experiments.texts import TextTarget, make_text_task
 from experiments.trials import Task
 from subtune_jax import tree
 from subtune_jax.data.batches import Data
+from subtune_jax.evaluation.metrics import accuracy, f1
 from subtune_jax.models.bert import BertConfig, bert
 from subtune_jax.reporting import results
 from subtune_jax.reporting.results import read as rows
@@ -36,13 +37,35 @@ def test_smoke(call, tmp_path):
     assert "| layer_norms (0.56" in (tmp_path / "out" / "summary.md").read_text()
 
 
+def scored(seeds, task="t"):
+    """Returns test rows of `{seed: {module: score}}`."""
+    return [
+        {"task": task, "seed": seed, "module": module, "value": value}
+        for seed, known in seeds.items()
+        for module, value in known.items()
+    ]
+
+
 def test_the_relative_score_is_between_frozen_and_full():
-    fixed = {"task": "t", "seed": 0}
     known = {"frozen": 40.0, "full": 80.0, "query": 70.0, "key": 30.0}
-    tests = [fixed | {"module": m, "value": v} for m, v in known.items()]
-    found = {r["module"]: r["value"] for r in study.relative_rows(tests)}
+    found = {r["module"]: r["value"] for r in study.relative_rows(scored({0: known}))}
     assert found == {"frozen": 0.0, "full": 100.0, "query": 75.0, "key": -25.0}
-    assert study.relative_rows(tests[:1] + tests[2:]) == []
+    del known["full"]
+    assert study.relative_rows(scored({0: known})) == []
+
+
+def test_the_relative_score_is_of_means_and_blank_where_its_ends_are_not_apart():
+    near = {0: (55.0, 60.0), 1: (55.0, 55.4), 2: (57.0, 56.5)}  # 1.6 (1.7) apart
+    far = {0: (50.0, 60.0), 1: (50.0, 51.0)}  # 5.5 (4.5) apart
+
+    def relative(ends):
+        of = {"query": 52.75}
+        seeds = {s: {"frozen": a, "full": b} | of for s, (a, b) in ends.items()}
+        found = study.relative_rows(scored(seeds))
+        return [row["value"] for row in found if row["module"] == "query"]
+
+    assert relative(near) == []
+    assert relative(far) == [50.0, 50.0]
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +155,23 @@ def test_single_layers_and_another_task(call, tmp_path):
     assert (tmp_path / "out" / "layers.png").exists()
     summary = (tmp_path / "out" / "summary.md").read_text()
     assert "| docstrings to docstrings_other |" in summary
+
+
+def test_further_metrics_and_splits_are_columns_of_their_own(small, tmp_path):
+    task = small._replace(
+        also={"f1": (small.test, f1), "half": (small.test.take(np.arange(4)), accuracy)}
+    )
+    recipe = modules.ModuleRecipe(epochs=1).resolved("glue/mrpc", smoke=True)
+    made = modules.module_rows(
+        *(task, recipe, modules.Job("frozen", 0)),
+        **{"name": "x", "dataset": "glue/mrpc", "folder": tmp_path, "devices": 1},
+    )
+    tests = [row for row in made if row["split"] == "test"]
+    assert [r["task"] for r in tests] == ["mrpc", "mrpc, f1", "mrpc, half"]
+    assert [r["metric"] for r in tests] == ["accuracy", "f1", "half"]
+    table = study.module_table([*tests, tests[0] | {"module": "full", "value": 101.0}])
+    assert "| mrpc | mrpc, f1 | mrpc, half | mrpc, relative |" in table
+    assert texts.tests_of("mnli") == ("validation_matched", "validation_mismatched")
 
 
 def test_the_first_seed_may_choose_the_rate_for_all(call, tmp_path):

@@ -34,12 +34,17 @@ GLUE = {
     "wnli": GlueTask(_PAIR, 2, ("accuracy",)),
 }
 
+PADDING = (
+    1024  # words that a table may have beyond its tokenizer's: round sizes are faster
+)
+
 
 def tokenizer(folder: str | Path, vocabulary: int | None = None) -> Any:
     """Returns the fast tokenizer of a folder: `tokenizer.json`, or BERT's from `vocab.txt`.
 
     vocabulary: how many words the network knows. Raises `InputError` when there is
-    neither file, one is damaged, or the tokenizer knows more words than the network.
+    neither file, one is damaged, or the tokenizer is of another vocabulary: it gives ids
+    that the network does not know, or leaves more of them unused than padding explains.
     """
     import tokenizers  # a tenth of a second, only where there is text
 
@@ -51,22 +56,28 @@ def tokenizer(folder: str | Path, vocabulary: int | None = None) -> Any:
         if whole.exists():
             made = tokenizers.Tokenizer.from_file(str(whole))
         else:
-            lower = _settings(folder).get("do_lower_case", True)
-            made = tokenizers.BertWordPieceTokenizer(str(words), lowercase=lower)
+            made = tokenizers.BertWordPieceTokenizer(str(words), **_settings(folder))
     except Exception as error:  # the library raises bare exceptions
         raise InputError(f"{folder} has no readable tokenizer: {error}") from None
-    if vocabulary is not None and made.get_vocab_size() > vocabulary:
+    size = max(made.get_vocab().values(), default=-1) + 1
+    if vocabulary is not None and not 0 <= vocabulary - size < PADDING:
         raise InputError(
-            f"the tokenizer in {folder} knows {made.get_vocab_size()} words, the network "
-            f"{vocabulary}: it belongs to another network"
+            f"the tokenizer in {folder} has ids up to {size - 1}, the network "
+            f"{vocabulary} words: it belongs to another network"
         )
     made.no_padding()
     return made
 
 
 def _settings(folder: Path) -> dict[str, Any]:
+    """Returns what `tokenizer_config.json` says of a `vocab.txt`; BERT's rules where not."""
     file = folder / "tokenizer_config.json"
-    return json.loads(file.read_text()) if file.exists() else {}
+    found = json.loads(file.read_text()) if file.exists() else {}
+    return {
+        "lowercase": found.get("do_lower_case", True),
+        "strip_accents": found.get("strip_accents"),
+        "handle_chinese_chars": found.get("tokenize_chinese_chars", True),
+    }
 
 
 def encode(
@@ -75,7 +86,8 @@ def encode(
     """Returns `input_ids`, `attention_mask`, `token_type_ids` as ragged int32 arrays.
 
     `sentences` has one or two texts per example, the same number for all; examples are
-    cut to `most` tokens. Raises `InputError` for another number and for no example.
+    cut to `most` tokens. Raises `InputError` for another number, for no example, and
+    where `most` leaves no room for a word beside the special tokens.
     """
     require_positive(most=most, examples=len(sentences))
     parts = {len(example) for example in sentences}
@@ -83,6 +95,11 @@ def encode(
         raise InputError(
             f"examples have {' and '.join(map(str, sorted(parts)))} texts: expected one "
             "or two, the same for all"
+        )
+    special = tokenizer.num_special_tokens_to_add(parts == {2})
+    if most <= special:
+        raise InputError(
+            f"most is {most}: {special} are special tokens, so expected {special + 1} or more"
         )
     tokenizer.enable_truncation(most)
     inputs = [e[0] if len(e) == 1 else tuple(e) for e in sentences]

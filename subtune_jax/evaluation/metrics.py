@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -21,6 +22,19 @@ def squared_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
             f"outputs {outputs.shape} and targets {targets.shape} differ in shape"
         )
     return ((outputs - targets) ** 2).reshape(len(outputs), -1).mean(axis=1)
+
+
+def span_cross_entropy(logits: jax.Array, spans: jax.Array) -> jax.Array:
+    """Returns -(log softmax(logits_0)[start] + log softmax(logits_1)[end]) / 2 over the
+    tokens, float[batch]; logits are [batch, tokens, 2], spans int[batch, 2] (both ends
+    are in it)."""
+    return cross_entropy(jnp.moveaxis(logits, 1, 2), spans).mean(axis=1)
+
+
+def span_accuracy(logits: np.ndarray, spans: np.ndarray) -> float:
+    """Returns the share of texts whose start and end both have the largest logit, in
+    percent."""
+    return 100 * float(np.mean((np.argmax(logits, axis=1) == spans).all(axis=1)))
 
 
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:

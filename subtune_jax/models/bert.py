@@ -1,8 +1,8 @@
 """BERT-style encoders: BERT, RoBERTa, MiniLM and others with their configuration.
 
 Stages: `embeddings`, `layer_{i}`, `pooler`, `head`. Inputs are a dict of int32[batch,
-tokens]: `input_ids`, `attention_mask` and `token_type_ids`; between layers, a dict of
-`hidden` float[batch, tokens, width] and `mask` bool[batch, tokens].
+tokens]: `input_ids`, `attention_mask` and, where there are two texts, `token_type_ids`;
+between layers, a dict of `hidden` float[batch, tokens, width] and `mask` bool[batch, tokens].
 """
 
 from typing import NamedTuple
@@ -84,7 +84,8 @@ class Embeddings(nnx.Module):
             real = (ids != self.pad).astype(jnp.int32)
             places = jnp.cumsum(real, axis=1) * real + self.pad
         total = self.word(ids) + self.position(places)
-        hidden = self.norm(total + self.token_type(x["token_type_ids"]))
+        types = x.get("token_type_ids", jnp.zeros_like(ids))
+        hidden = self.norm(total + self.token_type(types))
         return {"hidden": self.dropout(hidden), "mask": x["attention_mask"] > 0}
 
 
@@ -180,5 +181,6 @@ def units(config: BertConfig) -> UnitTable:
     parts = {"word": "word", "position": "position", "token_type": "token_type"}
     embeddings = {f"{n}_embeddings": (f"embeddings/{p}",) for n, p in parts.items()}
     embeddings["embedding_norm"] = ("embeddings/norm",)
-    every = kinds(r"layer_\d+") | embeddings | pooler | {"head": ("head",)}
+    every = kinds(r"layer_\d+") | embeddings | pooler
+    every |= {"norms": ("norm",), "head": ("head",)}
     return {"fine": fine, "kinds": every} | {name: kinds(name) for name in layers}

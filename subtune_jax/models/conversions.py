@@ -29,6 +29,11 @@ CONV = (2, 3, 1, 0)  # OIHW to HWIO
 LINEAR = (1, 0)  # (out, in) to (in, out)
 HEAD = r"(?:fc|linear|classifier|qa_outputs|head|heads\.head)(?:\.out_proj)?\.(?:weight|bias)"
 
+HINTS = {  # where a path is missing
+    "params/head/": "new_head=N gives a fresh head",
+    "params/pooler/dense": "pooling='mean' or 'cls' does without a pooler",
+}
+
 
 def _norm(pattern: str, path: str) -> list[Name]:
     return [
@@ -164,6 +169,7 @@ def filled(
         "misshapen": misshapen,
     }
     said = [f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names]
+    said += [h for p, h in HINTS.items() if any(p in n for n in problems["missing"])]
     if said:
         raise InputError(f"{file} does not fit the network: {'; '.join(said)}")
     values = tree.map_with_path(

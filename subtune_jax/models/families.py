@@ -1,5 +1,6 @@
 """From a `config.json` to a network of its family, with random weights."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from subtune_jax.models.vit_files import (
 from subtune_jax.network import Network
 
 CLIP_TYPES = ("clip", "clip_vision_model")
+ROBERTA_TYPES = ("roberta", "xlm-roberta", "camembert")
 
 
 class Family(NamedTuple):
@@ -49,10 +51,14 @@ def described(
     Raises `InputError` for a model type or an option that is not known, and for a
     configuration that lacks something.
     """
-    makers = {"bert": _bert, "roberta": _bert, "resnet": _resnet, "timm": _timm}
+    makers = {kind: _bert for kind in ("bert", *ROBERTA_TYPES)}
     makers |= {kind: partial(_vit, images) for kind in ("vit", *CLIP_TYPES)}
-    default = "timm" if "pretrained_cfg" in config else "resnet"
-    kind = config.get("model_type", default)
+    makers |= {"resnet": _resnet, "timm": _timm}
+    kind = config.get("model_type") or _told(config)
+    if kind is None:
+        raise InputError(
+            f"{folder}/config.json has no model_type: expected one of {', '.join(makers)}"
+        )
     if kind not in makers:
         raise unknown("model type", kind, makers)
     name = "residual network" if kind == "resnet" else f"{kind} network"
@@ -64,6 +70,12 @@ def described(
         ) from None
     except (TypeError, AttributeError) as error:
         raise InputError(f"{folder}/config.json describes no {name}: {error}") from None
+
+
+def _told(config: Mapping[str, Any]) -> str | None:
+    """Returns the type of a configuration that has none, by what only its kind has."""
+    marks = {"pretrained_cfg": "timm", "blocks_per_stage": "resnet"}
+    return next((kind for mark, kind in marks.items() if mark in config), None)
 
 
 def _with(config: Any, options: Mapping[str, Any], allowed: Sequence[str]) -> Any:
@@ -94,7 +106,7 @@ def _of_vit(
 
 
 def _bert(config: Mapping[str, Any], options: Mapping[str, Any]) -> Family:
-    roberta = config["model_type"] == "roberta"
+    roberta, pad = config["model_type"] in ROBERTA_TYPES, config.get("pad_token_id")
     if config.get("position_embedding_type", "absolute") != "absolute":
         raise InputError(
             f"position embeddings are {config['position_embedding_type']!r}: expected "
@@ -111,14 +123,23 @@ def _bert(config: Mapping[str, Any], options: Mapping[str, Any]) -> Family:
         epsilon=config["layer_norm_eps"],
         activation=config["hidden_act"],
         dropout=config["hidden_dropout_prob"],
-        pad=config.get("pad_token_id") or 0,
+        pad=int(roberta) if pad is None else pad,  # Hugging Face's defaults
         roberta=roberta,
         outputs=len(config.get("id2label") or (0, 0)),
     )
     made = _with(made, options, ("pooling", "head", "dropout", "dtype", "outputs"))
     room = made.positions - (made.pad + 1 if roberta else 0)
     dense = made.pooling == "dense" and made.head == "outputs"
-    return Family(bert(made, jax.random.key(0)), bert_names(dense), (room,))
+    return Family(
+        bert(made, jax.random.key(0)), bert_names(dense), (room,), _one_pooler
+    )
+
+
+def _one_pooler(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the tensors without a pooler that a classifier with its own does not use."""
+    own = any(name.startswith("classifier.dense.") for name in tensors)
+    pooler = re.compile(r"(?:\w+\.)?pooler\.dense\.\w+")
+    return {n: t for n, t in tensors.items() if not (own and pooler.fullmatch(n))}
 
 
 def _resnet(config: Mapping[str, Any], options: Mapping[str, Any]) -> Family:
@@ -140,6 +161,9 @@ def _resnet(config: Mapping[str, Any], options: Mapping[str, Any]) -> Family:
         mean=tuple(config["normalization"]["mean"]),
         std=tuple(config["normalization"]["std"]),
     )
-    _with(made, options, ())
+    if options:
+        raise InputError(
+            f"a residual network takes no option, got {', '.join(options)}"
+        )
     network = resnet(made, jax.random.key(0))
     return Family(network, CIFAR_RESNET, tuple(config["input_size"]))

@@ -10,14 +10,21 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from subtune_jax import tree
-from subtune_jax.errors import InputError
+from subtune_jax.errors import InputError, require_positive
 from subtune_jax.models.conversions import HEAD, filled
 from subtune_jax.models.families import described
 from subtune_jax.network import LECUN_NORMAL, Network, linear_params
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.th", "*.ckpt", "*.pkl")
-FILES = ["config.json", "preprocessor_config.json", "model.safetensors"]
-FILES += ["tokenizer.json", "vocab.txt"]
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+FILES = [
+    "config.json",
+    "preprocessor_config.json",
+    WEIGHTS,
+    INDEX,
+    "model-*.safetensors",
+]
+FILES += ["tokenizer.json", "tokenizer_config.json", "vocab.txt"]
 
 
 class Pretrained(NamedTuple):
@@ -41,7 +48,8 @@ def load(
     key: jax.Array | None = None,
     **options: Any,
 ) -> Pretrained:
-    """Returns the network in a folder, or of a hub id: `config.json`, `model.safetensors`.
+    """Returns the network in a folder, or of a hub id: `config.json`, `model.safetensors`
+    (or shards of it with their index).
 
     CIFAR residual networks; BERT and RoBERTa encoders; ViT of timm, torchvision or
     Hugging Face, and CLIP's image tower (without its projection). new_head: how many
@@ -51,6 +59,10 @@ def load(
     there is no such folder, the hub cannot be reached, the file is no safetensors file,
     or tensors are missing, unexpected or misshapen (all of them are listed).
     """
+    if new_head is not None:
+        require_positive(new_head=new_head)
+    if options.get("head") == "span" and new_head not in (None, 2):
+        raise InputError(f"a span head has 2 outputs, got new_head={new_head}")
     folder = find(source)
     images = folder / "preprocessor_config.json"
     family = described(
@@ -59,12 +71,9 @@ def load(
         folder,
         options,
     )
-    file = folder / "model.safetensors"
-    tensors = _tensors(file)
+    tensors, file = stored(folder), f"{folder}/{WEIGHTS}"
     fresh = None if new_head is None else family.network.stages[-1].name
-    network = filled(
-        family.network, family.plain(tensors), family.names, str(file), fresh
-    )
+    network = filled(family.network, family.plain(tensors), family.names, file, fresh)
     if new_head is not None:
         features = network.params[fresh]["kernel"].shape[0]
         init = jax.nn.initializers.zeros if key is None else LECUN_NORMAL
@@ -80,7 +89,9 @@ def find(source: str | Path) -> Path:
     if folder.is_dir():
         return _checked(folder)
     if not re.fullmatch(r"[A-Za-z0-9][\w-]*/[A-Za-z0-9][\w.-]*", str(source)):
-        raise InputError(f"there is no folder {source} with weights")
+        raise InputError(
+            f"there is no folder {source} with weights, and a hub id is OWNER/NAME"
+        )
     import huggingface_hub  # half a second of imports, only when a hub id is given
 
     try:
@@ -94,11 +105,11 @@ def find(source: str | Path) -> Path:
 
 
 def _checked(folder: Path) -> Path:
-    for needed in ("model.safetensors", "config.json"):
-        if (folder / needed).is_file():
+    for needed, other in ((WEIGHTS, INDEX), ("config.json", "config.json")):
+        if (folder / needed).is_file() or (folder / other).is_file():
             continue
         pickles = [p.name for pattern in PICKLES for p in folder.glob(pattern)]
-        if pickles and needed == "model.safetensors":
+        if pickles and needed == WEIGHTS:
             raise InputError(
                 f"{folder} has a pickle ({pickles[0]}), which can run any code when "
                 "loaded, and no model.safetensors: convert it once where you trust it, "
@@ -111,9 +122,24 @@ def _checked(folder: Path) -> Path:
 
 def _config(file: Path) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text())
+        found = json.loads(file.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise InputError(f"{file} is no JSON") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{file} is a JSON {type(found).__name__}: expected an object")
+    return found
+
+
+def stored(folder: Path) -> dict[str, np.ndarray]:
+    """Returns the tensors of `model.safetensors`, or of the shards that its index names."""
+    if (folder / WEIGHTS).is_file():
+        return _tensors(folder / WEIGHTS)
+    named = _config(folder / INDEX).get("weight_map") or {}
+    shards = sorted(set(map(str, named.values())))
+    for shard in shards:
+        if Path(shard).name != shard or not (folder / shard).is_file():
+            raise InputError(f"{folder} has no {shard!r}, which {INDEX} names")
+    return {n: t for shard in shards for n, t in _tensors(folder / shard).items()}
 
 
 def _tensors(file: Path) -> dict[str, np.ndarray]:

@@ -21,9 +21,9 @@ def split_stages(
 
     call(module, x, batch_stats=..., key=...) runs one; it may change the module, which
     is a copy. Keys of lists become strings: `layers/0/kernel`. Modules with equal
-    graphs share one `apply`. Raises `InputError` for a variable that two modules share
-    (tied weights must be in one stage) and for one that is no parameter, statistic or
-    random state.
+    graphs and no random state share one `apply`. Raises `InputError` for a variable that
+    two modules share (tied weights must be in one stage) and for one that is no
+    parameter, statistic or random state.
     """
     stages, params, stats = [], {}, {}
     _require_untied(modules)

@@ -189,7 +189,7 @@ def units(config: ViTConfig) -> UnitTable:
     parts |= {"class_token": "class_token"} if config.class_token else {}
     parts |= {"embedding_norm": "norm"} if config.pre_norm else {}
     embeddings = {name: (f"embeddings/{part}",) for name, part in parts.items()}
-    ends = {"final_norm": ("pooler",), "head": ("head",)}
+    ends = {"final_norm": ("pooler",), "norms": ("norm",), "head": ("head",)}
     fine = {name: (name,) for name in ("embeddings", *layers, "pooler", "head")}
     surgical = {"embedding": ("embeddings",), "first3": tuple(layers[:3])}
     surgical |= {"last3": tuple(layers[-3:]), "last": ("head",)}

@@ -3,8 +3,8 @@
 Every score is a function of (network, batches, loss) to `{name: value}`, float, where a
 name is a leaf's path or, with `groups` (`{path: unit}`, see `unit_groups`), a unit's.
 `loss(outputs, targets) -> float[batch]`. Gradients are of the mean loss, at the
-network's parameters, with stored statistics and without dropout; every batch of a score
-has the same shape, so each compiles once.
+network's parameters, with stored statistics and without dropout; batches of one shape
+compile once.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,7 +17,7 @@ import numpy as np
 
 from subtune_jax import tree
 from subtune_jax.errors import InputError, require_positive, unknown
-from subtune_jax.network import Network, forward
+from subtune_jax.network import Labels, Network, forward, trainable_half
 from subtune_jax.selection.labels import match
 
 Score = dict[str, float]
@@ -101,14 +101,20 @@ def fisher(
     return _entry_means(network, batches, run, groups)
 
 
-def fisher_elements(network: Network, batches: Iterable, loss: Callable) -> Any:
-    """Returns the empirical Fisher information of every element, float32, a tree like the
-    parameters: the mean over examples of g^2, mean over batches."""
+def fisher_elements(
+    network: Network, batches: Iterable, loss: Callable, labels: Labels
+) -> Any:
+    """Returns the empirical Fisher information of every element that is not frozen,
+    float32, half a tree: the mean over examples of g^2, mean over batches."""
     run = _example_sums(network.stages, loss, _element_squares)
-    found = [run(network.params, network.stats, batch) for batch in batches]
-    if not found:
+    half, total, count = trainable_half(network.params, labels), None, 0
+    for batch in batches:
+        found = run(network.params, network.stats, batch, half)
+        total = found if total is None else jax.tree.map(jnp.add, total, found)
+        count += 1
+    if not count:
         raise InputError("a score needs a batch")
-    return jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *found)
+    return jax.tree.map(lambda leaf: leaf / count, total)
 
 
 def magnitude(network: Network, groups: Groups | None = None) -> Score:
@@ -149,16 +155,17 @@ def _batch_sums(stages, loss: Callable, reduce: Callable) -> Callable:
 @cache
 def _example_sums(stages, loss: Callable, reduce: Callable) -> Callable:
     """Returns the jitted tree of `reduce(gradients, weight)`: a row per example, and
-    weight 0 for padding rows, which are the last."""
+    weight 0 for padding rows, which are the last; of half the parameters, or of all."""
 
-    def one_loss(params, stats, x, y):
+    def one_loss(half, params, stats, x, y):
         x, y = jax.tree.map(lambda leaf: leaf[None], (x, y))
-        return loss(forward(stages, params, stats, x)[0], y)[0]
+        return loss(forward(stages, tree.combine(half, params), stats, x)[0], y)[0]
 
-    each = jax.vmap(jax.grad(one_loss), in_axes=(None, None, 0, 0))
+    each = jax.vmap(jax.grad(one_loss), in_axes=(None, None, None, 0, 0))
 
-    def run(params, stats, batch):
-        grads = each(params, stats, batch.x, batch.y)
+    def run(params, stats, batch, half=None):
+        half = params if half is None else half
+        grads = each(half, params, stats, batch.x, batch.y)
         return jax.tree.map(lambda g: reduce(g, batch.weight), grads)
 
     return jax.jit(run)

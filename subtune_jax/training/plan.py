@@ -1,6 +1,5 @@
 """The plan of a run: what is fixed before its first step."""
 
-import hashlib
 from collections.abc import Callable, Sequence
 from itertools import accumulate as running_total
 from typing import Any, NamedTuple
@@ -8,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from subtune_jax import tree
 from subtune_jax.data import batches
 from subtune_jax.data.batches import Augment, Data
 from subtune_jax.data.ragged import lengths
@@ -110,38 +108,3 @@ def require_labels(network: Network, data: Data) -> None:
             f"labels are {low} to {high}: the network has {outputs} outputs, so labels "
             f"0 to {(outputs or 1) - 1} are expected (see new_head)"
         )
-
-
-def identity(plan: Plan) -> dict[str, str]:
-    """Returns fingerprints of the base (without its head) and of the run's recipe.
-
-    The recipe is what the result depends on: labels, rules, functions by name, data (of
-    the inputs, up to 64 rows), order, the head. What `validate` does is not known here.
-    """
-    network, head = plan.network, plan.network.stages[-1].name
-    body = {name: leaves for name, leaves in network.params.items() if name != head}
-    settings = [
-        [sorted(tree.flatten(phase.labels).items()) for phase in plan.phases],
-        [(phase.rules, phase.steps, phase.reset_moments) for phase in plan.phases],
-        [_name(phase.multipliers) for phase in plan.phases],
-        [[_name(f) for f in phase.tuning] for phase in plan.phases],
-        [(p.updates, p.accumulate, sorted(p.batch_stats)) for p in plan.programs],
-        [_name(program.loss) for program in plan.programs],
-        (plan.batch_size, plan.drop, plan.seed, _name(plan.augment)),
-        tree.fingerprint({"key": jax.random.key_data(plan.key), **_sampled(plan.data)}),
-        tree.fingerprint(network.params[head]),
-    ]
-    return {
-        "base": tree.fingerprint({"params": body, "stats": network.stats}),
-        "recipe": hashlib.sha256(repr(settings).encode()).hexdigest(),
-    }
-
-
-def _name(f: Callable | None) -> str:
-    inner = getattr(f, "func", f)  # of a partial
-    return f"{getattr(inner, '__module__', '')}.{getattr(inner, '__qualname__', inner)}"
-
-
-def _sampled(data: Data) -> dict:
-    rows = np.unique(np.linspace(0, len(data.y) - 1, 64).astype(int))
-    return {"x": data.take(rows).x, "y": np.asarray(data.y)}

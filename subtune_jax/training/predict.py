@@ -11,7 +11,10 @@ from subtune_jax.training.step import compiled_forward
 
 
 def predict(network: Network, data: Data, *, batch_size: int = 256) -> np.ndarray:
-    """Returns the outputs for all examples, in order: stored statistics, no dropout."""
+    """Returns the outputs for all examples, in order: stored statistics, no dropout.
+
+    Outputs per token are padded to the longest text with the lowest number there is.
+    """
     run, sizes = compiled_forward(network.stages), lengths(data.x)
     if sizes is not None:  # like lengths together, and back into their order
         order = np.argsort(sizes, kind="stable")
@@ -20,8 +23,22 @@ def predict(network: Network, data: Data, *, batch_size: int = 256) -> np.ndarra
         np.asarray(run(network.params, network.stats, batch.x))[batch.weight > 0]
         for batch in batches.in_order(data, batch_size)
     ]
-    made = np.concatenate(rows)
+    made = np.concatenate(_as_wide(rows))
     return made if sizes is None else made[np.argsort(order)]
+
+
+def _as_wide(rows: list[np.ndarray]) -> list[np.ndarray]:
+    widest = max(row.shape[1:] for row in rows)
+    if all(row.shape[1:] == widest for row in rows):
+        return rows
+    return [
+        np.pad(
+            row,
+            [(0, 0), (0, widest[0] - row.shape[1]), *[(0, 0)] * (row.ndim - 2)],
+            constant_values=np.finfo(row.dtype).min,
+        )
+        for row in rows
+    ]
 
 
 def evaluate(

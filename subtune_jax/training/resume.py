@@ -11,8 +11,9 @@ from subtune_jax import tree
 from subtune_jax.network import Network
 from subtune_jax.training import checkpoints
 from subtune_jax.training.checkpoints import Arrays, Saved, packed, unpacked
+from subtune_jax.training.identity import identity
 from subtune_jax.training.phases import trainable_shapes
-from subtune_jax.training.plan import Plan, identity
+from subtune_jax.training.plan import Plan
 from subtune_jax.training.state import State, start
 
 

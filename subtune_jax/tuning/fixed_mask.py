@@ -1,7 +1,7 @@
 """Fixed-mask tuning: chosen elements of a leaf train, the others stay.
 
-No dense copy is made and no dense moments are kept: of a leaf with k chosen elements,
-k values train.
+Of a leaf with k chosen elements, k values train, with k moments: nothing dense is kept.
+While a step runs, the whole leaf and its gradient are there, as in any other tuning.
 """
 
 from collections.abc import Mapping

@@ -96,6 +96,8 @@ def test_unknown_words_are_the_unknown_word(words):
         ([["a", "b", "c"]], 8, "examples have 3 texts"),
         ([], 8, "examples must be a positive number, got 0"),
         ([["a"]], 0, "most must be a positive number, got 0"),
+        ([["a"]], 2, "most is 2: 2 are special tokens, so expected 3 or more"),
+        ([["a", "b"]], 3, "most is 3: 3 are special tokens, so expected 4 or more"),
     ],
 )
 def test_what_cannot_be_encoded_is_said(words, sentences, most, message):
@@ -104,8 +106,10 @@ def test_what_cannot_be_encoded_is_said(words, sentences, most, message):
 
 
 def test_a_tokenizer_that_does_not_fit_is_said(tmp_path, words):
-    with pytest.raises(InputError, match="knows 10 words, the network 9"):
-        tokenizer(tmp_path, vocabulary=9)
+    for size in (9, 10 + 1024):
+        with pytest.raises(InputError, match=f"ids up to 9, the network {size} words"):
+            tokenizer(tmp_path, vocabulary=size)
+    assert tokenizer(tmp_path, vocabulary=10 + 1023).get_vocab_size() == 10
     with pytest.raises(InputError, match="has no tokenizer.json and no vocab.txt"):
         tokenizer(tmp_path / "nowhere")
     (tmp_path / "tokenizer.json").write_text("{")
@@ -119,6 +123,26 @@ def test_case_follows_the_folders_settings(tmp_path):
         json.dumps({"do_lower_case": False})
     )
     assert encode(tokenizer(tmp_path), [["Cat"]], 8)["input_ids"][:][0, 1] == 10
+
+
+def test_accents_follow_the_folders_settings(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join([*WORDS, "chât", "chat"]))
+
+    def read(**settings):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+        return encode(tokenizer(tmp_path), [["Chât"]], 8)["input_ids"][:][0, 1]
+
+    assert read(do_lower_case=True) == 11
+    assert read(do_lower_case=True, strip_accents=False) == 10
+
+
+def test_ids_that_the_network_does_not_know_are_said(tmp_path):
+    from tokenizers import Tokenizer, models
+
+    words = models.WordLevel({"a": 0, "b": 100}, unk_token="a")
+    Tokenizer(words).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(InputError, match="has ids up to 100, the network 40 words"):
+        tokenizer(tmp_path, vocabulary=40)
 
 
 @pytest.mark.parametrize("name", ["cola", "sst2", "rte", "stsb"])

@@ -6,14 +6,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from subtune_jax import tree
+from subtune_jax.data.batches import Data
+from subtune_jax.data.ragged import ragged
 from subtune_jax.errors import InputError
+from subtune_jax.evaluation.metrics import span_accuracy, span_cross_entropy
 from subtune_jax.models.bert import BertConfig, bert
 from subtune_jax.models.pretrained import load
 from subtune_jax.network import Network, forward
 from subtune_jax.selection.labels import select, trainable_count
+from subtune_jax.training.loop import fit
+from subtune_jax.training.optimizers import adam
+from subtune_jax.training.phases import Phase
+from subtune_jax.training.predict import evaluate, predict
 
 SMALL = BertConfig(vocabulary=40, width=16, layers=2, heads=4, hidden=24, positions=12)
 
@@ -137,6 +144,47 @@ def test_a_span_head_scores_tokens_and_never_padding():
     assert logits.shape == (2, 5, 2) and "pooler" not in network.params
     assert np.all(logits[1, 3:] == np.finfo(np.float32).min)
     assert np.all(np.abs(logits[1, :3]) < 100)
+
+
+def test_a_span_is_learnt_from_texts_of_different_lengths():
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(4, 30, 24)
+    ids = [rng.integers(5, 38, size, dtype=np.int32) for size in sizes]
+    spans = np.array([rng.choice(size, 2, replace=False) for size in sizes])
+    for row, span in zip(ids, spans, strict=True):
+        row[span] = 38, 39  # where they start and end
+    x = {"input_ids": ragged(ids), "attention_mask": ragged([r * 0 + 1 for r in ids])}
+    data = Data(x, spans.astype(np.int32))
+    config = SMALL._replace(head="span", positions=32, dropout=0.0)
+    network = bert(config, jax.random.key(0))
+    logits = predict(network, data, batch_size=5)
+    assert logits.shape == (24, 32, 2)
+    assert all(np.all(row[n:] < -1e38) for row, n in zip(logits, sizes, strict=True))
+    phase = Phase(select(network, {"g": [".*"]}), adam(1e-2), 60)
+    loss = span_cross_entropy
+    made = fit(network, phase, data, key=jax.random.key(1), batch_size=8, loss=loss)
+    before, after = (evaluate(n, data, span_accuracy) for n in (network, made.network))
+    assert before < 20 < 80 < after
+
+
+def test_the_loss_of_a_span_is_the_mean_of_its_two_ends():
+    logits = np.log(np.array([[[0.5, 0.1], [0.25, 0.1], [0.25, 0.8]]]))
+    found = span_cross_entropy(logits, np.array([[0, 2]]))
+    np.testing.assert_allclose(found, [-(np.log(0.5) + np.log(0.8)) / 2], rtol=1e-6)
+    assert span_accuracy(logits, np.array([[0, 2]])) == 100
+    assert span_accuracy(logits, np.array([[0, 1]])) == 0
+
+
+def test_without_token_types_there_is_one_text():
+    network, x = bert(SMALL, jax.random.key(0)), texts()
+    zeros = x | {"token_type_ids": x["token_type_ids"] * 0}
+    del x["token_type_ids"]
+    np.testing.assert_array_equal(network(x), network(zeros))
+
+
+def test_all_norms_are_those_of_the_layers_and_of_the_embeddings(base):
+    labels = select(base, {"g": ["norms"]})
+    assert trainable_count(base.params, labels) == 36_864 + 1_536
 
 
 def test_bfloat16_is_near_and_parameters_stay_float32():
@@ -263,9 +311,79 @@ def changed(home, **changes):
     (home / "config.json").write_text(json.dumps(config))
 
 
+def with_tensors(home, change):
+    """Rewrites the tensors of a folder."""
+    tensors = load_file(home / "model.safetensors")
+    save_file(change(tensors), home / "model.safetensors")
+
+
+def test_the_padding_id_that_is_not_said_is_that_of_the_family(folder):
+    home, network = folder
+    x = texts((3,), 5)
+    for written in ({"pad_token_id": None}, {"model_type": "xlm-roberta"}):
+        changed(home, **written)
+        found = load(home)
+        assert found.size == (10,)
+        np.testing.assert_array_equal(found.network(x), network(x))
+
+
+def test_a_pooler_that_a_classifier_does_not_use_is_passed_over(folder):
+    home, network = folder
+
+    def older(tensors):
+        extra = {f"roberta.pooler.dense.{n}": np.ones(16) for n in ("weight", "bias")}
+        return tensors | extra
+
+    with_tensors(home, older)
+    for found in (load(home), load(home, new_head=3)):
+        kernel = found.network.params["pooler"]["dense"]["kernel"]
+        np.testing.assert_array_equal(
+            kernel, network.params["pooler"]["dense"]["kernel"]
+        )
+
+
+def test_what_a_file_lacks_is_said_with_the_way_out(folder):
+    home, _ = folder
+    with_tensors(home, lambda t: {n: v for n, v in t.items() if "classifier" not in n})
+    with pytest.raises(
+        InputError, match="missing: .*new_head=N gives .*pooling='mean'"
+    ):
+        load(home)
+    assert load(home, new_head=2, pooling="mean").network.params["head"]
+
+
+def test_shards_are_read_through_their_index(folder):
+    home, network = folder
+    tensors = load_file(home / "model.safetensors")
+    (home / "model.safetensors").unlink()
+    files = {name: f"model-0000{i % 2}.safetensors" for i, name in enumerate(tensors)}
+    for file in set(files.values()):
+        save_file({n: tensors[n] for n, f in files.items() if f == file}, home / file)
+    index = home / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": files}))
+    for path, leaf in tree.flatten(load(home).network.params).items():
+        np.testing.assert_array_equal(leaf, tree.flatten(network.params)[path])
+    for shard in ("../model.safetensors", "model-00007.safetensors"):
+        index.write_text(json.dumps({"weight_map": files | {"x": shard}}))
+        with pytest.raises(InputError, match=f"has no '{shard}', which model.safe"):
+            load(home)
+
+
 @pytest.mark.parametrize(
     ("changes", "options", "message"),
     [
+        (
+            {"model_type": None},
+            {},
+            "config.json has no model_type: expected one of bert",
+        ),
+        ({}, {"new_head": 0}, "new_head must be a positive number, got 0"),
+        ({}, {"new_head": -1}, "new_head must be a positive number, got -1"),
+        (
+            {},
+            {"new_head": 5, "head": "span"},
+            "a span head has 2 outputs, got new_head=5",
+        ),
         ({"model_type": "bart"}, {}, "unknown model type 'bart': expected one of bert"),
         (
             {"hidden_size": None},

@@ -150,8 +150,13 @@ def write(name, content):
         ),
         (drop("config.json"), "has no config.json"),
         (write("config.json", b"{"), "is no JSON"),
+        (write("config.json", b"[]"), "is a JSON list: expected an object"),
         (
             write("config.json", b"{}"),
+            "has no model_type: expected one of bert, roberta",
+        ),
+        (
+            write("config.json", b'{"blocks_per_stage": [1]}'),
             "describes no residual network: 'norm' is missing",
         ),
         (spoil_config(norm={"type": "layer"}), "unknown norm type 'layer'"),

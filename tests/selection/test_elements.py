@@ -1,6 +1,5 @@
 """Element masks on leaves whose order a reader can see."""
 
-import jax
 import numpy as np
 import pytest
 
@@ -50,8 +49,9 @@ def test_magnitudes_are_of_a_group():
 
 def test_fisher_of_elements_sums_to_that_of_leaves():
     network, batch = toy.mlp(), padded(toy.points(6), 9)
-    each = scores.fisher_elements(network, [batch], cross_entropy)
-    assert jax.tree.structure(each) == jax.tree.structure(network.params)
+    labels, batches = select(network, {"g": ["two"]}), [batch, batch]
+    each = scores.fisher_elements(network, batches, cross_entropy, labels)
+    assert set(tree.flatten(each)) == {"two/bias", "two/kernel"}  # no others are made
     whole = scores.fisher(network, [batch], cross_entropy)
     for path, leaf in tree.flatten(each).items():
         assert float(leaf.mean()) == pytest.approx(whole[path], rel=1e-5)

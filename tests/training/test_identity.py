@@ -1,0 +1,94 @@
+"""What a checkpoint's run is known by: two that may differ in their result differ here."""
+
+import os
+import subprocess
+import sys
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+
+from subtune_jax.data.images import crop_and_flip
+from subtune_jax.errors import InputError
+from subtune_jax.evaluation.metrics import cross_entropy
+from subtune_jax.models.bert import BertConfig, bert
+from subtune_jax.selection.labels import select
+from subtune_jax.training.identity import said
+from subtune_jax.training.loop import fit
+from subtune_jax.training.optimizers import sgd
+from subtune_jax.training.phases import Phase
+from subtune_jax.tuning.anchor import l1_sp, l2_sp
+from subtune_jax.tuning.fixed_mask import fixed_mask
+from subtune_jax.tuning.rescaled import rescaled
+from tests import toy
+
+SMALL = BertConfig(40, 16, 2, 4, 24, 12, dropout=0.1)
+KEY = jax.random.key(0)
+
+
+def mask(*places):
+    return fixed_mask({"two/kernel": np.array(places)})
+
+
+def stages(**changes):
+    return bert(SMALL._replace(**changes), KEY).stages
+
+
+@pytest.mark.parametrize(
+    ("one", "again", "other"),
+    [
+        (mask(0, 1), mask(0, 1), mask(0, 2)),
+        (rescaled(), rescaled(), rescaled(("one",))),
+        (l1_sp(0.1), l1_sp(0.1), l1_sp(0.2)),
+        (l1_sp(0.1), l1_sp(0.1), l2_sp(0.1)),
+        (crop_and_flip(), crop_and_flip(), crop_and_flip(2)),
+        (stages(), stages(), stages(dropout=0.2)),
+        (stages(), stages(), stages(pooling="mean")),
+        (partial(max, 1), partial(max, 1), partial(max, 2)),
+        (cross_entropy, cross_entropy, jax.jit(np.sum)),
+        ({"a": {1, 2}}, {"a": {2, 1}}, {"a": {1, 3}}),
+        (KEY, jax.random.key(0), jax.random.key(1)),
+    ],
+)
+def test_equal_settings_say_the_same_and_others_do_not(one, again, other):
+    assert said(one) == said(again) != said(other)
+
+
+def test_a_function_that_closes_over_itself_is_said():
+    def recursive(n):
+        return recursive(n - 1)
+
+    assert said(recursive).endswith("recursive[None, None, [itself]]")
+
+
+def test_another_process_says_the_same():
+    code = (
+        "from tests.training.test_identity import *; import hashlib;"
+        "whole = said([stages(), mask(0, 1), toy.small_resnet().stages, crop_and_flip()]);"
+        "print(hashlib.sha256(whole.encode()).hexdigest())"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(found) == 1
+
+
+def test_the_checkpoint_of_another_mask_is_refused(tmp_path):
+    network = toy.mlp()
+    labels = select(network, {"g": ["two/kernel"]})
+
+    def run(tuning):
+        phase = Phase(labels, sgd(0.1), 3, tuning)
+        return fit(network, phase, toy.points(), key=KEY, checkpoint=tmp_path)
+
+    run(mask(0, 1))
+    run(mask(0, 1))  # the same run, made anew
+    with pytest.raises(InputError, match="belongs to a run with other settings"):
+        run(mask(2, 3))
