@@ -5,8 +5,11 @@ import numpy as np
 import pytest
 
 from subtune_jax import tree
+from subtune_jax.data.batches import Data
+from subtune_jax.data.ragged import ragged
 from subtune_jax.errors import InputError
 from subtune_jax.evaluation.metrics import cross_entropy
+from subtune_jax.network import LECUN_NORMAL, Network, Stage, linear, linear_params
 from subtune_jax.selection.automatic import auto_rgn
 from subtune_jax.selection.labels import select
 from subtune_jax.training.loop import Diverged, fit
@@ -69,6 +72,22 @@ def test_all_lanes_are_the_looped_runs_in_float64():
         }
         found = sweep(network, lanes(make), data, chunk=3, **settings)
         compare(network, data, found, lanes(make), {"atol": 1e-9}, **settings)
+
+
+def test_rows_of_different_lengths_come_in_the_order_of_the_loop():
+    def summed(params, stats, x, *, batch_stats, key):
+        return linear(params, stats, x.sum(axis=1), batch_stats=False, key=None)
+
+    rng = np.random.default_rng(0)
+    rows = [rng.normal(size=(n, 4)).astype(np.float32) for n in rng.integers(1, 40, 22)]
+    data = Data(ragged(rows), rng.integers(0, 3, 22))
+    params = {"head": linear_params(jax.random.key(0), 4, 3, LECUN_NORMAL)}
+    network = Network((Stage("head", summed),), params, {"head": {}}, {})
+    labels = select(network, {"g": ["head"]})
+    made = lanes(lambda rate: Phase(labels, sgd(rate, momentum=0.0), 12))
+    settings = {"batch_size": 4, "validate": lambda net: evaluate(net, data)}
+    found = sweep(network, made, data, **settings)
+    compare(network, data, found, made, {"rtol": 1e-4, "atol": 1e-5}, **settings)
 
 
 def test_multipliers_are_refreshed_lane_by_lane():
