@@ -91,7 +91,7 @@ def base_of(target: TextTarget, common: Common) -> str | None:
     """Returns the fingerprint of the weights; the embedded encoder's are of its code."""
     if target.dataset in EMBEDDED:
         return None
-    return load(weights_of(common), new_head=1).fingerprint
+    return loaded(target, common, outputs=1).fingerprint
 
 
 def make_text_task(target: TextTarget, common: Common, seed: int) -> Task:
@@ -116,9 +116,8 @@ def make_text_task(target: TextTarget, common: Common, seed: int) -> Task:
     return Task(network, **taken, test=test, metrics=metrics, metric=metric, also=also)
 
 
-@lru_cache(
-    2
-)  # seeds share it, and with it their compiled programs; so does a carried task
+# Seeds share it, and with it their compiled programs; a carried task is the second.
+@lru_cache(2)
 def glue_task(
     target: TextTarget, common: Common
 ) -> tuple[Network, Data, dict[str, Data]]:

@@ -155,7 +155,8 @@ def carried_rows(
     frozen = Job("frozen", job.seed)
     here, there = (d.split("/")[-1] for d in (settings.target.dataset, carried.dataset))
     for row in module_rows(task, settings.recipe, frozen, **made):
-        yield row | job._asdict() | {"method": job.module, "task": f"{here} to {there}"}
+        name = row["task"].replace(there, f"{here} to {there}", 1)
+        yield row | job._asdict() | {"method": job.module, "task": name}
 
 
 def report(out: Path, rows: list[Row]) -> None:

@@ -34,9 +34,8 @@ GLUE = {
     "wnli": GlueTask(_PAIR, 2, ("accuracy",)),
 }
 
-PADDING = (
-    1024  # words that a table may have beyond its tokenizer's: round sizes are faster
-)
+# Tables may be larger than their tokenizer's vocabulary: round sizes are faster.
+PADDING = 1024
 
 
 def tokenizer(folder: str | Path, vocabulary: int | None = None) -> Any:
@@ -63,7 +62,8 @@ def tokenizer(folder: str | Path, vocabulary: int | None = None) -> Any:
     if vocabulary is not None and not 0 <= vocabulary - size < PADDING:
         raise InputError(
             f"the tokenizer in {folder} has ids up to {size - 1}, the network "
-            f"{vocabulary} words: it belongs to another network"
+            f"{vocabulary} words: expected {max(vocabulary - PADDING, 0)} to "
+            f"{vocabulary - 1}, so it belongs to another network"
         )
     made.no_padding()
     return made

@@ -163,7 +163,7 @@ def _resnet(config: Mapping[str, Any], options: Mapping[str, Any]) -> Family:
     )
     if options:
         raise InputError(
-            f"a residual network takes no option, got {', '.join(options)}"
+            f"config.json describes a residual network, which has no {', '.join(options)}"
         )
     network = resnet(made, jax.random.key(0))
     return Family(network, CIFAR_RESNET, tuple(config["input_size"]))

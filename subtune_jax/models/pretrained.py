@@ -134,12 +134,16 @@ def stored(folder: Path) -> dict[str, np.ndarray]:
     """Returns the tensors of `model.safetensors`, or of the shards that its index names."""
     if (folder / WEIGHTS).is_file():
         return _tensors(folder / WEIGHTS)
-    named = _config(folder / INDEX).get("weight_map") or {}
-    shards = sorted(set(map(str, named.values())))
-    for shard in shards:
+    named = _config(folder / INDEX).get("weight_map")
+    if not isinstance(named, dict) or not named:
+        raise InputError(f"{folder / INDEX} has no weight_map of tensors to files")
+    made: dict[str, np.ndarray] = {}
+    for shard in sorted(set(map(str, named.values()))):
         if Path(shard).name != shard or not (folder / shard).is_file():
             raise InputError(f"{folder} has no {shard!r}, which {INDEX} names")
-    return {n: t for shard in shards for n, t in _tensors(folder / shard).items()}
+        here = _tensors(folder / shard)
+        made |= {n: t for n, t in here.items() if named.get(n, shard) == shard}
+    return made
 
 
 def _tensors(file: Path) -> dict[str, np.ndarray]:

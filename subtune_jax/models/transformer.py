@@ -8,11 +8,27 @@ from flax import nnx
 
 from subtune_jax.errors import InputError, unknown
 
+
+def exact_gelu(x: jax.Array) -> jax.Array:
+    """Returns x Phi(x)."""
+    return nnx.gelu(x, approximate=False)
+
+
+def tanh_gelu(x: jax.Array) -> jax.Array:
+    """Returns x Phi(x), with tanh for Phi."""
+    return nnx.gelu(x, approximate=True)
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """Returns x sigmoid(1.702 x)."""
+    return x * nnx.sigmoid(1.702 * x)
+
+
 ACTIVATIONS: dict[str, Callable] = {
-    "gelu": lambda x: nnx.gelu(x, approximate=False),
-    "gelu_new": lambda x: nnx.gelu(x, approximate=True),
-    "gelu_pytorch_tanh": lambda x: nnx.gelu(x, approximate=True),
-    "quick_gelu": lambda x: x * nnx.sigmoid(1.702 * x),
+    "gelu": exact_gelu,
+    "gelu_new": tanh_gelu,
+    "gelu_pytorch_tanh": tanh_gelu,
+    "quick_gelu": quick_gelu,
     "relu": nnx.relu,
 }
 DTYPES = ("float32", "bfloat16", "float64")

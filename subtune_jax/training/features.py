@@ -1,6 +1,6 @@
 """Activations of a frozen prefix, computed once instead of at every step."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -11,6 +11,7 @@ from subtune_jax import tree
 from subtune_jax.data import batches
 from subtune_jax.data.batches import Data
 from subtune_jax.data.ragged import Ragged, first_ragged, lengths, ragged
+from subtune_jax.errors import InputError
 from subtune_jax.flops import depends_on
 from subtune_jax.network import Labels, Network, lowest_trainable
 from subtune_jax.training.step import compiled_forward
@@ -26,23 +27,59 @@ def cached_stages(
     """Returns how many leading stages can be computed once for all of `data`.
 
     They are frozen, use stored statistics, do nothing random, and their activations
-    for all examples fit `budget` bytes. The most such stages; 0 where none of them has
-    a parameter, since there is nothing to save.
+    for all examples fit `budget` bytes and, of texts, can be cut to their lengths. The
+    most such stages; 0 where none of them has a parameter, since there is nothing to
+    save.
     """
     if not budget:
         return 0
-    sizes = lengths(data.x)
-    longest = [0] if sizes is None else [int(np.argmax(sizes))]
+    sizes, wide = lengths(data.x), _at_widths(data)
     count = len(data.y) if sizes is None else -(-int(sizes.sum()) // int(sizes.max()))
-    example = data.take(np.array(longest)).x
+    chains = [_deterministic(network, labels, batch_stats, x) for x in wide.values()]
     best, worthwhile = 0, False
-    for stop, x in _deterministic(network, labels, batch_stats, example):
+    for (stop, x), (_, narrow) in zip(*chains, strict=True):
         worthwhile |= bool(
             jax.tree.leaves(network.params[network.stages[stop - 1].name])
         )
-        if worthwhile and tree.nbytes(x) * count <= budget:
+        fits = tree.nbytes(x) * count <= budget
+        if worthwhile and fits and per_token([x, narrow], list(wide)) is not None:
             best = stop
     return best
+
+
+def _at_widths(data: Data) -> dict[int, Any]:
+    """Returns an example at the width of the longest text's bucket, and at half of it;
+    both are the same where nothing is ragged."""
+    first = first_ragged(data.x)
+    longest = np.array([0 if first is None else np.argmax(first.lengths)])
+    whole, width = data.take(longest).x, 1 if first is None else first[longest].shape[1]
+    if width == 1:
+        return {0: whole, 1: whole}
+
+    def cut(tokens: int) -> Any:
+        return jax.tree.map(
+            lambda leaf, part: part[:, :tokens] if isinstance(leaf, Ragged) else part,
+            data.x,
+            whole,
+        )
+
+    return {width: whole, width // 2: cut(width // 2)}
+
+
+def per_token(made: Sequence[Any], widths: Sequence[int]) -> list[bool] | None:
+    """Returns which leaves are [examples, tokens, ...], of what is made at two widths.
+
+    The others have one shape whatever the width. `None` where a leaf is neither: it
+    cannot be cut to the length of a text.
+    """
+    found = []
+    for one, other in zip(*map(jax.tree.leaves, made), strict=True):
+        axes = one.shape[1:2] + other.shape[1:2]
+        same = one.shape == other.shape
+        if not same and (axes != tuple(widths) or one.shape[2:] != other.shape[2:]):
+            return None
+        found.append(not same)
+    return found
 
 
 def _deterministic(
@@ -107,7 +144,15 @@ def _ragged_features(network: Network, stop: int, data: Data, batch_size: int) -
     first = first_ragged(data.x)
     order = np.argsort(first.lengths, kind="stable")  # like lengths together
     run, made = compiled_forward(network.stages, 0, stop), []
-    per_token = _per_token(run, network, data)
+    wide = _at_widths(data)
+    shapes = [
+        jax.eval_shape(run, network.params, network.stats, x) for x in wide.values()
+    ]
+    cut = per_token(shapes, list(wide))
+    if cut is None:
+        raise InputError(
+            f"activations after {stop} stages cannot be cut to their texts"
+        )
     for batch in batches.in_order(data.only(order), batch_size):
         x = jax.device_get(run(network.params, network.stats, batch.x))
         leaves, structure = jax.tree.flatten(x)
@@ -115,7 +160,7 @@ def _ragged_features(network: Network, stop: int, data: Data, batch_size: int) -
         made += [
             [
                 leaf[i, :length] if tokens else leaf[i]
-                for leaf, tokens in zip(leaves, per_token, strict=True)
+                for leaf, tokens in zip(leaves, cut, strict=True)
             ]
             for i, length in enumerate(first.lengths[taken])
         ]
@@ -124,21 +169,6 @@ def _ragged_features(network: Network, stop: int, data: Data, batch_size: int) -
         ragged([made[i][k] for i in back], first.buckets)
         if tokens
         else np.stack([made[i][k] for i in back])
-        for k, tokens in enumerate(per_token)
+        for k, tokens in enumerate(cut)
     ]
     return Data(jax.tree.unflatten(structure, joined), data.y)
-
-
-def _per_token(run: Callable, network: Network, data: Data) -> list[bool]:
-    """Returns which leaves of the activations grow with the number of tokens."""
-
-    def shapes(tokens: int) -> list[tuple]:
-        def lengthened(leaf: Any, row: np.ndarray) -> np.ndarray:
-            ragged = isinstance(leaf, Ragged)
-            return np.repeat(row[:, :1], tokens, axis=1) if ragged else row
-
-        x = jax.tree.map(lengthened, data.x, data.take(np.array([0])).x)
-        made = jax.eval_shape(run, network.params, network.stats, x)
-        return [leaf.shape for leaf in jax.tree.leaves(made)]
-
-    return [one != two for one, two in zip(shapes(1), shapes(2), strict=True)]

@@ -1,9 +1,10 @@
 """What a run is: fingerprints by which a checkpoint knows the run it belongs to."""
 
+import dataclasses
 import hashlib
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -46,14 +47,14 @@ def said(value: Any, within: tuple[int, ...] = ()) -> str:
     """Returns what a value is, the same in every process.
 
     Of an array a fingerprint; of a function its name, defaults and what it closes over
-    (its code may change); of any other object its `repr` without addresses.
+    (its code may change, but that of a lambda, which has no name); of an object its
+    attributes, or its `repr` without addresses.
     """
     if id(value) in within:
         return "itself"
     inner = partial(said, within=(*within, id(value)))
     if isinstance(value, np.ndarray | jax.Array):
-        keys = jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
-        return tree.fingerprint({"": jax.random.key_data(value) if keys else value})
+        return inner(value.tolist()) if _holds_objects(value) else _digest(value)
     if isinstance(value, Mapping):
         items = sorted(f"{inner(k)}: {inner(v)}" for k, v in value.items())
         return f"{{{', '.join(items)}}}"
@@ -61,17 +62,54 @@ def said(value: Any, within: tuple[int, ...] = ()) -> str:
         return f"{{{', '.join(sorted(map(inner, value)))}}}"
     if isinstance(value, tuple | list):
         return f"[{', '.join(map(inner, value))}]"
+    held = _held(inspect.unwrap(value) if callable(value) else value)
+    return f"{_name(value)}{inner(held)}" if held is not None else _name(value)
+
+
+def _held(value: Any) -> list | dict | None:
+    """Returns what makes a value another than those of its name; `None` if nothing."""
+    if isinstance(value, type):
+        return None
     if isinstance(value, partial):
-        return inner([value.func, value.args, value.keywords])
+        return [value.func, value.args, value.keywords]
+    if isinstance(value, np.random.Generator):
+        return value.bit_generator.state
+    if inspect.ismethod(value):
+        return [value.__func__, value.__self__]
+    if inspect.isfunction(value):
+        code = value.__code__ if value.__name__ == "<lambda>" else None
+        code = code and (code.co_code.hex(), code.co_consts, code.co_names)
+        cells = [_content(cell) for cell in value.__closure__ or ()]
+        return [code, value.__defaults__, value.__kwdefaults__, cells]
+    if dataclasses.is_dataclass(value):
+        return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    plain = type(value).__repr__ is object.__repr__
+    return getattr(value, "__dict__", None) if plain else None
+
+
+def _name(value: Any) -> str:
     plain = inspect.unwrap(value) if callable(value) else value
-    if inspect.isfunction(plain):
-        return f"{plain.__module__}.{plain.__qualname__}{inner(_held(plain))}"
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+    if isinstance(plain, type) or inspect.isroutine(plain):
+        return f"{plain.__module__}.{plain.__qualname__}"
+    if _held(plain) is not None:
+        return type(plain).__qualname__
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
-def _held(f: Callable) -> list[Any]:
-    cells = [cell.cell_contents for cell in f.__closure__ or ()]
-    return [f.__defaults__, f.__kwdefaults__, cells]
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # it is filled later, or never
+        return "empty"
+
+
+def _holds_objects(array: Any) -> bool:
+    return isinstance(array, np.ndarray) and array.dtype.hasobject
+
+
+def _digest(array: Any) -> str:
+    keys = jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key)
+    return tree.fingerprint({"": jax.random.key_data(array) if keys else array})
 
 
 def _sampled(data: Data) -> dict:

@@ -1,5 +1,6 @@
 """Outputs and scores of a network over a whole set."""
 
+import jax.numpy as jnp
 import numpy as np
 
 from subtune_jax.data import batches
@@ -13,7 +14,7 @@ from subtune_jax.training.step import compiled_forward
 def predict(network: Network, data: Data, *, batch_size: int = 256) -> np.ndarray:
     """Returns the outputs for all examples, in order: stored statistics, no dropout.
 
-    Outputs per token are padded to the longest text with the lowest number there is.
+    Outputs per token are padded to the longest text's bucket with the lowest number.
     """
     run, sizes = compiled_forward(network.stages), lengths(data.x)
     if sizes is not None:  # like lengths together, and back into their order
@@ -35,7 +36,7 @@ def _as_wide(rows: list[np.ndarray]) -> list[np.ndarray]:
         np.pad(
             row,
             [(0, 0), (0, widest[0] - row.shape[1]), *[(0, 0)] * (row.ndim - 2)],
-            constant_values=np.finfo(row.dtype).min,
+            constant_values=jnp.finfo(row.dtype).min,
         )
         for row in rows
     ]

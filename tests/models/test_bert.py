@@ -363,6 +363,9 @@ def test_shards_are_read_through_their_index(folder):
     index.write_text(json.dumps({"weight_map": files}))
     for path, leaf in tree.flatten(load(home).network.params).items():
         np.testing.assert_array_equal(leaf, tree.flatten(network.params)[path])
+    index.write_text("{}")
+    with pytest.raises(InputError, match="has no weight_map of tensors to files"):
+        load(home)
     for shard in ("../model.safetensors", "model-00007.safetensors"):
         index.write_text(json.dumps({"weight_map": files | {"x": shard}}))
         with pytest.raises(InputError, match=f"has no '{shard}', which model.safe"):

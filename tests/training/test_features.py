@@ -9,6 +9,7 @@ from subtune_jax import tree
 from subtune_jax.cost import stage_flops
 from subtune_jax.data.batches import Data, padded
 from subtune_jax.data.ragged import Ragged, ragged
+from subtune_jax.errors import InputError
 from subtune_jax.evaluation.metrics import cross_entropy
 from subtune_jax.flops import contraction_flops
 from subtune_jax.models.bert import BertConfig, bert
@@ -174,6 +175,33 @@ def texts_of(lengths, rng):
         "token_type_ids": ragged([np.zeros_like(row) for row in ids], (8, 16, 30)),
     }
     return Data(x, np.array([int(row[0] > 20) for row in ids], np.int32))
+
+
+def test_what_cannot_be_cut_to_its_texts_is_not_cached():
+    def embed(params, stats, x, *, batch_stats, key):
+        return params["table"][x["input_ids"]], stats
+
+    def with_class_token(params, stats, x, *, batch_stats, key):
+        return jnp.pad(x, [(0, 0), (1, 0), (0, 0)]), stats
+
+    def mean(params, stats, x, *, batch_stats, key):
+        return x.mean(axis=1), stats
+
+    rng = np.random.default_rng(0)
+    data = texts_of([3, 20, 12], rng)
+    head = toy.mlp().params["head"]
+    params = {"embed": {"table": jnp.ones((40, head["kernel"].shape[0]))}, "head": head}
+    params |= {"token": {}, "mean": {}}
+    parts = {"embed": embed, "token": with_class_token, "mean": mean, "head": linear}
+    stages = tuple(Stage(name, apply) for name, apply in parts.items())
+    network = Network(stages, params, {name: {} for name in params}, {})
+    labels = select(network, {"g": ["head"]})
+    assert cached_stages(network, labels, NONE, data, 2**30) == 3  # the mean can be
+    assert features(network, 1, data).x.lengths.tolist() == [3, 20, 12]
+    with pytest.raises(InputError, match="after 2 stages cannot be cut to their texts"):
+        features(network, 2, data)
+    short = network._replace(stages=(*stages[:2], stages[3]))
+    assert cached_stages(short, labels, NONE, data, 2**30) == 1
 
 
 # The network is as wide as a bucket: what is pooled is no token all the same.

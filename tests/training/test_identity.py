@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from subtune_jax.data.images import crop_and_flip
+from subtune_jax.data.ragged import ragged
 from subtune_jax.errors import InputError
 from subtune_jax.evaluation.metrics import cross_entropy
 from subtune_jax.models.bert import BertConfig, bert
@@ -35,6 +36,19 @@ def stages(**changes):
     return bert(SMALL._replace(**changes), KEY).stages
 
 
+class Scale:
+    def __init__(self, factor):
+        self.factor = factor
+
+    def apply(self, x):
+        return self.factor * x
+
+
+def draws(seed):
+    rng = np.random.default_rng(seed)
+    return lambda x, _: x + rng.normal()
+
+
 @pytest.mark.parametrize(
     ("one", "again", "other"),
     [
@@ -49,6 +63,16 @@ def stages(**changes):
         (cross_entropy, cross_entropy, jax.jit(np.sum)),
         ({"a": {1, 2}}, {"a": {2, 1}}, {"a": {1, 3}}),
         (KEY, jax.random.key(0), jax.random.key(1)),
+        (stages(), stages(), stages(activation="gelu_new")),
+        (lambda x: x + 1, lambda x: x + 1, lambda x: x + 2),
+        (Scale(1).apply, Scale(1).apply, Scale(2).apply),
+        (ragged([np.arange(2000)]),) * 2 + (ragged([np.arange(2000) % 1999]),),
+        (draws(0), draws(0), draws(1)),
+        (
+            np.array([{}, 1], object),
+            np.array([{}, 1], object),
+            np.array([{}, 2], object),
+        ),
     ],
 )
 def test_equal_settings_say_the_same_and_others_do_not(one, again, other):
@@ -59,7 +83,20 @@ def test_a_function_that_closes_over_itself_is_said():
     def recursive(n):
         return recursive(n - 1)
 
-    assert said(recursive).endswith("recursive[None, None, [itself]]")
+    assert said(recursive).endswith("recursive[None, None, None, [itself]]")
+
+
+def test_a_function_that_is_not_whole_yet_is_said():
+    def early():
+        return later
+
+    assert said(early).endswith("early[None, None, None, ['empty']]")
+    later = 1
+    assert said(early).endswith("early[None, None, None, [1]]")
+
+
+def test_no_address_is_said():
+    assert "0x" not in said([stages(), toy.small_resnet().stages, draws(0), Scale(1)])
 
 
 def test_another_process_says_the_same():
