@@ -50,7 +50,8 @@ class ModuleRecipe:
     rates: tuple[float, ...] | None = None
     """Rates tried for all others; default 1e-3 3e-3, embedded 1e-2 3e-2."""
     head_rate: float | None = None
-    """Rate of the classifier beside a module; default 1e-3, embedded 1e-2."""
+    """Rate of the classifier beside a module, or beside everything: a fresh one of zeros
+    lets no gradient through until it has grown; default 1e-3, embedded 1e-2."""
     epochs: int | None = None
     """Passes over the training sentences; default 5, embedded 20."""
     batch_size: int = 16
@@ -193,7 +194,7 @@ def module_rows(
     shape = {"schedule": "linear", "warmup": int(recipe.warmup * steps), "clip": 1.0}
 
     def make(variant: Variant) -> list[Phase]:
-        rate = variant.rate if job.module in ("full", "frozen") else recipe.head_rate
+        rate = variant.rate if job.module == "frozen" else recipe.head_rate
         rules = {"module": adamw(variant.rate, **shape), "head": adamw(rate, **shape)}
         rules = rules if job.module != "frozen" else {"head": rules["head"]}
         return [Phase(labels, rules, steps, tuning)]
