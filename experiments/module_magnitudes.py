@@ -149,14 +149,9 @@ def profile_of(rows: list[Row], network: Network) -> dict[str, float]:
     transformer_modules."""
     body = count(network.params) - count(network.params["head"])
     mine = [r for r in rows if r["experiment"] == STUDY and r["total_params"] == body]
-    tested = [r for r in mine if r["split"] == "test" and is_main(r)]
-    found = tables.grouped(tested, "module")
+    own = [r for r in mine if r["task"] == r["dataset"].split("/")[-1]]  # not carried
+    found = tables.grouped([r for r in own if r["split"] == "test"], "module")
     return {module: float(np.mean(values)) for (module,), values in found.items()}
-
-
-def is_main(row: Row) -> bool:
-    """Returns whether a row is of a task's own metric, not of a carried or further one."""
-    return row["task"] == row["dataset"].split("/")[-1]
 
 
 def correlations(network: Network, profile: dict[str, float]) -> tables.Cells:

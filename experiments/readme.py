@@ -91,6 +91,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "surgical_test_time_first_seed": tests_only(stream_table),
     "transformer_modules": tests_only(module_table),
     "transformer_modules_docstrings": tests_only(module_table),
+    "transformer_modules_rates": tests_only(module_table),
 }
 
 

@@ -171,8 +171,11 @@ def report(out: Path, rows: list[Row]) -> None:
 
 
 def module_table(tests: list[Row]) -> str:
-    """Returns score, relative score and trained share by module and task."""
+    """Returns score, relative score and trained share by module (those of the study first,
+    in its order) and task."""
     tests = [row for row in tests if row["value"] is not None]
+    known = {module: place for place, module in enumerate(MODULES)}
+    tests = sorted(tests, key=lambda row: known.get(row["module"], len(known)))
     cells = tables.cells([*tests, *relative_rows(tests)], "module", "task")
     shares = {
         row["module"]: 100 * row["trainable_params"] / row["total_params"]
