@@ -226,8 +226,9 @@ def test_the_pooler_is_a_module_where_there_is_one(small):
 
 def test_magnitudes_smoke(call, tmp_path):
     known = {"query": 50.0, "key": 60.0, "layer_norms": 70.0, "frozen": 20.0}
-    fixed = {"experiment": "transformer_modules", "method": "m", "task": "t", "seed": 0}
-    fixed |= {"dataset": "docstrings", "split": "test", "metric": "accuracy"}
+    fixed = {"experiment": "transformer_modules", "method": "m", "seed": 0}
+    fixed |= {"dataset": "docstrings", "task": "docstrings", "split": "test"}
+    fixed |= {"metric": "accuracy"}
     network = sentences.pretrained()
     fixed["total_params"] = tree.count(network.params) - tree.count(
         network.params["head"]
