@@ -77,12 +77,10 @@ def tests_only(table: Callable[[list[Row]], str]) -> Callable[[Path], str]:
 
 
 TABLES: dict[str, Callable[[Path], str]] = {
-    "module_magnitudes_docstrings": tests_only(module_table),
     "prefix_speed": lambda folder: speed_table(rows_of(folder)),
     "prefix_speed_texts": lambda folder: speed_table(rows_of(folder)),
     "surgical_cifar10": surgical,
     "surgical_methods": methods,
-    "surgical_methods_digits": methods,
     "surgical_scores_cifar10": partial(scores, measured="surgical_methods"),
     "surgical_scores_digits": scores,
     "surgical_shifts_digits": surgical,
@@ -91,7 +89,6 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "surgical_test_time_first_seed": tests_only(stream_table),
     "transformer_modules": tests_only(module_table),
     "transformer_modules_docstrings": tests_only(module_table),
-    "transformer_modules_rates": tests_only(module_table),
 }
 
 

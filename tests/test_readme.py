@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.readme import with_tables
+from experiments.readme import TABLES, with_tables
 from subtune_jax.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -14,6 +14,11 @@ TEXT = (ROOT / "README.md").read_text()
 
 def test_the_tables_are_made_from_the_rows():
     assert with_tables(TEXT, ROOT / "results") == TEXT
+
+
+def test_every_table_that_can_be_made_is_there():
+    shown = re.findall(r"<!-- table: (\w+) -->", TEXT)
+    assert sorted(shown) == sorted(TABLES)
 
 
 def test_the_code_runs():

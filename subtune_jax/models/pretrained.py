@@ -105,8 +105,9 @@ def find(source: str | Path) -> Path:
 
 
 def _checked(folder: Path) -> Path:
-    for needed, other in ((WEIGHTS, INDEX), ("config.json", "config.json")):
-        if (folder / needed).is_file() or (folder / other).is_file():
+    for needed in (WEIGHTS, "config.json"):
+        instead = INDEX if needed == WEIGHTS else needed
+        if (folder / needed).is_file() or (folder / instead).is_file():
             continue
         pickles = [p.name for pattern in PICKLES for p in folder.glob(pattern)]
         if pickles and needed == WEIGHTS:

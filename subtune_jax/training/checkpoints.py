@@ -99,11 +99,13 @@ def _require_same(facts: Mapping[str, Any], identity: Mapping[str, Any], folder:
     if facts["base"] != identity["base"]:
         raise InputError(
             f"the checkpoint in {folder} belongs to another base: its fingerprint is "
-            f"{facts['base'][:12]}, this network's is {identity['base'][:12]}"
+            f"{facts['base'][:12]}, this network's is {identity['base'][:12]}; give another "
+            "folder, or remove this one to begin anew"
         )
     if facts["recipe"] != identity["recipe"]:
         raise InputError(
-            f"the checkpoint in {folder} belongs to a run with other settings"
+            f"the checkpoint in {folder} belongs to a run with other settings, data or "
+            "code: give another folder, or remove this one to begin anew"
         )
 
 

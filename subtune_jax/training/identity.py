@@ -62,8 +62,19 @@ def said(value: Any, within: tuple[int, ...] = ()) -> str:
         return f"{{{', '.join(sorted(map(inner, value)))}}}"
     if isinstance(value, tuple | list):
         return f"[{', '.join(map(inner, value))}]"
-    held = _held(inspect.unwrap(value) if callable(value) else value)
-    return f"{_name(value)}{inner(held)}" if held is not None else _name(value)
+    plain = _unwrapped(value)
+    held = _held(plain)
+    return _name(plain) if held is None else f"{_name(plain)}{inner(held)}"
+
+
+def _unwrapped(value: Any) -> Any:
+    """Returns the function that `jax.jit` or `functools.cache` made an object of; a function
+    itself is whole: what it wraps is among what it closes over."""
+    while not inspect.isfunction(value) and callable(value):
+        if not hasattr(value, "__wrapped__"):
+            break
+        value = value.__wrapped__
+    return value
 
 
 def _held(value: Any) -> list | dict | None:
@@ -88,11 +99,10 @@ def _held(value: Any) -> list | dict | None:
 
 
 def _name(value: Any) -> str:
-    plain = inspect.unwrap(value) if callable(value) else value
-    if isinstance(plain, type) or inspect.isroutine(plain):
-        return f"{plain.__module__}.{plain.__qualname__}"
-    if _held(plain) is not None:
-        return type(plain).__qualname__
+    if isinstance(value, type) or inspect.isroutine(value):
+        return f"{value.__module__}.{value.__qualname__}"
+    if _held(value) is not None:
+        return type(value).__qualname__
     return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
 

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from functools import partial
+from functools import partial, wraps
 
 import jax
 import numpy as np
@@ -49,6 +49,14 @@ def draws(seed):
     return lambda x, _: x + rng.normal()
 
 
+def scaled(factor):
+    @wraps(abs)
+    def scale(x):
+        return factor * x
+
+    return scale
+
+
 @pytest.mark.parametrize(
     ("one", "again", "other"),
     [
@@ -65,6 +73,8 @@ def draws(seed):
         (KEY, jax.random.key(0), jax.random.key(1)),
         (stages(), stages(), stages(activation="gelu_new")),
         (lambda x: x + 1, lambda x: x + 1, lambda x: x + 2),
+        (scaled(1), scaled(1), scaled(2)),
+        (jax.jit(scaled(1)), jax.jit(scaled(1)), jax.jit(scaled(2))),
         (Scale(1).apply, Scale(1).apply, Scale(2).apply),
         (ragged([np.arange(2000)]),) * 2 + (ragged([np.arange(2000) % 1999]),),
         (draws(0), draws(0), draws(1)),
