@@ -77,13 +77,12 @@ def by_length(
 ) -> np.ndarray:
     """Returns the order with rows of like lengths in the same batches of `size`.
 
-    Rows are sorted within random pools of 32 batches, and the batches of the epoch
-    shuffled; a ragged last batch stays the last.
+    The rows of a ragged last batch are the last of the random order, whatever their
+    lengths: every row is as likely to be among them. The others are sorted within random
+    pools of 32 batches, and the whole batches of the epoch shuffled.
     """
-    pools = [
-        order[begin : begin + 32 * size] for begin in range(0, len(order), 32 * size)
-    ]
-    sorted_ = np.concatenate([p[np.argsort(sizes[p], kind="stable")] for p in pools])
-    whole = len(order) // size * size
-    batches = rng.permutation(sorted_[:whole].reshape(-1, size))
-    return np.concatenate([batches.ravel(), sorted_[whole:]])
+    whole, pool = len(order) // size * size, 32 * size
+    pools = [order[begin : min(begin + pool, whole)] for begin in range(0, whole, pool)]
+    sorted_ = [p[np.argsort(sizes[p], kind="stable")] for p in pools]
+    batches = rng.permutation(np.concatenate([order[:0], *sorted_]).reshape(-1, size))
+    return np.concatenate([batches.ravel(), order[whole:]])
