@@ -210,7 +210,8 @@ def module_rows(
         "seed": job.seed,
         "metric": task.metric,
         # without the classifier
-        "trainable_params": count(tuning.init(network.params, labels, None)) - head,
+        "trainable_params": count(tuning.init(network.params, labels, None).trainable)
+        - head,
         "total_params": count(network.params) - head,
         "commit": results.commit(),
     }

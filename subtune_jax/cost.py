@@ -1,6 +1,6 @@
 """What a selection costs: FLOPs, memory and optimizer state of one step."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -8,12 +8,14 @@ import jax
 
 from subtune_jax import tree
 from subtune_jax.data.batches import Batch
+from subtune_jax.evaluation.metrics import cross_entropy
 from subtune_jax.flops import contraction_flops, trained_flops
 from subtune_jax.network import FROZEN, Labels, Network, lowest_trainable
 from subtune_jax.training.optimizers import Rule
-from subtune_jax.training.phases import Phase, programs
+from subtune_jax.training.phases import Phase, Settings, Stages, check
 from subtune_jax.training.state import start
 from subtune_jax.training.step import compiled_step, train_step
+from subtune_jax.tuning.method import trained_labels
 
 
 class Cost(NamedTuple):
@@ -28,26 +30,40 @@ class Cost(NamedTuple):
     optimizer_bytes: int  # moments, counts and rates
 
 
-def cost(network: Network, phase: Phase, batch: Batch, **settings) -> Cost:
+def cost(
+    network: Network,
+    phase: Phase,
+    batch: Batch,
+    *,
+    loss: Callable = cross_entropy,
+    norm: Stages = "stored",
+    dropout: Stages = "tuned",
+    accumulate: int = 1,
+) -> Cost:
     """Returns the cost of a step of the phase on a batch of this shape.
 
-    `settings` are those of `training.phases.programs` (loss, norm, accumulate).
-    Nothing is run; the step is compiled.
+    `loss`, `norm`, `dropout` and `accumulate` as in `fit`. Nothing is run; the step is
+    compiled.
     """
-    (program,) = programs(network, [phase], **settings)
+    settings = Settings(loss, norm, dropout, accumulate)
+    # One step is compiled, whatever it is a part of.
+    phase = phase._replace(steps=max(phase.steps // accumulate, 1) * accumulate)
+    (program,) = check(network, [phase], settings)
     state = jax.eval_shape(
         lambda params, stats, key: start(
-            network._replace(params=params, stats=stats), program, phase, key
-        ),
+            network._replace(params=params, stats=stats), phase, settings, key
+        )[1],
         network.params,
         network.stats,
         jax.random.key(0),
     )
-    compiled = compiled_step(program).lower(state, network.params, batch).compile()
+    frozen = network.params
+    compiled = compiled_step(program).lower(state, frozen, batch).compile()
+    labels = trained_labels(state.trainable, phase.labels)
     return Cost(
         trainable=tree.count(state.trainable),
         forward=sum(stage_flops(network, batch.x).values()),
-        floor=sum(stage_flops(network, batch.x, phase.labels).values()),
+        floor=sum(stage_flops(network, batch.x, labels).values()),
         flops=contraction_flops(
             partial(train_step, program), state, network.params, batch
         ),

@@ -5,8 +5,8 @@ the backward pass ends, stages below it can be computed once, and each stage is 
 its own whether its norms use batch statistics or stored ones.
 """
 
-from collections.abc import Callable, Mapping
-from functools import cache, partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +23,7 @@ UnitTable = Mapping[str, Mapping[str, tuple[str, ...]]]  # {table: {unit: patter
 FROZEN = "frozen"  # the group that does not train
 LECUN_NORMAL = jax.nn.initializers.lecun_normal()
 NORM_MODES = ("stored", "tuned", "batch")
+DROPOUT_MODES = ("tuned", "all", "none")
 
 
 class Stage(NamedTuple):
@@ -39,12 +40,17 @@ class Stage(NamedTuple):
 
 
 class Network(NamedTuple):
-    """Stages with their parameters, statistics and unit tables; an immutable value."""
+    """Stages with their parameters, statistics and unit tables; an immutable value.
+
+    `first` is the index of its first stage in the whole network, where this is a suffix
+    of one: keys are counted from there.
+    """
 
     stages: tuple[Stage, ...]
     params: Params
     stats: Stats
     units: UnitTable
+    first: int = 0
 
     def __call__(self, x: Any) -> Any:
         """Returns the outputs for a batch `x`: stored statistics, no dropout."""
@@ -62,18 +68,22 @@ def forward(
     x: Any,
     *,
     batch_stats: frozenset[str] = frozenset(),
+    dropout: frozenset[str] | None = None,
     key: jax.Array | None = None,
+    first: int = 0,
     start: int = 0,
     stop: int | None = None,
 ) -> tuple[Any, Stats]:
     """Returns the activations after stages `start` to `stop` (excluded), and all stats.
 
-    x_{i+1} = f_i(params_i, x_i). The key of stage i is `fold_in(key, i)` with i counted
-    from the first stage of the whole network, so prefix and suffix compose exactly.
+    x_{i+1} = f_i(params_i, x_i). The key of stage i is `fold_in(key, first + i)`: `first`
+    is the index of these stages' first one in the whole network, so that prefix and
+    suffix compose exactly. `dropout` names the stages that get a key; None: all.
     """
     stats = dict(stats)
     for index, (name, apply) in list(enumerate(stages))[start:stop]:
-        stage_key = None if key is None else jax.random.fold_in(key, index)
+        draws = key is not None and (dropout is None or name in dropout)
+        stage_key = jax.random.fold_in(key, first + index) if draws else None
         x, stats[name] = apply(
             params[name], stats[name], x, batch_stats=name in batch_stats, key=stage_key
         )
@@ -89,7 +99,7 @@ def rematerialized(network: Network) -> Network:
     return network._replace(stages=stages)
 
 
-@cache
+@lru_cache(256)
 def _remat(apply: Callable) -> Callable:
     def again(params, stats, x, *, batch_stats: bool, key):
         run = partial(apply, batch_stats=batch_stats)
@@ -112,18 +122,24 @@ def lowest_trainable(stages: tuple[Stage, ...], labels: Labels) -> int:
     return len(stages)
 
 
-def stages_with_batch_stats(stats: Stats, labels: Labels, norm: str) -> frozenset[str]:
+def stages_with_batch_stats(
+    stats: Stats, labels: Labels, norm: str | Sequence[str]
+) -> frozenset[str]:
     """Returns the stages whose norms use batch statistics and update their own.
 
     `stored`: none (surgical fine-tuning). `batch`: every stage that has statistics.
     `tuned`: those whose norms train (SubTuning), that is the parameters with statistics
-    beside them. Raises `InputError` for another mode, and where `tuned` meets a stage
-    of which only some norm parameters train: its frozen norms' statistics would move.
+    beside them. Or the names of stages. `labels` are those of what trains: `frozen`
+    where a selected leaf rests. Raises `InputError` for another mode or name, and where
+    `tuned` meets a stage of which only some norm parameters train: its frozen norms'
+    statistics would move.
     """
-    if norm not in NORM_MODES:
-        raise unknown("norm mode", norm, NORM_MODES)
     normed = {name.rpartition("/")[0] for name in tree.flatten(stats)}
     every = frozenset(name.partition("/")[0] for name in normed)
+    if not isinstance(norm, str):
+        return _named("stage with batch statistics", norm, every)
+    if norm not in NORM_MODES:
+        raise unknown("norm mode", norm, NORM_MODES)
     if norm != "tuned":
         return every if norm == "batch" else frozenset()
     trains: dict[str, set[bool]] = {}
@@ -137,6 +153,40 @@ def stages_with_batch_stats(stats: Stats, labels: Labels, norm: str) -> frozense
             f"stage {mixed[0]!r} has both"
         )
     return frozenset(stage for stage, found in trains.items() if found == {True})
+
+
+def stages_with_dropout(
+    stages: tuple[Stage, ...], labels: Labels, dropout: str | Sequence[str]
+) -> frozenset[str]:
+    """Returns the stages that get a key, and so may drop out.
+
+    `all`, `none`, or `tuned`: those in which something trains (SubTuning), so that what
+    lies below them draws nothing and can be cached. A stage without parameters goes with
+    the next one that has some: dropout before a layer is part of tuning that layer. Or
+    the names of stages. Raises `InputError` for another mode or name.
+    """
+    every = frozenset(stage.name for stage in stages)
+    if not isinstance(dropout, str):
+        return _named("stage", dropout, [stage.name for stage in stages])
+    if dropout not in DROPOUT_MODES:
+        raise unknown("dropout mode", dropout, DROPOUT_MODES)
+    if dropout != "tuned":
+        return every if dropout == "all" else frozenset()
+    drops, above = set(), False
+    for stage in reversed(stages):
+        leaves = jax.tree.leaves(labels[stage.name])
+        above = any(label != FROZEN for label in leaves) if leaves else above
+        drops |= {stage.name} if above else set()
+    return frozenset(drops)
+
+
+def _named(
+    kind: str, names: Sequence[str], choices: Sequence[str] | frozenset[str]
+) -> frozenset[str]:
+    for name in names:
+        if name not in choices:
+            raise unknown(kind, name, sorted(choices))
+    return frozenset(names)
 
 
 def linear(

@@ -37,6 +37,22 @@ def unflatten(flat: Mapping[str, Any]) -> dict:
     return tree
 
 
+def owners(over: Tree, under: Tree) -> dict[str, str]:
+    """Returns the path in `under` that each path of `over` is at or below.
+
+    `over` has subtrees where `under` has leaves: `two/kernel/factor` belongs to
+    `two/kernel`. What belongs to no leaf is left out.
+    """
+    names, found = flatten(under), {}
+    for name in flatten(over):
+        parts = name.split("/")
+        starts = ("/".join(parts[:n]) for n in range(len(parts), 0, -1))
+        owner = next((start for start in starts if start in names), None)
+        if owner is not None:
+            found[name] = owner
+    return found
+
+
 def map_with_path(f: Callable, tree: Tree, *rest: Tree) -> Tree:
     """Returns the tree of `f(path, leaf, *leaves of rest)`."""
     return jax.tree.map_with_path(

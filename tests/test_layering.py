@@ -12,7 +12,7 @@ import subtune_jax
 PACKAGE = Path(subtune_jax.__file__).parent
 RANKS = [
     {"errors", "tree", "flops"},
-    {"network"},
+    {"network", "function_identity"},
     {"models", "data", "selection", "tuning", "evaluation"},
     {"training", "deltas"},
     {"serving", "cost", "reporting"},

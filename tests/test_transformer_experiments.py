@@ -86,7 +86,7 @@ def trained(task, module):
     """Returns the sizes of the trainable leaves outside the head, by path."""
     tuning = modules.tuning_of(task, module, 0)
     labels = modules.labels_of(task.network, module)
-    found = tree.flatten(tuning.init(task.network.params, labels, None))
+    found = tree.flatten(tuning.init(task.network.params, labels, None).trainable)
     return {p: v.size for p, v in found.items() if v.size and not p.startswith("head")}
 
 
@@ -110,7 +110,7 @@ def test_fisher_information_chooses_elements_though_the_head_is_zeros(small):
     labels = modules.labels_of(zeros, "fisher_3")
     params = jax.tree.map(lambda v: np.arange(v.size, dtype="float32"), zeros.params)
     params = jax.tree.map(lambda a, b: a.reshape(b.shape), params, zeros.params)
-    chosen = tree.flatten(tuning.init(params, labels, None))
+    chosen = tree.flatten(tuning.init(params, labels, None).trainable)
     places = [v.tolist() for p, v in chosen.items() if "norm" in p]
     assert len(places) == 8 and places.count([0, 1, 2]) < 2
 

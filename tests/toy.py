@@ -15,12 +15,28 @@ def hidden(params, stats, x, *, batch_stats, key):
     return jnp.tanh(x @ params["kernel"] + params["bias"][None]), stats
 
 
+class Recorder:
+    """Counts traces where no description of a function sees it: a program is known by what
+    its functions read, and this changes with every trace."""
+
+    def __init__(self, traces: list | None):
+        self.traces = traces
+
+    def __repr__(self) -> str:
+        return "Recorder"
+
+    def __call__(self) -> None:
+        if self.traces is not None:
+            self.traces.append(1)
+
+
 def mlp(width: int = 6, traces: list | None = None, dtype=jnp.float32) -> Network:
     """Three stages `one`, `two`, `head`; `traces` grows by one with every trace."""
 
+    record = Recorder(traces)
+
     def counted(*args, **kwargs):
-        if traces is not None:
-            traces.append(1)
+        record()
         return hidden(*args, **kwargs)
 
     keys = jax.random.split(jax.random.key(0), 3)

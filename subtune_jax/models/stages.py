@@ -1,7 +1,7 @@
 """From Flax nnx modules to stages; the one place where nnx meets plain trees."""
 
 from collections.abc import Callable, Mapping
-from functools import cache, partial
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -21,7 +21,7 @@ def split_stages(
 
     call(module, x, batch_stats=..., key=...) runs one; it may change the module, which
     is a copy. Keys of lists become strings: `layers/0/kernel`. Modules with equal
-    graphs and no random state share one `apply`. Raises `InputError` for a variable that
+    graphs share one `apply`. Raises `InputError` for a variable that
     two modules share (tied weights must be in one stage) and for one that is no
     parameter, statistic or random state.
     """
@@ -34,8 +34,8 @@ def split_stages(
         _require_random(name, rest)
         params[name], weight_keys = _plain(weights)
         stats[name], stat_keys = _plain(statistics)
-        make = partial(_apply, rest=rest) if nnx.to_flat_state(rest) else _shared_apply
-        stages.append(Stage(name, make(graph, weight_keys, stat_keys, call)))
+        apply = _shared_apply(graph, weight_keys, stat_keys, call, Streams(rest))
+        stages.append(Stage(name, apply))
     return tuple(stages), params, stats
 
 
@@ -78,9 +78,26 @@ def _apply(
     return apply
 
 
-@cache
-def _shared_apply(graph, weight_keys, stat_keys, call) -> Callable:
-    return _apply(graph, weight_keys, stat_keys, call, nnx.State({}))
+class Streams:
+    """The random streams of a module, equal where their places and kinds are: their values
+    are never used, so that equal layers and networks share one `apply`."""
+
+    def __init__(self, rest: nnx.State):
+        self.rest = rest
+        self.kinds = tuple(
+            (keys, type(leaf).__name__) for keys, leaf in nnx.to_flat_state(rest)
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Streams) and self.kinds == other.kinds
+
+    def __hash__(self) -> int:
+        return hash(self.kinds)
+
+
+@lru_cache(1024)
+def _shared_apply(graph, weight_keys, stat_keys, call, streams) -> Callable:
+    return _apply(graph, weight_keys, stat_keys, call, streams.rest)
 
 
 def _rekeyed(rest: nnx.State, key: jax.Array | None) -> nnx.State:

@@ -1,20 +1,20 @@
 """Test-time training: a network that adapts to each input before it predicts."""
 
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import jax
 import numpy as np
 
-from subtune_jax import tree
+from subtune_jax import function_identity, tree
 from subtune_jax.data.batches import Batch
 from subtune_jax.errors import InputError
 from subtune_jax.network import Network, Stage, forward
 from subtune_jax.training.loop import Diverged
-from subtune_jax.training.phases import Phase, programs
-from subtune_jax.training.state import materialize, start
-from subtune_jax.training.step import compiled_step
+from subtune_jax.training.phases import Phase, Settings, Stages, check
+from subtune_jax.training.state import Running, State, live_params, start
+from subtune_jax.training.step import PROGRAMS, compiled_step
 
 
 def adapt(
@@ -24,7 +24,8 @@ def adapt(
     *,
     loss: Callable,
     key: jax.Array,
-    norm: str = "stored",
+    norm: Stages = "stored",
+    dropout: Stages = "none",
     episodic: bool = False,
 ) -> Iterator[np.ndarray]:
     """Yields the outputs for each input of a stream, after `phase.steps` steps on it.
@@ -33,34 +34,69 @@ def adapt(
     image and the image itself, for TENT one batch twice. loss(outputs, None) ->
     float[batch], without labels (`evaluation.entropy`). `norm` as in `fit`, for the
     prediction too: under `batch` it uses the statistics of the batch it is for.
-    episodic: the network is as it was before every input; otherwise it is online,
-    and keeps what it learnt. Raises `InputError` for a phase that cannot be or has
-    multipliers, and `Diverged` when a loss or gradient is not finite.
+    `dropout` as in `fit`, of the steps alone. episodic: the network is as it was before
+    every input; otherwise it is online, and keeps what it learnt. Raises `InputError`
+    for a phase that cannot be, or has multipliers, a schedule or a warm-up, and
+    `Diverged` when a loss or gradient is not finite.
     """
-    if phase.multipliers is not None:
-        raise InputError("multipliers are refreshed by epochs: a stream has none")
-    (program,) = programs(network, [phase], loss=loss, norm=norm)
-    step = compiled_step(program)
-    predict = _compiled_predict(network.stages, program.batch_stats)
-    first = start(network, program, phase, key)
+    _require_endless(phase)
+    settings = Settings(loss, norm, dropout)
+    check(network, [phase], settings)
+    network = network._replace(
+        params=jax.device_put(network.params), stats=jax.device_put(network.stats)
+    )
+    running, first = start(network, phase, settings, key)
+    step = compiled_step(running.program)
+    code = function_identity.fingerprint(network.stages)
+    predict = _compiled_predict(network.stages, code, running.program.batch_stats)
+    return _adapted(network, phase, views, running, first, step, predict, episodic)
+
+
+def _adapted(
+    network: Network,
+    phase: Phase,
+    views: Iterable[tuple[Any, Any]],
+    running: Running,
+    first: State,
+    step: Callable,
+    predict: Callable,
+    episodic: bool,
+) -> Iterator[np.ndarray]:
     state = tree.copy(first)
     for x, seen in views:
         if episodic:
             state = tree.copy(first)
         rows = len(jax.tree.leaves(x)[0])
         batch = Batch(x, np.zeros(rows, np.int32), np.ones(rows, np.float32))
+        batch = jax.device_put(batch)
         for _ in range(phase.steps):
             state, log = step(state, network.params, batch)
-            if not np.isfinite([log.loss, log.grad_norm]).all():
+            if not jax.device_get(log.finite):
                 raise Diverged(int(state.step), float(log.loss))
-        params = materialize(network.params, state, phase)
-        yield np.asarray(predict(params, state.stats, seen))
+        params = live_params(network.params, running, state, (phase,))
+        yield jax.device_get(predict(params, state.stats, jax.device_put(seen)))
 
 
-@cache
+def _require_endless(phase: Phase) -> None:
+    """Raises `InputError` for a phase whose rates depend on where it stands: a stream has
+    no epochs and no end, and a schedule would have run out after the first input."""
+    if phase.multipliers is not None:
+        raise InputError("multipliers are refreshed by epochs: a stream has none")
+    rules = phase.rules.values() if isinstance(phase.rules, dict) else [phase.rules]
+    for rule in rules:
+        if rule.schedule != "constant" or rule.warmup:
+            given = "a warm-up" if rule.warmup else f"the schedule {rule.schedule!r}"
+            raise InputError(
+                f"{given} has an end and a stream has none: expected a constant rate"
+            )
+
+
+@lru_cache(PROGRAMS)
 def _compiled_predict(
-    stages: tuple[Stage, ...], batch_stats: frozenset[str]
+    stages: tuple[Stage, ...], code: str, batch_stats: frozenset[str]
 ) -> Callable:
+    del code  # part of the key: what the stages read may have changed
+
     def run(params, stats, x):
         return forward(stages, params, stats, x, batch_stats=batch_stats)[0]
 

@@ -5,6 +5,7 @@ of the base it belongs to, the recipe of the run, and a digest of the arrays.
 """
 
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,6 +51,28 @@ def save(folder: Path, saved: Saved) -> None:
     except ValueError as error:  # what TensorStore raises for a full disk
         reason = str(error).rpartition(": ")[2]
         raise InputError(f"cannot write to {folder}: {reason}") from None
+
+
+def agreed(due: bool) -> bool:
+    """Returns what the first process says: saving is a collective of all processes, and
+    their clocks differ."""
+    if jax.process_count() == 1:
+        return due
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.broadcast_one_to_all(np.asarray(due)))
+
+
+def require_writable(folder: Path) -> None:
+    """Raises `InputError` when nothing can be written to the folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"cannot write to {folder}: {error.strerror or error}"
+        ) from None
 
 
 def restore(folder: Path, identity: Mapping[str, Any]) -> Saved | None:
@@ -127,8 +150,13 @@ def unpacked(prefix: str, arrays: Arrays, like: Any) -> Any:
     """Returns the tree with the structure of `like` whose leaves `packed` wrote."""
 
     def leaf(name, old):
-        array = jax.numpy.asarray(arrays[f"{prefix}/{name}"])
+        place = f"{prefix}/{name}" if name else prefix
+        if place not in arrays and old.size == 0:
+            return old
+        array = jax.numpy.asarray(arrays[place])
         keyed = jax.dtypes.issubdtype(old.dtype, jax.dtypes.prng_key)
-        return jax.random.wrap_key_data(array) if keyed else array
+        if keyed:
+            return jax.random.wrap_key_data(array, impl=jax.random.key_impl(old))
+        return array
 
     return tree.map_with_path(leaf, like)

@@ -1,7 +1,7 @@
 """Activations of a frozen prefix, computed once instead of at every step."""
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache, partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -13,29 +13,26 @@ from subtune_jax.data.batches import Data
 from subtune_jax.data.ragged import Ragged, first_ragged, lengths, ragged
 from subtune_jax.errors import InputError
 from subtune_jax.flops import depends_on
-from subtune_jax.network import Labels, Network, lowest_trainable
+from subtune_jax.network import Network
+from subtune_jax.training.phases import Program
 from subtune_jax.training.step import compiled_forward
 
 
 def cached_stages(
-    network: Network,
-    labels: Labels,
-    batch_stats: frozenset[str],
-    data: Data,
-    budget: int,
+    network: Network, program: Program, data: Data, budget: int
 ) -> int:
     """Returns how many leading stages can be computed once for all of `data`.
 
-    They are frozen, use stored statistics, do nothing random, and their activations
-    for all examples fit `budget` bytes and, of texts, can be cut to their lengths. The
-    most such stages; 0 where none of them has a parameter, since there is nothing to
-    save.
+    They are below the lowest stage that trains, use stored statistics and do nothing
+    random under the program's dropout; their activations for all examples fit `budget`
+    bytes and, of texts, can be cut to their lengths. The most such stages; 0 where none
+    of them has a parameter, since there is nothing to save.
     """
     if not budget:
         return 0
     sizes, wide = lengths(data.x), _at_widths(data)
     count = len(data.y) if sizes is None else -(-int(sizes.sum()) // int(sizes.max()))
-    chains = [_deterministic(network, labels, batch_stats, x) for x in wide.values()]
+    chains = [_deterministic(network, program, x) for x in wide.values()]
     best, worthwhile = 0, False
     for (stop, x), (_, narrow) in zip(*chains, strict=True):
         worthwhile |= bool(
@@ -82,17 +79,14 @@ def per_token(made: Sequence[Any], widths: Sequence[int]) -> list[bool] | None:
     return found
 
 
-def _deterministic(
-    network: Network, labels: Labels, batch_stats: frozenset[str], x
-) -> Iterator[tuple]:
+def _deterministic(network: Network, program: Program, x: Any) -> Iterator[tuple]:
     """Yields (stages so far, shapes after them) while a prefix is frozen and not random."""
     for index, (name, apply) in enumerate(network.stages):
-        if index == lowest_trainable(network.stages, labels) or name in batch_stats:
+        if index == program.lowest or name in program.batch_stats:
             return
         params, stats = network.params[name], network.stats[name]
-
         random, x = _probe(apply, *_hashable((params, stats, x)))
-        if random:
+        if random and name in program.dropout:
             return
         yield index + 1, x
 
@@ -106,7 +100,7 @@ def _hashable(values) -> tuple:
     return structure, tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves)
 
 
-@cache
+@lru_cache(1024)
 def _probe(apply: Callable, structure, leaves: tuple) -> tuple[bool, Any]:
     """Returns whether a stage's activations depend on its key, and their shapes."""
     params, stats, x = jax.tree.unflatten(structure, leaves)
@@ -128,9 +122,10 @@ def features(network: Network, stop: int, data: Data, batch_size: int = 256) -> 
     """
     if lengths(data.x) is not None:
         return _ragged_features(network, stop, data, batch_size)
-    run, made, begin = compiled_forward(network.stages, 0, stop), None, 0
+    run, made, begin = compiled_forward(network, 0, stop), None, 0
     for batch in batches.in_order(data, batch_size):
-        rows = jax.device_get(run(network.params, network.stats, batch.x))
+        x = jax.device_put(batch.x)
+        rows = jax.device_get(run(network.params, network.stats, x))
         if made is None:
             made = jax.tree.map(partial(_room, len(data.y)), rows)
         end = min(begin + batch_size, len(data.y))
@@ -143,7 +138,7 @@ def features(network: Network, stop: int, data: Data, batch_size: int = 256) -> 
 def _ragged_features(network: Network, stop: int, data: Data, batch_size: int) -> Data:
     first = first_ragged(data.x)
     order = np.argsort(first.lengths, kind="stable")  # like lengths together
-    run, made = compiled_forward(network.stages, 0, stop), []
+    run, made = compiled_forward(network, 0, stop), []
     wide = _at_widths(data)
     shapes = [
         jax.eval_shape(run, network.params, network.stats, x) for x in wide.values()
@@ -154,7 +149,8 @@ def _ragged_features(network: Network, stop: int, data: Data, batch_size: int) -
             f"activations after {stop} stages cannot be cut to their texts"
         )
     for batch in batches.in_order(data.only(order), batch_size):
-        x = jax.device_get(run(network.params, network.stats, batch.x))
+        x = jax.device_put(batch.x)
+        x = jax.device_get(run(network.params, network.stats, x))
         leaves, structure = jax.tree.flatten(x)
         taken = order[len(made) : len(made) + batch_size]
         made += [

@@ -1,11 +1,6 @@
 """What a run is: fingerprints by which a checkpoint knows the run it belongs to."""
 
-import dataclasses
 import hashlib
-import inspect
-import re
-from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import jax
@@ -13,115 +8,50 @@ import numpy as np
 
 from subtune_jax import tree
 from subtune_jax.data.batches import Data
+from subtune_jax.data.ragged import Ragged
+from subtune_jax.function_identity import said
 from subtune_jax.training.plan import Plan
 
 
-def identity(plan: Plan) -> dict[str, str]:
-    """Returns fingerprints of the base (without its head) and of the run's recipe.
+def identity(plan: Plan, scored: str | None = None) -> dict[str, str]:
+    """Returns fingerprints of the base and of the run's recipe.
 
-    The recipe is what the result depends on: labels, rules, functions with what they
-    close over (see `said`), data (of the inputs, up to 64 rows), order, the head. What
+    The recipe is what the result depends on: labels, rules, functions with their code and
+    what they read (see `function_identity`), data, order, the kind of score, the head. The
+    base is every other stage, or the one stage of a network adopted whole. What
     `validate` does is not known here.
     """
-    network, head = plan.network, plan.network.stages[-1].name
-    body = {name: leaves for name, leaves in network.params.items() if name != head}
+    network = plan.network
+    *body, head = [stage.name for stage in network.stages]
+    base = {name: network.params[name] for name in body or [head]}
     settings = [
         [sorted(tree.flatten(phase.labels).items()) for phase in plan.phases],
-        [(phase.rules, phase.steps, phase.reset_moments) for phase in plan.phases],
+        [
+            (p.rules, p.steps, p.reset_moments, p.norm, p.dropout, p.keeps)
+            for p in plan.phases
+        ],
         [said(phase.multipliers) for phase in plan.phases],
         [said(phase.tuning) for phase in plan.phases],
-        [(p.updates, p.accumulate, sorted(p.batch_stats)) for p in plan.programs],
-        [said(program.loss) for program in plan.programs],
+        said(plan.settings),
         said(network.stages),
-        (plan.batch_size, plan.drop, plan.seed, said(plan.augment)),
-        tree.fingerprint({"key": jax.random.key_data(plan.key), **_sampled(plan.data)}),
+        (plan.batch_size, plan.drop, plan.seed, said(plan.augment), scored),
         tree.fingerprint(network.params[head]),
+        tree.fingerprint({"key": jax.random.key_data(plan.key), **_seen(plan.data)}),
     ]
     return {
-        "base": tree.fingerprint({"params": body, "stats": network.stats}),
+        "base": tree.fingerprint({"params": base, "stats": network.stats}),
         "recipe": hashlib.sha256(repr(settings).encode()).hexdigest(),
     }
 
 
-def said(value: Any, within: tuple[int, ...] = ()) -> str:
-    """Returns what a value is, the same in every process.
-
-    Of an array a fingerprint; of a function its name, defaults and what it closes over
-    (its code may change, but that of a lambda, which has no name); of an object its
-    attributes, or its `repr` without addresses.
-    """
-    if id(value) in within:
-        return "itself"
-    inner = partial(said, within=(*within, id(value)))
-    if isinstance(value, np.ndarray | jax.Array):
-        return inner(value.tolist()) if _holds_objects(value) else _digest(value)
-    if isinstance(value, Mapping):
-        items = sorted(f"{inner(k)}: {inner(v)}" for k, v in value.items())
-        return f"{{{', '.join(items)}}}"
-    if isinstance(value, set | frozenset):
-        return f"{{{', '.join(sorted(map(inner, value)))}}}"
-    if isinstance(value, tuple | list):
-        return f"[{', '.join(map(inner, value))}]"
-    plain = _unwrapped(value)
-    held = _held(plain)
-    return _name(plain) if held is None else f"{_name(plain)}{inner(held)}"
-
-
-def _unwrapped(value: Any) -> Any:
-    """Returns the function that `jax.jit` or `functools.cache` made an object of; a function
-    itself is whole: what it wraps is among what it closes over."""
-    while not inspect.isfunction(value) and callable(value):
-        if not hasattr(value, "__wrapped__"):
-            break
-        value = value.__wrapped__
-    return value
-
-
-def _held(value: Any) -> list | dict | None:
-    """Returns what makes a value another than those of its name; `None` if nothing."""
-    if isinstance(value, type):
-        return None
-    if isinstance(value, partial):
-        return [value.func, value.args, value.keywords]
-    if isinstance(value, np.random.Generator):
-        return value.bit_generator.state
-    if inspect.ismethod(value):
-        return [value.__func__, value.__self__]
-    if inspect.isfunction(value):
-        code = value.__code__ if value.__name__ == "<lambda>" else None
-        code = code and (code.co_code.hex(), code.co_consts, code.co_names)
-        cells = [_content(cell) for cell in value.__closure__ or ()]
-        return [code, value.__defaults__, value.__kwdefaults__, cells]
-    if dataclasses.is_dataclass(value):
-        return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-    plain = type(value).__repr__ is object.__repr__
-    return getattr(value, "__dict__", None) if plain else None
-
-
-def _name(value: Any) -> str:
-    if isinstance(value, type) or inspect.isroutine(value):
-        return f"{value.__module__}.{value.__qualname__}"
-    if _held(value) is not None:
-        return type(value).__qualname__
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
-
-
-def _content(cell: Any) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # it is filled later, or never
-        return "empty"
-
-
-def _holds_objects(array: Any) -> bool:
-    return isinstance(array, np.ndarray) and array.dtype.hasobject
-
-
-def _digest(array: Any) -> str:
-    keys = jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key)
-    return tree.fingerprint({"": jax.random.key_data(array) if keys else array})
-
-
-def _sampled(data: Data) -> dict:
+def _seen(data: Data) -> dict[str, Any]:
+    """Returns what of the data is fingerprinted: all that is in memory, and 64 rows of
+    what is read when taken."""
     rows = np.unique(np.linspace(0, len(data.y) - 1, 64).astype(int))
-    return {"x": data.take(rows).x, "y": np.asarray(data.y)}
+
+    def part(leaf: Any) -> Any:
+        if isinstance(leaf, Ragged):
+            return {"values": leaf.values, "ends": leaf.ends}
+        return leaf if isinstance(leaf, np.ndarray | jax.Array) else leaf[rows]
+
+    return {"x": jax.tree.map(part, data.x), "y": np.asarray(data.y)}

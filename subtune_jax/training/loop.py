@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
+from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,27 +12,33 @@ import numpy as np
 from subtune_jax import tree
 from subtune_jax.data import batches
 from subtune_jax.data.batches import Data
+from subtune_jax.errors import InputError, unknown
 from subtune_jax.network import Network
 from subtune_jax.training import resume
 from subtune_jax.training.features import cached_stages, features
-from subtune_jax.training.optimizers import set_multipliers
-from subtune_jax.training.phases import Phase, Program, transformation
+from subtune_jax.training.optimizers import reset_moments, set_multipliers
+from subtune_jax.training.phases import Phase, Program
 from subtune_jax.training.plan import Plan, make_plan
 from subtune_jax.training.resume import Epoch, Snapshot
-from subtune_jax.training.state import State, advance, materialize, start
+from subtune_jax.training.state import (
+    Running,
+    State,
+    advance,
+    all_trainable,
+    frozen_params,
+    live_params,
+    start,
+)
 from subtune_jax.training.step import compiled_step
 
-
-class Diverged(ArithmeticError):
-    """Loss, gradient or weights were not finite at `step` (counted from 1)."""
-
-    def __init__(self, step: int, loss: float):
-        super().__init__(f"the run diverged at step {step}, where the loss was {loss}")
-        self.step = step
+MODES = ("max", "min")
 
 
 class Fit(NamedTuple):
-    """The kept epoch of a finished run; `scores` are those of all its epochs."""
+    """The kept epoch of a finished run; `scores` are those of all epochs that may be kept.
+
+    trainable: the trainable leaves of all phases.
+    """
 
     network: Network
     trainable: Any
@@ -39,8 +46,20 @@ class Fit(NamedTuple):
     scores: list[float]
 
     def __repr__(self) -> str:
-        tuned, best = tree.count(self.trainable), max(self.scores, default=None)
-        return f"Fit({tuned:,} tuned parameters, epoch {self.epoch}, score {best})"
+        tuned, scores = tree.count(self.trainable), self.scores
+        score = f"score {scores[-1]}, the last of {len(scores)}" if scores else "no score"
+        return f"Fit({tuned:,} tuned parameters, kept epoch {self.epoch}, {score})"
+
+
+class Diverged(ArithmeticError):
+    """Loss, gradient or weights were not finite at `step` (counted from 1).
+
+    kept: the best epoch before that, as `fit` would have returned it, or `None`.
+    """
+
+    def __init__(self, step: int, loss: float, kept: Fit | None = None):
+        super().__init__(f"the run diverged at step {step}, where the loss was {loss}")
+        self.step, self.loss, self.kept = step, loss, kept
 
 
 def fit(
@@ -50,35 +69,75 @@ def fit(
     *,
     key: jax.Array,
     validate: Callable[[Network], float] | None = None,
+    mode: str = "max",
     checkpoint: str | Path | None = None,
     checkpoint_seconds: float = 60.0,
     **settings,
 ) -> Fit:
     """Returns the network after the phases, or at the epoch that `validate` scores best.
 
-    The first of equal scores is kept. The base `network` is left as it is. `settings`:
-    loss, norm, batch_size, accumulate, augment, place, cache_bytes, as
-    `plan.make_plan` describes them. With a `checkpoint` folder the run is saved every
-    `checkpoint_seconds` and at its end, and the same call continues it, or returns at
-    once when it had ended. Raises `InputError` for settings that cannot be and for the
-    checkpoint of another base or run, and `Diverged` when the loss is not finite.
+    Best is the highest score, or under mode `min` the lowest; the first of equal scores
+    is kept, and a score that is NaN never. Epochs of phases with `keeps=False` are not
+    scored. The base `network` is left as it is. `settings`: loss, norm, dropout,
+    batch_size, accumulate, augment, place, cache_bytes, as `plan.make_plan` describes
+    them. With a `checkpoint` folder the run is saved every `checkpoint_seconds` and at
+    its end, and the same call continues it, or returns at once when it had ended. Raises
+    `InputError` for settings that cannot be, for the checkpoint of another base or run,
+    and where nothing can learn, and `Diverged`, with the best epoch so far, when the loss
+    is not finite.
     """
+    if mode not in MODES:
+        raise unknown("mode", mode, MODES)
     plan = make_plan(network, phases, data, key=key, **settings)
-    journal = resume.journal(plan, checkpoint and Path(checkpoint), checkpoint_seconds)
+    scored = None if validate is None else mode
+    journal = resume.journal(
+        plan, checkpoint and Path(checkpoint), checkpoint_seconds, scored
+    )
     kept, scores = journal.kept, list(journal.scores)
 
     def save(snapshot: Snapshot) -> None:
         journal.save(snapshot, kept, scores)
 
-    best = np.nanmax([*scores, -np.inf])
-    for point in epochs(plan, journal.snapshot, save):
-        if validate is not None:
+    if validate is not None and not scores:
+        require_score(validate, plan.network)
+    try:
+        for point in epochs(plan, journal.snapshot, save):
+            if not plan.phases[plan.phase_at(point.step)].keeps:
+                continue
+            if validate is None:
+                kept = point
+                continue
             scores.append(float(validate(point.network)))
-        if validate is None or scores[-1] > best:
-            kept, best = point, scores[-1] if scores else best
+            if better(scores[-1], scores[:-1], mode):
+                kept = point
+    except Diverged as error:
+        error.kept = None if kept is None else _finished(kept, scores)
+        raise
     if kept is None:
         raise ArithmeticError(f"no epoch had a validation score: {scores}")
-    return Fit(kept.network, kept.trainable, kept.number, scores)
+    return _finished(kept, scores)
+
+
+def _finished(kept: Epoch, scores: Sequence[float]) -> Fit:
+    return Fit(kept.network, kept.trainable, kept.number, list(scores))
+
+
+def better(score: float, before: Sequence[float], mode: str) -> bool:
+    """Returns whether a score is the best so far; NaN is not, whatever was before."""
+    whole = [s for s in before if not np.isnan(s)]
+    if np.isnan(score) or not whole:
+        return not np.isnan(score)
+    return score > max(whole) if mode == "max" else score < min(whole)
+
+
+def require_score(validate: Callable[[Network], float], network: Network) -> None:
+    """Raises `InputError` unless `validate` returns a number, before an epoch is lost."""
+    score = validate(network)
+    number = isinstance(score, Real) or (np.ndim(score) == 0 and hasattr(score, "dtype"))
+    if not number or isinstance(score, bool):
+        raise InputError(
+            f"validate must return a number, got {type(score).__name__}: {score!r:.80}"
+        )
 
 
 def epochs(
@@ -92,63 +151,84 @@ def epochs(
     for bit the run that went on.
     """
     if snapshot is None:
-        state = start(plan.network, plan.programs[0], plan.phases[0], plan.key)
-        snapshot = Snapshot(0, state, (), ())
-    step, state, losses, norms = snapshot
-    losses, norms = list(losses), list(norms)
-    index, prepared = plan.phase_at(max(step, 1)), None
+        snapshot = first_snapshot(plan)
+    step, running, state, logs = snapshot
+    state, logs, prepared = plan.place.whole(state), list(logs), None
     while True:
-        if losses and (step % plan.per_epoch == 0 or step == plan.ends[-1]):
-            yield finished_epoch(plan, index, state, step, losses, norms)
-            losses, norms = [], []
+        # An epoch ends with a pass over the data, and with the run.
+        if logs and (step % plan.per_epoch == 0 or step == plan.ends[-1]):
+            yield finished_epoch(plan, running, state, step, logs)
+            logs = []
         if step == plan.ends[-1]:
-            save(Snapshot(step, state, (), ()))
+            save(Snapshot(step, running, state, ()))
             return
-        if step == plan.ends[index]:
-            before, index, prepared = plan.phases[index], index + 1, None
-            program = plan.programs[index]
-            state = advance(plan.network, state, before, program, plan.phases[index])
-        prepared = prepared or _prepared(plan, index, state)
-        if step % plan.per_epoch == 0:
-            state = refreshed(plan, index, state, step)
-        for batch in segment(plan, index, step, prepared[1]):
-            run = compiled_step(prepared[0])
-            state, log = run(state, plan.network.params, plan.place(batch))
-            losses.append(log.loss)
-            norms.append(log.grad_norm)
+        begins = step == 0
+        if step == plan.ends[running.index]:
+            running, state = next_phase(plan, running, state)
+            prepared, begins = None, True
+        prepared = prepared or _prepared(plan, running, state)
+        # Multipliers are of the network as it stands now; a resumed step has its own.
+        if begins or step % plan.per_epoch == 0:
+            state = refreshed(plan, running, state, step)
+        program, data, frozen = prepared
+        for batch in segment(plan, running.index, step, data):
+            state, log = compiled_step(program)(state, frozen, plan.place(batch))
+            logs.append(log)  # on the device until the epoch ends: no step waits
             step += 1
-            save(Snapshot(step, state, losses, norms))
+            save(Snapshot(step, running, state, logs))
 
 
-def _prepared(plan: Plan, index: int, state: State) -> tuple[Program, Data]:
-    """Returns a phase's program and data, past the prefix that need not run again."""
-    phase, program = plan.phases[index], plan.programs[index]
+def first_snapshot(plan: Plan) -> Snapshot:
+    """Returns where a run begins."""
+    running, state = start(plan.network, plan.phases[0], plan.settings, plan.key)
+    return Snapshot(0, running, state, ())
+
+
+def next_phase(plan: Plan, running: Running, state: State) -> tuple[Running, State]:
+    """Returns the phase after this one and its state, on its devices."""
+    running, state = advance(plan.network, running, state, plan.phases, plan.settings)
+    return running, plan.place.whole(state)
+
+
+def live_network(plan: Plan, running: Running, state: State) -> Network:
+    """Returns the network as it stands; its statistics are the state's own buffers."""
+    params = live_params(plan.network.params, running, state, plan.phases)
+    return plan.network._replace(params=params, stats=state.stats)
+
+
+def _prepared(plan: Plan, running: Running, state: State) -> tuple[Program, Data, Any]:
+    """Returns a phase's program, data and frozen parameters, past the prefix that need
+    not run again."""
+    phase, program = plan.phases[running.index], running.program
+    frozen = frozen_params(plan.network.params, state, plan.phases)
     if plan.augment is not None or phase.steps <= plan.per_epoch:
-        return program, plan.data
-    params = materialize(plan.network.params, state, phase)
-    live = plan.network._replace(params=params, stats=state.stats)
-    labels, moving = phase.labels, program.batch_stats
-    cut = cached_stages(live, labels, moving, plan.data, plan.cache_bytes)
+        return program, plan.data, frozen
+    live = live_network(plan, running, state)
+    cut = cached_stages(live, program, plan.data, plan.cache_bytes)
     if not cut:
-        return program, plan.data
-    return program._replace(start=cut), features(live, cut, plan.data)
+        return program, plan.data, frozen
+    return program._replace(start=cut), features(live, cut, plan.data), frozen
 
 
-def refreshed(plan: Plan, index: int, state: State, step: int) -> State:
-    """Returns the state with an epoch's multipliers (and fresh moments) set."""
-    phase, program = plan.phases[index], plan.programs[index]
+def refreshed(plan: Plan, running: Running, state: State, step: int) -> State:
+    """Returns the state with the multipliers (and fresh moments) of an epoch or phase."""
+    phase, program = plan.phases[running.index], running.program
     if phase.multipliers is None:
         return state
-    live = materialize(plan.network.params, state, phase)
-    network = plan.network._replace(params=live, stats=state.stats)
     opt_state = state.opt_state
     if phase.reset_moments:
-        opt_state = transformation(program, phase.rules, state.trainable).init(
-            state.trainable
-        )
-    paths = [name for name, _, _ in program.groups]
-    factors = phase.multipliers(network, segment(plan, index, step, plan.data), paths)
-    return state._replace(opt_state=set_multipliers(opt_state, factors))
+        opt_state = reset_moments(opt_state)
+    owners = tree.owners(state.trainable, plan.network.params)
+    stream = map(plan.place, segment(plan, running.index, step, plan.data))
+    network = live_network(plan, running, state)
+    factors = phase.multipliers(network, stream, list(dict.fromkeys(owners.values())))
+    by_leaf = {
+        leaf.path: factors[owners[leaf.path]] if leaf.path in owners else 1.0
+        for leaf in program.leaves
+    }
+    return plan.place.whole(
+        state._replace(opt_state=set_multipliers(opt_state, by_leaf))
+    )
 
 
 def segment(plan: Plan, index: int, step: int, data: Data) -> Iterator[batches.Batch]:
@@ -168,24 +248,34 @@ def segment(plan: Plan, index: int, step: int, data: Data) -> Iterator[batches.B
 
 
 def finished_epoch(
-    plan: Plan, index: int, state: State, step: int, losses: list, norms: list
+    plan: Plan, running: Running, state: State, step: int, logs: Sequence
 ) -> Epoch:
-    """Returns where the run stands; raises `Diverged` for what is not finite."""
-    values, sizes = np.array(losses, np.float32), np.array(norms, np.float32)
-    finite = np.isfinite(values) & np.isfinite(sizes)
+    """Returns where the run stands.
+
+    Raises `Diverged` for what is not finite, and `InputError` where the gradient was 0 in
+    every step of an epoch: nothing can learn.
+    """
+    logs = jax.device_get(list(logs))
+    losses, norms = (
+        np.array([getattr(log, name) for log in logs], np.float32)
+        for name in ("loss", "grad_norm")
+    )
+    finite = np.array([log.finite for log in logs])
     if not finite.all():
         first = int(np.argmin(finite))
-        raise Diverged(step - len(values) + first + 1, float(values[first]))
-    trainable, held, stats = tree.copy((state.trainable, state.held, state.stats))
-    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(trainable)):
-        raise Diverged(step, float("inf"))
-    own = state._replace(trainable=trainable, held=held)
-    params = materialize(plan.network.params, own, plan.phases[index])
+        raise Diverged(step - len(logs) + first + 1, float(losses[first]))
+    if not norms.any():
+        raise InputError(
+            f"the gradient of all that trains was exactly 0 in steps "
+            f"{step - len(logs) + 1} to {step}, so nothing can learn: is a layer above "
+            "frozen at zeros (a new head), or does the loss not read the outputs?"
+        )
+    network = live_network(plan, running, state)
     return Epoch(
         number=-(-step // plan.per_epoch),
         step=step,
-        loss=float(values.mean()),
-        grad_norm=float(sizes.mean()),
-        network=plan.network._replace(params=params, stats=stats),
-        trainable=trainable,
+        loss=float(losses.mean()),
+        grad_norm=float(norms.mean()),
+        network=network._replace(stats=tree.copy(network.stats)),
+        trainable=tree.copy(all_trainable(running, state)),
     )

@@ -1,12 +1,24 @@
 """Where arrays live: shardings come in as arguments, no method knows of them."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from subtune_jax.errors import InputError
+
+
+class Placement(NamedTuple):
+    """How arrays are put on devices: `place(batch)`, and `place.whole(tree)` for what
+    every device needs whole (the base, statistics, the state)."""
+
+    batch: Callable[[Any], Any]
+    whole: Callable[[Any], Any]
+
+    def __call__(self, batch: Any) -> Any:
+        """Returns the batch on its devices."""
+        return self.batch(batch)
 
 
 def data_mesh(devices: int) -> Mesh:
@@ -25,15 +37,15 @@ def data_mesh(devices: int) -> Mesh:
     )
 
 
-def placement(devices: int) -> Callable[[Any], Any]:
-    """Returns the function that splits a batch's first axis over `devices` devices.
-
-    The state needs no placing: it follows the batch. Raises `InputError` when there
-    are fewer devices, and when a batch does not divide by their number.
-    """
+def placement(devices: int = 1) -> Placement:
+    """Returns how a batch's first axis is split over `devices` devices, and all else is
+    on each of them. Raises `InputError` when there are fewer devices, and when a batch
+    does not divide by their number."""
     if devices == 1:
-        return lambda batch: batch
-    rows = NamedSharding(data_mesh(devices), PartitionSpec("data"))
+        return Placement(jax.device_put, jax.device_put)
+    mesh = data_mesh(devices)
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+    everywhere = NamedSharding(mesh, PartitionSpec())
 
     def place(batch):
         size = len(jax.tree.leaves(batch)[0])
@@ -43,4 +55,4 @@ def placement(devices: int) -> Callable[[Any], Any]:
             )
         return jax.device_put(batch, rows)
 
-    return place
+    return Placement(place, lambda tree: jax.device_put(tree, everywhere))

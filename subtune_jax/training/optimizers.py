@@ -1,12 +1,12 @@
 """One `optax.multi_transform` over groups, each with its own rule.
 
-A rule's rate and the per-leaf multipliers live in the optimizer state as float32
-arrays: another rate or another multiplier is another value, never another program.
+All numbers of a rule live in the optimizer state as float32 arrays: another rate, length
+of a schedule, L2, momentum or clip is another value, never another program.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,6 +63,11 @@ def _checked(rule: Rule) -> Rule:
         require_positive(clip=rule.clip)
     if rule.schedule not in SCHEDULES:
         raise unknown("schedule", rule.schedule, SCHEDULES)
+    if rule.warmup != int(rule.warmup):
+        raise InputError(
+            f"warmup is a whole number of updates, got {rule.warmup!r}: multiply a share "
+            "by the updates of the phase"
+        )
     for name in ("warmup", "l2", "decay", "momentum"):
         if not 0 <= getattr(rule, name) < float("inf"):
             value = getattr(rule, name)
@@ -70,12 +75,23 @@ def _checked(rule: Rule) -> Rule:
     return rule
 
 
-class RateState(NamedTuple):
-    """What sets the size of a group's updates; all float32 but the int32 count."""
+class MoveState(NamedTuple):
+    """How the leaves of one group and one wave move; the settings are values.
 
-    count: jax.Array  # updates since the phase began, the schedule's t
+    count: int32, updates since the phase began, the schedule's t. direction: Adam's
+    moments and count, or the momentum's trace. multipliers: float32, a scalar per leaf,
+    1 until set. All others are float32 scalars.
+    """
+
+    count: jax.Array
+    direction: Any
+    multipliers: Tree
     rate: jax.Array
-    multipliers: Tree  # a scalar per leaf, 1 until set
+    momentum: jax.Array
+    l2: jax.Array
+    decay: jax.Array
+    warmup: jax.Array
+    updates: jax.Array  # of the phase: the length of its schedules
 
 
 def optimizer(
@@ -86,7 +102,8 @@ def optimizer(
     `groups` and `waves` are trees like the trainable one: a group name, and the index
     of the phase in which the leaf began to train. Leaves of one group and one wave
     share moments and count, under the name `group@wave`; clipping sees the whole
-    group. `updates` is the length of the schedules.
+    group. `updates` is the length of the schedules. Only `init` reads the numbers of the
+    rules; `update` reads the state.
     """
     named = jax.tree.map(lambda group, wave: f"{group}@{wave}", groups, waves)
     clips = {g: _clip(rule) for g, rule in rules.items()}
@@ -95,84 +112,78 @@ def optimizer(
         for name in sorted(set(jax.tree.leaves(named)))
     }
     frozen = {FROZEN: optax.set_to_zero()}  # holds no leaf: frozen ones are absent
-    return _in_float32(
-        optax.named_chain(
-            ("clip", optax.multi_transform(clips | frozen, groups)),
-            ("move", optax.multi_transform(moves | frozen, named)),
-        )
+    return optax.named_chain(
+        ("clip", optax.multi_transform(clips | frozen, groups)),
+        ("move", optax.multi_transform(moves | frozen, named)),
     )
-
-
-def _in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Moments of narrower floats are float32: bf16(0.999) is 1, which never decays."""
-
-    def wide(values: Tree) -> Tree:
-        return jax.tree.map(
-            lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), values
-        )
-
-    def update(grads: Tree, state: Tree, params: Tree) -> tuple[Tree, Tree]:
-        updates, state = inner.update(wide(grads), state, wide(params))
-        return jax.tree.map(lambda u, g: u.astype(g.dtype), updates, grads), state
-
-    return optax.GradientTransformation(lambda params: inner.init(wide(params)), update)
 
 
 def _clip(rule: Rule) -> optax.GradientTransformation:
+    """Clips to a norm that is a value in the state; whether to clip is the program's."""
     if rule.clip is None:
         return optax.identity()
-    return optax.clip_by_global_norm(rule.clip)
+
+    def update(grads: Tree, most: jax.Array, params: Tree = None):
+        del params
+        norm = optax.tree.norm(grads)
+        bound = most.astype(norm.dtype)
+        return jax.tree.map(
+            lambda g: jnp.where(norm < bound, g, g / norm * bound), grads
+        ), most
+
+    return optax.GradientTransformation(lambda _: jnp.float32(rule.clip), update)
 
 
 def _moves(rule: Rule, updates: int) -> optax.GradientTransformation:
-    direction = (
-        optax.scale_by_adam()
-        if rule.direction == "adam"
-        else optax.trace(rule.momentum)
-    )
-    return optax.named_chain(
-        ("l2", optax.add_decayed_weights(rule.l2) if rule.l2 else optax.identity()),
-        ("direction", direction),
-        (
-            "decay",
-            optax.add_decayed_weights(rule.decay) if rule.decay else optax.identity(),
-        ),
-        ("rate", _scale_by_rate(rule, updates)),
-    )
+    adam = optax.scale_by_adam()
 
-
-def _scale_by_rate(rule: Rule, updates: int) -> optax.GradientTransformation:
-    schedule = _schedule(rule, updates)
-
-    def init(params: Tree) -> RateState:
+    def init(params: Tree) -> MoveState:
         ones = jax.tree.map(lambda _: jnp.ones((), jnp.float32), params)
-        return RateState(jnp.zeros((), jnp.int32), jnp.float32(rule.rate), ones)
-
-    def update(
-        u: Tree, state: RateState, params: Tree = None
-    ) -> tuple[Tree, RateState]:
-        del params
-        size = -state.rate * schedule(state.count)
-        u = jax.tree.map(
-            lambda u, m: (size * m).astype(u.dtype) * u, u, state.multipliers
+        trace = jax.tree.map(jnp.zeros_like, params)
+        values = {
+            name: jnp.float32(getattr(rule, name))
+            for name in ("rate", "momentum", "l2", "decay", "warmup")
+        }
+        return MoveState(
+            count=jnp.zeros((), jnp.int32),
+            direction=adam.init(params) if rule.direction == "adam" else trace,
+            multipliers=ones,
+            updates=jnp.float32(updates),
+            **values,
         )
-        return u, state._replace(count=state.count + 1)
+
+    def update(grads: Tree, s: MoveState, params: Tree) -> tuple[Tree, MoveState]:
+        u = jax.tree.map(lambda g, w: g + s.l2.astype(w.dtype) * w, grads, params)
+        if rule.direction == "adam":
+            u, direction = adam.update(u, s.direction)
+        else:
+            u = jax.tree.map(
+                lambda g, t: g + s.momentum.astype(t.dtype) * t, u, s.direction
+            )
+            direction = u
+        size = -s.rate * _schedule(rule.schedule, s)
+        u = jax.tree.map(
+            lambda u, w, m: (size * m).astype(u.dtype) * (u + s.decay.astype(w.dtype) * w),
+            u,
+            params,
+            s.multipliers,
+        )
+        return u, s._replace(count=s.count + 1, direction=direction)
 
     return optax.GradientTransformation(init, update)
 
 
-def _schedule(rule: Rule, updates: int) -> optax.Schedule:
-    """Returns s(t) in [0, 1]: warm-up from 0, then the rule's shape down to 0."""
-    rest = max(updates - rule.warmup, 1)
-    shape = {
-        "constant": optax.constant_schedule(1.0),
-        "cosine": optax.cosine_decay_schedule(1.0, rest),
-        "linear": optax.linear_schedule(1.0, 0.0, rest),
-    }[rule.schedule]
-    if not rule.warmup:
-        return shape
-    rise = optax.linear_schedule(0.0, 1.0, rule.warmup)
-    return optax.join_schedules([rise, shape], [rule.warmup])
+def _schedule(shape: str, s: MoveState) -> jax.Array:
+    """Returns s(t) in [0, 1]: warm-up from 0, then the shape down to 0 at the phase's end."""
+    t = s.count.astype(jnp.float32)
+    rest = jnp.maximum(s.updates - s.warmup, 1)
+    past = jnp.clip(t - s.warmup, 0, rest)
+    after = {
+        "constant": jnp.ones_like(past),
+        "cosine": 0.5 * (1 + jnp.cos(jnp.pi * past / rest)),
+        "linear": 1 - past / rest,
+    }[shape]
+    return jnp.where(t < s.warmup, t / jnp.maximum(s.warmup, 1), after)
 
 
 def set_multipliers(
@@ -183,16 +194,33 @@ def set_multipliers(
     `multipliers` has one for the path of every trainable leaf. Moments and counts stay.
     """
 
-    def put(node):
-        if not isinstance(node, RateState):
-            return node
+    def put(moving: MoveState) -> MoveState:
         typed = tree.map_with_path(
             lambda name, _: jnp.asarray(multipliers[name], jnp.float32),
-            node.multipliers,
+            moving.multipliers,
         )
-        return node._replace(multipliers=typed)
+        return moving._replace(multipliers=typed)
 
-    return jax.tree.map(put, state, is_leaf=lambda node: isinstance(node, RateState))
+    return _map_moving(put, state)
+
+
+def reset_moments(state: optax.OptState) -> optax.OptState:
+    """Returns the optimizer state with moments as at the start of a run. Schedules go on,
+    and so does an accumulation that is half done."""
+
+    def put(moving: MoveState) -> MoveState:
+        return moving._replace(
+            direction=jax.tree.map(jnp.zeros_like, moving.direction)
+        )
+
+    return _map_moving(put, state)
+
+
+def _map_moving(f: Callable, state: optax.OptState) -> optax.OptState:
+    def put(node):
+        return f(node) if isinstance(node, MoveState) else node
+
+    return jax.tree.map(put, state, is_leaf=lambda node: isinstance(node, MoveState))
 
 
 def carry_moments(new: optax.OptState, old: optax.OptState) -> optax.OptState:
@@ -205,20 +233,19 @@ def carry_moments(new: optax.OptState, old: optax.OptState) -> optax.OptState:
     if isinstance(new, optax.MultiStepsState):
         inner = carry_moments(new.inner_opt_state, old.inner_opt_state)
         return new._replace(inner_opt_state=inner)
-    known = {
+    # {(wave, place in the direction's tree): moment}, over all groups of the phase before
+    before = {
         (_wave(group), keys): leaf
         for group, inner in _moving(old).items()
-        for keys, leaf in jax.tree.leaves_with_path(inner.inner_state["direction"])
+        for keys, leaf in jax.tree.leaves_with_path(inner.inner_state.direction)
     }
 
     def carried(group, inner):
+        moving = inner.inner_state
         direction = jax.tree.map_with_path(
-            lambda keys, leaf: known.get((_wave(group), keys), leaf),
-            inner.inner_state["direction"],
+            lambda keys, leaf: before.get((_wave(group), keys), leaf), moving.direction
         )
-        return inner._replace(
-            inner_state=OrderedDict(inner.inner_state, direction=direction)
-        )
+        return inner._replace(inner_state=moving._replace(direction=direction))
 
     states = {group: carried(group, inner) for group, inner in _moving(new).items()}
     inner_states = {**new["move"].inner_states, **states}

@@ -4,17 +4,27 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
-from subtune_jax import tree
+from subtune_jax import function_identity, tree
 from subtune_jax.data.batches import Batch
 from subtune_jax.errors import InputError, require_positive
-from subtune_jax.network import Labels, Network, Stage, stages_with_batch_stats
+from subtune_jax.network import (
+    FROZEN,
+    Labels,
+    Network,
+    Stage,
+    lowest_trainable,
+    stages_with_batch_stats,
+    stages_with_dropout,
+)
 from subtune_jax.training.optimizers import Rule, optimizer
-from subtune_jax.tuning.method import Tuning
+from subtune_jax.tuning.method import Parts, Tuning, trained_labels
 from subtune_jax.tuning.subset import subset
 
 Multipliers = Callable[[Network, Iterable[Batch], Sequence[str]], Mapping[str, float]]
+Stages = str | Sequence[str]  # a mode, or the names of stages
 
 
 class Phase(NamedTuple):
@@ -22,9 +32,11 @@ class Phase(NamedTuple):
 
     `rules` is one `Rule` for all groups or a dict with a rule per group.
     `multipliers(network, batches, paths) -> {path: factor}`, if given, sets the factors
-    of the learning rates at the start of every epoch, from the network as it stands,
-    the batches of that epoch and the trainable paths; `reset_moments` starts the
-    moments anew then.
+    of the learning rates at the start of the phase and of every epoch, from the network
+    as it stands, the batches of that epoch and the paths of the leaves that train;
+    `reset_moments` starts the moments anew then, and nothing else. `norm` and `dropout`,
+    if given, take the place of the run's. `keeps`: whether the phase's epochs may be
+    kept as the best of the run.
     """
 
     labels: Labels
@@ -33,87 +45,147 @@ class Phase(NamedTuple):
     tuning: Tuning = subset
     multipliers: Multipliers | None = None
     reset_moments: bool = False
+    norm: Stages | None = None
+    dropout: Stages | None = None
+    keeps: bool = True
+
+
+class Settings(NamedTuple):
+    """What all phases of a run share; see `plan.make_plan`."""
+
+    loss: Callable
+    norm: Stages = "stored"
+    dropout: Stages = "tuned"
+    accumulate: int = 1
+
+
+class Leaf(NamedTuple):
+    """A trainable leaf: its path, its group and how that moves, the phase since which its
+    moments count, and the dtype in which the network sees it."""
+
+    path: str
+    group: str
+    direction: str
+    wave: int
+    dtype: str
 
 
 class Program(NamedTuple):
-    """What is compiled into the step of a phase: hashable, and free of rates and data.
+    """What is compiled into the step of a phase: hashable, and free of values.
 
-    Two phases with equal programs share one trace.
+    Two phases with equal programs share one trace. `code` is a fingerprint of the
+    functions and what they read: a number that a loss reads and that changed is another
+    program.
     """
 
     stages: tuple[Stage, ...]
-    tuning: Tuning
+    materialize: Callable
+    penalty: Callable
     loss: Callable
-    groups: tuple[tuple[str, str, int], ...]  # (trainable path, group, wave)
+    code: str
+    leaves: tuple[Leaf, ...]
     rules: tuple[tuple[str, Rule], ...]
-    updates: int
     accumulate: int
     batch_stats: frozenset[str]
+    dropout: frozenset[str]
+    lowest: int  # the first stage in which something trains
+    first: int = 0  # the index of the first stage in the whole network
     start: int = 0  # the first stage that a step runs; those before it are cached
 
 
-def programs(
+def make_program(
     network: Network,
-    phases: Sequence[Phase],
-    *,
-    loss: Callable,
-    norm: str = "stored",
-    accumulate: int = 1,
-) -> list[Program]:
-    """Returns the program of every phase.
+    phase: Phase,
+    trainable: tree.Tree,
+    settings: Settings,
+    index: int = 0,
+    before: Sequence[Leaf] = (),
+) -> Program:
+    """Returns the program of phase `index` with this trainable tree (shapes suffice).
 
-    A leaf's wave is the phase in which it began to train with the direction it has
-    now. Raises `InputError` for no phase or one that trains nothing, a group without a
-    rule, steps that are no multiple of `accumulate`, labels of another network, or a
-    change of tuning, whose trainable trees have nothing to carry over.
+    `before` are the leaves of the phase before, if it had the same tuning: a leaf that
+    keeps its direction keeps its wave, with its moments. A newcomer starts with its own
+    count, since Adam at count 500 would move it at twice the rate. Raises `InputError`
+    for what cannot be.
     """
-    require_positive(accumulate=accumulate)
+    labels = trained_labels(trainable, phase.labels)
+    groups = tree.flatten(phase.tuning.groups(trainable, phase.labels))
+    if not groups:
+        raise InputError(f"phase {index} trains nothing: every leaf is frozen")
+    rules = rules_by_group(phase.rules, set(groups.values()))
+    _require_rates_reached(phase, rules, settings.accumulate)
+    dtypes = {path: str(leaf.dtype) for path, leaf in tree.flatten(trainable).items()}
+    _require_floats(dtypes)
+    norm = settings.norm if phase.norm is None else phase.norm
+    dropout = settings.dropout if phase.dropout is None else phase.dropout
+    tuning = phase.tuning
+    functions = (network.stages, settings.loss, tuning.materialize, tuning.penalty)
+    return Program(
+        stages=network.stages,
+        materialize=tuning.materialize,
+        penalty=tuning.penalty,
+        loss=settings.loss,
+        code=function_identity.fingerprint(functions),
+        leaves=tuple(
+            _leaf(path, group, rules[group].direction, dtypes[path], index, before)
+            for path, group in groups.items()
+        ),
+        rules=tuple((group, _form(rule)) for group, rule in rules.items()),
+        accumulate=settings.accumulate,
+        batch_stats=stages_with_batch_stats(network.stats, labels, norm),
+        dropout=stages_with_dropout(network.stages, labels, dropout),
+        lowest=lowest_trainable(network.stages, labels),
+        first=network.first,
+    )
+
+
+def check(
+    network: Network, phases: Sequence[Phase], settings: Settings
+) -> list[Program | None]:
+    """Returns the programs of phases, `None` where one is only known when it begins: what
+    a phase trains that takes over another tuning, or comes after one that does.
+
+    Raises `InputError`, before anything has run, for no phase or one that trains nothing,
+    a group without a rule, steps that are not a multiple of `accumulate`, labels of
+    another network, and a change to a tuning that cannot take over.
+    """
+    require_positive(accumulate=settings.accumulate)
     if not phases:
         raise InputError("a run needs at least one phase")
-    waves: dict[str, tuple[int, str]] = {}
-    made = []
+    programs: list[Program | None] = []
     for index, phase in enumerate(phases):
         require_positive(steps=phase.steps)
-        if phase.steps % accumulate:
+        if phase.steps != int(phase.steps) or phase.steps % settings.accumulate:
             raise InputError(
-                f"steps ({phase.steps}) must be a multiple of accumulate ({accumulate})"
+                f"steps ({phase.steps}) must be a multiple of accumulate "
+                f"({settings.accumulate})"
             )
         if jax.tree.structure(phase.labels) != jax.tree.structure(network.params):
             raise InputError(f"the labels of phase {index} are of another network")
-        if phase.tuning[:3] != phases[0].tuning[:3]:
-            raise InputError(
-                f"phase {index} changes the tuning: its trainable tree is another one"
-            )
-        groups = trainable_groups(network, phase)
-        if not groups:
+        if set(jax.tree.leaves(phase.labels)) <= {FROZEN}:
             raise InputError(f"phase {index} trains nothing: every leaf is frozen")
-        rules = rules_by_group(phase.rules, set(groups.values()))
-        waves = {
-            name: _wave(waves, name, index, rules[g]) for name, g in groups.items()
-        }
-        made.append(
-            Program(
-                stages=network.stages,
-                tuning=phase.tuning,
-                loss=loss,
-                groups=tuple((n, group, waves[n][0]) for n, group in groups.items()),
-                rules=_static(rules),
-                updates=_schedule_length(phase, accumulate),
-                accumulate=accumulate,
-                batch_stats=stages_with_batch_stats(network.stats, phase.labels, norm),
+        changes = index > 0 and not same_tuning(phase.tuning, phases[index - 1].tuning)
+        if changes and phase.tuning.take_over is None:
+            raise InputError(
+                f"phase {index} changes the tuning, and its tuning cannot take over from "
+                "another"
             )
-        )
-    return made
+        if changes or None in programs:
+            programs.append(None)
+            continue
+        shapes = parts_shapes(network, phase).trainable
+        leaves = programs[-1].leaves if programs else ()
+        programs.append(make_program(network, phase, shapes, settings, index, leaves))
+    return programs
 
 
-def trainable_groups(network: Network, phase: Phase) -> dict[str, str]:
-    """Returns the group of every leaf of the phase's trainable tree, by path."""
-    trainable = trainable_shapes(network, phase)
-    return tree.flatten(phase.tuning.groups(trainable, phase.labels))
+def same_tuning(one: Tuning, other: Tuning) -> bool:
+    """Returns whether trainable values of one tuning mean the same under the other."""
+    return one.materialize == other.materialize
 
 
-def trainable_shapes(network: Network, phase: Phase) -> tree.Tree:
-    """Returns the shapes and dtypes of the phase's trainable tree."""
+def parts_shapes(network: Network, phase: Phase) -> Parts:
+    """Returns the shapes and dtypes of what the phase's tuning starts with."""
 
     def init(params, key):
         return phase.tuning.init(params, phase.labels, key)
@@ -121,12 +193,39 @@ def trainable_shapes(network: Network, phase: Phase) -> tree.Tree:
     return jax.eval_shape(init, network.params, jax.random.key(0))
 
 
-def _wave(
-    waves: Mapping[str, tuple[int, str]], name: str, index: int, rule: Rule
-) -> tuple[int, str]:
-    """Returns (wave, direction): a leaf with other moments than before starts anew."""
-    known = waves.get(name)
-    return known if known and known[1] == rule.direction else (index, rule.direction)
+def _leaf(
+    path: str,
+    group: str,
+    direction: str,
+    dtype: str,
+    index: int,
+    before: Sequence[Leaf],
+) -> Leaf:
+    """A leaf that changes its optimizer starts again: its old moments mean something else."""
+    same = (b for b in before if (b.path, b.direction) == (path, direction))
+    wave = next((leaf.wave for leaf in same), index)
+    return Leaf(path, group, direction, wave, dtype)
+
+
+def _require_floats(dtypes: Mapping[str, str]) -> None:
+    for path, dtype in dtypes.items():
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise InputError(
+                f"leaf {path!r} is {dtype}: only real floating-point parameters can be "
+                "trained, so leave it out of the selection"
+            )
+
+
+def _require_rates_reached(
+    phase: Phase, rules: Mapping[str, Rule], accumulate: int
+) -> None:
+    updates = phase.steps // accumulate
+    for group, rule in rules.items():
+        if rule.warmup and rule.warmup >= updates:
+            raise InputError(
+                f"the warm-up of group {group!r} takes {rule.warmup} updates and its "
+                f"phase has {updates}: its rate would never be reached"
+            )
 
 
 def rules_by_group(
@@ -144,28 +243,35 @@ def rules_by_group(
 
 
 def transformation(
-    program: Program, rules: Rule | Mapping[str, Rule], trainable: tree.Tree
+    program: Program,
+    trainable: tree.Tree,
+    rules: Rule | Mapping[str, Rule] | None = None,
+    updates: int = 0,
 ) -> optax.GradientTransformation:
-    """Returns the optimizer of a program; only its `init` reads the rates in `rules`."""
-    groups = {name: group for name, group, _ in program.groups}
-    waves = {name: wave for name, _, wave in program.groups}
-    made = optimizer(
-        rules_by_group(rules, set(groups.values())),
-        tree.map_with_path(lambda name, _: groups[name], trainable),
-        tree.map_with_path(lambda name, _: waves[name], trainable),
-        program.updates,
+    """Returns the optimizer of a program; only its `init` reads the numbers in `rules`
+    and `updates`."""
+    groups = {leaf.path: leaf.group for leaf in program.leaves}
+    waves = {leaf.path: leaf.wave for leaf in program.leaves}
+    tx = optimizer(
+        rules_by_group(rules or dict(program.rules), set(groups.values())),
+        tree.map_with_path(lambda path, _: groups[path], trainable),
+        tree.map_with_path(lambda path, _: waves[path], trainable),
+        updates,
     )
     if program.accumulate == 1:
-        return made
-    return optax.MultiSteps(made, program.accumulate).gradient_transformation()
+        return tx
+    return optax.MultiSteps(tx, program.accumulate).gradient_transformation()
 
 
-def _static(rules: Mapping[str, Rule]) -> tuple[tuple[str, Rule], ...]:
-    return tuple((group, rule._replace(rate=1.0)) for group, rule in rules.items())
+def phase_optimizer(
+    program: Program, phase: Phase, trainable: tree.Tree
+) -> optax.GradientTransformation:
+    """Returns the optimizer whose `init` has the numbers of a phase."""
+    updates = phase.steps // program.accumulate
+    return transformation(program, trainable, phase.rules, updates)
 
 
-def _schedule_length(phase: Phase, accumulate: int) -> int:
-    """Returns the updates of a phase, or 0 where no schedule reads them."""
-    rules = [phase.rules] if isinstance(phase.rules, Rule) else phase.rules.values()
-    constant = all(rule.schedule == "constant" for rule in rules)
-    return 0 if constant else phase.steps // accumulate
+def _form(rule: Rule) -> Rule:
+    """Returns the part of a rule that is compiled: all numbers are values of the state."""
+    clip = None if rule.clip is None else 1.0
+    return Rule(1.0, rule.direction, schedule=rule.schedule, clip=clip)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate as running_total
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -12,16 +12,17 @@ from subtune_jax.data.batches import Augment, Data
 from subtune_jax.data.ragged import lengths
 from subtune_jax.errors import InputError, require_type
 from subtune_jax.evaluation.metrics import cross_entropy
-from subtune_jax.network import Network
-from subtune_jax.training.phases import Phase, Program, programs
+from subtune_jax.network import Network, stages_with_batch_stats
+from subtune_jax.training.mesh import Placement, placement
+from subtune_jax.training.phases import Phase, Program, Settings, Stages, check
 
 
 class Plan(NamedTuple):
     """A run's phases and programs, and how its batches are made."""
 
-    network: Network  # the base
+    network: Network  # the base, on its devices
     phases: tuple[Phase, ...]
-    programs: tuple[Program, ...]
+    settings: Settings
     ends: tuple[int, ...]  # the number of steps up to and with each phase
     per_epoch: int  # steps of a pass over the data
     data: Data
@@ -31,7 +32,7 @@ class Plan(NamedTuple):
     seed: tuple[int, ...]  # of the order of examples
     key: jax.Array
     augment: Augment | None
-    place: Callable[[Any], Any]
+    place: Placement
     cache_bytes: int
 
     def phase_at(self, step: int) -> int:
@@ -46,35 +47,48 @@ def make_plan(
     *,
     key: jax.Array,
     loss: Callable = cross_entropy,
-    norm: str = "stored",
+    norm: Stages = "stored",
+    dropout: Stages = "tuned",
     batch_size: int = 64,
     accumulate: int = 1,
     augment: Augment | None = None,
-    place: Callable[[Any], Any] = lambda batch: batch,
+    place: Placement | None = None,
     cache_bytes: int = 2**30,
 ) -> Plan:
     """Returns the plan of a run; raises `InputError` for settings that cannot be.
 
-    loss(outputs, targets) -> float[batch]. norm: `stored`, `tuned` or `batch` (see
-    `network.stages_with_batch_stats`). accumulate: micro-batches per update; a step is
-    one micro-batch. augment(x, rng) -> x changes training inputs at random. place
-    puts a batch on its devices (see `training.mesh`). cache_bytes: how much memory the
-    activations of a frozen prefix may take to be computed once; 0 turns that off.
+    loss(outputs, targets) -> float[batch]. norm: `stored`, `tuned`, `batch` or names of
+    stages (see `network.stages_with_batch_stats`). dropout: `tuned`, `all`, `none` or
+    names of stages (see `network.stages_with_dropout`). accumulate: micro-batches per
+    update; a step is one micro-batch. augment(x, rng) -> x changes training inputs at
+    random. place: where arrays live (see `mesh.placement`); default: one device.
+    cache_bytes: how much memory the activations of a frozen prefix may take to be
+    computed once; 0 turns that off.
     """
     require_type(Network, network=network)
     require_type(Data, data=data)
     require_key(key)
     batches.require_pairs(data)
+    batches.require_finite(data)
     if loss is cross_entropy:
         require_labels(network, data)
     phases = (phases,) if isinstance(phases, Phase) else tuple(phases)
-    made = programs(network, phases, loss=loss, norm=norm, accumulate=accumulate)
-    drop = accumulate > 1 or any(program.batch_stats for program in made)
+    settings = Settings(loss, norm, dropout, accumulate)
+    programs = check(network, phases, settings)
+    drop = accumulate > 1 or any(  # padding would count in a batch's statistics
+        _batch_stats(network, phase, program, settings)
+        for phase, program in zip(phases, programs, strict=True)
+    )
+    place = placement() if place is None else place
+    # Once: a base in NumPy would travel to the device again at every step.
+    network = network._replace(
+        params=place.whole(network.params), stats=place.whole(network.stats)
+    )
     key, order = jax.random.split(key)
     return Plan(
         network=network,
         phases=phases,
-        programs=tuple(made),
+        settings=settings,
         ends=tuple(running_total(phase.steps for phase in phases)),
         per_epoch=batches.steps_per_epoch(len(data.y), batch_size, drop=drop),
         data=data,
@@ -87,6 +101,16 @@ def make_plan(
         place=place,
         cache_bytes=cache_bytes,
     )
+
+
+def _batch_stats(
+    network: Network, phase: Phase, program: Program | None, settings: Settings
+) -> frozenset[str]:
+    """Returns the stages that normalize by the batch, of a phase that is known or not."""
+    if program is not None:
+        return program.batch_stats
+    norm = settings.norm if phase.norm is None else phase.norm
+    return stages_with_batch_stats(network.stats, phase.labels, norm)
 
 
 def require_key(key: jax.Array) -> None:

@@ -1,5 +1,6 @@
 """Outputs and scores of a network over a whole set."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -16,12 +17,15 @@ def predict(network: Network, data: Data, *, batch_size: int = 256) -> np.ndarra
 
     Outputs per token are padded to the longest text's bucket with the lowest number.
     """
-    run, sizes = compiled_forward(network.stages), lengths(data.x)
+    batches.require_pairs(data)
+    batches.require_finite(data)
+    run, sizes = compiled_forward(network), lengths(data.x)
+    params, stats = jax.device_put((network.params, network.stats))  # once, not by batch
     if sizes is not None:  # like lengths together, and back into their order
         order = np.argsort(sizes, kind="stable")
         data = data.only(order)
     rows = [
-        np.asarray(run(network.params, network.stats, batch.x))[batch.weight > 0]
+        jax.device_get(run(params, stats, jax.device_put(batch.x)))[batch.weight > 0]
         for batch in batches.in_order(data, batch_size)
     ]
     made = np.concatenate(_as_wide(rows))

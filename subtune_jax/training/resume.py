@@ -1,20 +1,24 @@
 """What a run continues from, and the journal that keeps it on the disk."""
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from subtune_jax import tree
 from subtune_jax.network import Network
 from subtune_jax.training import checkpoints
 from subtune_jax.training.checkpoints import Arrays, Saved, packed, unpacked
 from subtune_jax.training.identity import identity
-from subtune_jax.training.phases import trainable_shapes
+from subtune_jax.training.phases import Leaf, make_program, phase_optimizer
 from subtune_jax.training.plan import Plan
-from subtune_jax.training.state import State, start
+from subtune_jax.training.state import Running, State
+from subtune_jax.training.step import Logs
+from subtune_jax.tuning.method import Parts
 
 
 class Epoch(NamedTuple):
@@ -32,9 +36,9 @@ class Snapshot(NamedTuple):
     """Everything that the rest of a run depends on, after `step` steps."""
 
     step: int
+    running: Running
     state: State
-    losses: Sequence  # of the steps since the last epoch ended
-    norms: Sequence
+    logs: Sequence[Logs]  # of the steps since the last epoch ended
 
 
 class Journal(NamedTuple):
@@ -46,32 +50,48 @@ class Journal(NamedTuple):
     save: Callable[[Snapshot, Epoch | None, Sequence[float]], None]
 
 
-def journal(plan: Plan, folder: Path | None, seconds: float) -> Journal:
-    """Returns the journal of a run in a folder: read now, written every `seconds`."""
+def journal(
+    plan: Plan, folder: Path | None, seconds: float, scored: str | None = None
+) -> Journal:
+    """Returns the journal of a run in a folder: read now, written every `seconds`.
+
+    scored: whether the run has a validation score, `max` or `min`. A folder that cannot
+    be written is an `InputError` now, not after the last epoch.
+    """
     if folder is None:
         return Journal(None, None, (), lambda snapshot, kept, scores: None)
-    who = identity(plan)
+    who = identity(plan, scored)
     last = time.monotonic()
 
     def save(snapshot: Snapshot, kept: Epoch | None, scores: Sequence[float]) -> None:
         nonlocal last
-        ended = snapshot.step == plan.ends[-1] and not len(snapshot.losses)
-        if ended or time.monotonic() - last >= seconds:
+        ended = snapshot.step == plan.ends[-1] and not len(snapshot.logs)
+        # Saving is collective: one process's clock decides for all of them.
+        if ended or checkpoints.agreed(time.monotonic() - last >= seconds):
             checkpoints.save(folder, _packed(plan, snapshot, kept, scores, who))
             last = time.monotonic()
 
     found = checkpoints.restore(folder, who)
     if found is None:
+        checkpoints.require_writable(folder)
         return Journal(None, None, (), save)
     if found.step == plan.ends[-1]:  # it has ended: there is nothing to save again
+        print(f"{folder} holds this run, finished: its result is returned", file=sys.stderr)
         return Journal(*_unpacked(plan, found), lambda snapshot, kept, scores: None)
     return Journal(*_unpacked(plan, found), save)
 
 
 def _packed(plan: Plan, snapshot: Snapshot, kept: Epoch | None, scores, who) -> Saved:
-    arrays = packed("state", snapshot.state)
-    logs = {"losses": _floats(snapshot.losses), "norms": _floats(snapshot.norms)}
-    facts = {**who, **logs, "scores": list(scores), "kept": None}
+    arrays = packed("state", snapshot.state._asdict())
+    running = snapshot.running
+    facts = {
+        **who,
+        "logs": [[float(v) for v in log] for log in jax.device_get(list(snapshot.logs))],
+        "scores": list(scores),
+        "phase": [running.index, running.tuned_since],
+        "leaves": [list(leaf) for leaf in running.program.leaves],
+        "kept": None,
+    }
     if kept is not None:
         base = tree.flatten(plan.network.params)
         changed = {
@@ -87,41 +107,43 @@ def _packed(plan: Plan, snapshot: Snapshot, kept: Epoch | None, scores, who) -> 
 
 
 def _unpacked(plan: Plan, saved: Saved) -> tuple[Snapshot, Epoch | None, list[float]]:
+    """A mask that was learnt has counts that nobody knew: shapes are the checkpoint's."""
     arrays, facts = saved.arrays, saved.facts
-    index = plan.phase_at(max(saved.step, 1))
-    like = start(plan.network, plan.programs[index], plan.phases[index], plan.key)
-    like = like._replace(held=_known("state/held", arrays, plan.network.params))
-    state = unpacked("state", arrays, like)
-    snapshot = Snapshot(saved.step, state, facts["losses"], facts["norms"])
+    index, since = facts["phase"]
+    phase = plan.phases[index]
+    trainable, fixed = (_subtree(f"state/{n}", arrays) for n in ("trainable", "fixed"))
+    leaves = tuple(Leaf(*leaf) for leaf in facts["leaves"])
+    seen = {leaf.path: leaf.dtype for leaf in leaves}
+    like = tree.map_with_path(lambda path, x: x.astype(seen[path]), trainable)
+    program = make_program(plan.network, phase, like, plan.settings, index, leaves)
+    opt_state = phase_optimizer(program, phase, trainable).init(trainable)
+    resting = _subtree("state/resting", arrays)
+    state = State(
+        trainable=trainable,
+        fixed=fixed,
+        resting={n: Parts(p["trainable"], p.get("fixed", {})) for n, p in resting.items()},
+        opt_state=unpacked("state/opt_state", arrays, opt_state),
+        stats=unpacked("state/stats", arrays, plan.network.stats),
+        step=unpacked("state/step", arrays, jax.numpy.int32(0)),
+        key=unpacked("state/key", arrays, plan.key),
+    )
+    logs = [Logs(np.float32(a), np.float32(b), bool(c)) for a, b, c in facts["logs"]]
+    snapshot = Snapshot(saved.step, Running(index, program, since), state, logs)
     if facts["kept"] is None:
         return snapshot, None, facts["scores"]
-    params = _known("kept/params", arrays, plan.network.params)
+    changed = tree.flatten(_subtree("kept/params", arrays))
     network = plan.network._replace(
-        params=tree.combine(params, plan.network.params),
+        params=tree.map_with_path(
+            lambda path, leaf: changed.get(path, leaf), plan.network.params
+        ),
         stats=unpacked("kept/stats", arrays, plan.network.stats),
     )
-    number, step, loss, norm = facts["kept"]
-    phase = plan.phases[plan.phase_at(step)]
-    shapes = trainable_shapes(plan.network, phase)
-    trainable = unpacked("kept/trainable", arrays, shapes)
-    return (
-        snapshot,
-        Epoch(number, step, loss, norm, network, trainable),
-        facts["scores"],
-    )
+    kept = Epoch(*facts["kept"], network, _subtree("kept/trainable", arrays))
+    return snapshot, kept, facts["scores"]
 
 
-def _floats(values: Sequence) -> list[float]:
-    return [float(value) for value in values]
-
-
-def _known(prefix: str, arrays: Arrays, like: Any) -> Any:
-    """Returns a half of a tree: the leaves that the checkpoint has."""
-    return tree.map_with_path(
-        lambda name, _: (
-            jax.numpy.asarray(arrays[f"{prefix}/{name}"])
-            if f"{prefix}/{name}" in arrays
-            else None
-        ),
-        like,
-    )
+def _subtree(prefix: str, arrays: Arrays) -> dict:
+    """Returns the tree of what the checkpoint has below a path."""
+    begin = f"{prefix}/"
+    flat = {n.removeprefix(begin): a for n, a in arrays.items() if n.startswith(begin)}
+    return jax.tree.map(jax.numpy.asarray, tree.unflatten(flat))

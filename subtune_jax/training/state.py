@@ -6,80 +6,229 @@ import jax
 import jax.numpy as jnp
 
 from subtune_jax import tree
+from subtune_jax.errors import InputError
 from subtune_jax.network import Network, Params, Stats, trainable_half
 from subtune_jax.training.optimizers import carry_moments
-from subtune_jax.training.phases import Phase, Program, transformation
+from subtune_jax.training.phases import (
+    Phase,
+    Program,
+    Settings,
+    make_program,
+    phase_optimizer,
+    same_tuning,
+)
+from subtune_jax.tuning.method import Ended, Parts
 
 
 class State(NamedTuple):
     """What a training step reads and replaces.
 
-    trainable: the differentiated tree. held: parameters an earlier phase trained and
-    this one freezes (`None` elsewhere). step: int32, counted over all phases. key: the
-    root of the run's randomness; a step folds its number into it.
+    trainable: the differentiated tree, at least float32 (masters of narrower leaves).
+    fixed: the tuning's values that do not train. resting: `{phase: Parts}`, the values
+    of leaves that an earlier phase trained and this one does not, by the first phase of
+    their tuning. step: int32, counted over all phases. key: the root of the run's
+    randomness; a step folds its number into it.
     """
 
     trainable: Any
-    held: Params
+    fixed: Any
+    resting: dict[str, Parts]
     opt_state: Any
     stats: Stats
     step: jax.Array
     key: jax.Array
 
 
-def start(network: Network, program: Program, phase: Phase, key: jax.Array) -> State:
-    """Returns the state before the first step, in buffers of its own."""
+class Running(NamedTuple):
+    """A phase that runs: its index, its program, and the first phase of its tuning."""
+
+    index: int
+    program: Program
+    tuned_since: int = 0
+
+
+def start(
+    network: Network, phase: Phase, settings: Settings, key: jax.Array
+) -> tuple[Running, State]:
+    """Returns the first phase and the state before its first step, in buffers of its own."""
     init_key, run_key = jax.random.split(key)
-    trainable = phase.tuning.init(network.params, phase.labels, init_key)
-    return State(
+    parts = phase.tuning.init(network.params, phase.labels, init_key)
+    program = make_program(network, phase, parts.trainable, settings)
+    trainable = sparse(wide(parts.trainable))
+    state = State(
         trainable=trainable,
-        held=jax.tree.map(lambda _: None, network.params),
-        opt_state=transformation(program, phase.rules, trainable).init(trainable),
+        fixed=sparse(parts.fixed),
+        resting={},
+        opt_state=phase_optimizer(program, phase, trainable).init(trainable),
         stats=tree.copy(network.stats),
         step=jnp.zeros((), jnp.int32),
         key=run_key,
     )
+    return Running(0, program), state
 
 
 def advance(
-    network: Network, state: State, before: Phase, program: Program, phase: Phase
-) -> State:
-    """Returns the state for the next phase; values and moments carry over by path.
+    network: Network,
+    running: Running,
+    state: State,
+    phases: tuple[Phase, ...],
+    settings: Settings,
+) -> tuple[Running, State]:
+    """Returns the next phase and its state; values and moments carry over by path.
 
-    A trainable leaf keeps its value, moments and count; a new one starts with its own
-    count; a leaf that trains no longer is held at its value. `network` is the base.
+    Under the same tuning a trainable leaf keeps its value, moments and count, and one
+    that rested trains on from its own trainable value. Another tuning takes over. What
+    trains no longer rests with its own values. `network` is the base.
     """
+    index, params = running.index + 1, network.params
+    phase, whole = phases[index], every_part(running, state)
     # Steps fold in 0, 1, ...; the last number that folds in is never a step's.
     key = jax.random.fold_in(state.key, 0xFFFFFFFF)
     key = jax.random.fold_in(key, state.step)
-    fresh = phase.tuning.init(network.params, phase.labels, key)
-    known = tree.flatten(state.held) | tree.flatten(state.trainable)
-    trainable = tree.map_with_path(lambda name, leaf: known.get(name, leaf), fresh)
-    opt_state = transformation(program, phase.rules, trainable).init(trainable)
-    return tree.copy(
-        state._replace(
-            trainable=trainable,
-            held=_held(
-                materialize(network.params, state, before), state, before, phase
-            ),
-            opt_state=carry_moments(opt_state, state.opt_state),
+    before, since = phases[running.index].tuning, running.tuned_since
+    begun, leaves, values, taken = None, running.program.leaves, {}, set()
+    if same_tuning(phase.tuning, before):
+        begun = phase.tuning.init(params, phase.labels, key)
+        values = tree.flatten(whole[str(since)].trainable)
+    if begun is None or not _goes_on(begun, state, whole[str(since)], since, params):
+        live = live_params(params, running, state, phases)
+        ended = Ended(before, whole[str(since)], live)
+        begun = _taken_over(phase, index, ended, params, key)
+        since, leaves, values = index, (), {}
+        # All that is selected is taken over: of a leaf that the new tuning leaves out
+        # (no element of it is in a mask) the old values go too.
+        taken = set(tree.flatten(trainable_half(phase.labels, phase.labels)))
+    program = make_program(network, phase, begun.trainable, settings, index, leaves)
+    fresh = wide(begun.trainable)
+    trainable = sparse(
+        tree.map_with_path(lambda path, leaf: values.get(path, leaf), fresh)
+    )
+    opt_state = phase_optimizer(program, phase, trainable).init(trainable)
+    after = State(
+        trainable=trainable,
+        fixed=sparse(begun.fixed),
+        resting=_rest(whole, trainable, params, taken),
+        opt_state=carry_moments(opt_state, state.opt_state) if leaves else opt_state,
+        stats=state.stats,
+        step=state.step,
+        key=state.key,
+    )
+    return Running(index, program, since), tree.copy(after)
+
+
+def _taken_over(
+    phase: Phase, index: int, ended: Ended, params: Params, key: jax.Array
+) -> Parts:
+    if phase.tuning.take_over is None:
+        raise InputError(
+            f"phase {index} changes the tuning, and its tuning cannot take over from "
+            "another"
         )
+    return phase.tuning.take_over(ended, params, phase.labels, key)
+
+
+def _goes_on(
+    begun: Parts, state: State, whole: Parts, since: int, params: Params
+) -> bool:
+    """Returns whether the trainable values of a phase mean the same in the next one.
+
+    Not where a value that is fixed is another one at the same leaf (a mask with other
+    places), nor where a leaf comes back that rests under a tuning before this one.
+    """
+    old, new = tree.flatten(whole.fixed), tree.flatten(begun.fixed)
+    same = all(
+        old[path].shape == new[path].shape and bool((old[path] == new[path]).all())
+        for path in old.keys() & new.keys()
+    )
+    trains = set(tree.owners(begun.trainable, params).values())
+    others = (p.trainable for n, p in state.resting.items() if n != str(since))
+    rests = {path for other in others for path in tree.owners(other, params).values()}
+    return same and not trains & rests
+
+
+def _rest(
+    whole: dict[str, Parts], trainable: Any, params: Params, taken: set[str]
+) -> dict[str, Parts]:
+    """Returns the parts without the leaves that now train or were taken over."""
+    trains = set(tree.owners(trainable, params).values()) | taken
+
+    def left(values: Any) -> Any:
+        owners = tree.owners(values, params)
+        kept = {p: v for p, v in tree.flatten(values).items() if p in owners}
+        return tree.unflatten({p: v for p, v in kept.items() if owners[p] not in trains})
+
+    rests = {since: Parts(*map(left, parts)) for since, parts in whole.items()}
+    return {since: parts for since, parts in rests.items() if parts.trainable}
+
+
+def every_part(running: Running, state: State) -> dict[str, Parts]:
+    """Returns all trained values, resting ones too, by the first phase of their tuning."""
+    own = str(running.tuned_since)
+    resting, moving = state.resting.get(own, Parts({}, {})), (state.trainable, state.fixed)
+    both = (
+        tree.unflatten(tree.flatten(one) | tree.flatten(other))
+        for one, other in zip(resting, moving, strict=True)
+    )
+    return {**state.resting, own: Parts(*both)}
+
+
+def all_trainable(running: Running, state: State) -> Any:
+    """Returns the trainable leaves of all phases, in the types of the network's."""
+    parts = every_part(running, state).values()
+    flat = [tree.flatten(part.trainable) for part in parts]
+    return tree.unflatten({path: leaf for one in flat for path, leaf in one.items()})
+
+
+def live_params(
+    params: Params, running: Running, state: State, phases: tuple[Phase, ...]
+) -> Params:
+    """Returns the network's parameters at this state: deterministic, in the base's types."""
+    under = frozen_params(params, state, phases)
+    made = running.program.materialize(
+        narrow(state.trainable, running.program), state.fixed, params, None
+    )
+    trained = set(tree.owners(state.trainable, params).values())
+    return _overlaid(under, made, trained)
+
+
+def frozen_params(
+    params: Params, state: State, phases: tuple[Phase, ...]
+) -> Params:
+    """Returns the base with the leaves that rest at their tuned values."""
+    made = params
+    for since, parts in state.resting.items():
+        tuned = phases[int(since)].tuning.materialize(
+            parts.trainable, parts.fixed, params, None
+        )
+        rests = set(tree.owners(parts.trainable, params).values())
+        made = _overlaid(made, tuned, rests)
+    return made
+
+
+def _overlaid(under: Params, over: Params, paths: set[str]) -> Params:
+    """Returns `under` with copies of these leaves of `over`: the state's own buffers are
+    deleted when the next step takes them."""
+    return tree.map_with_path(
+        lambda path, a, b: jnp.array(b, a.dtype, copy=True) if path in paths else a,
+        under,
+        over,
     )
 
 
-def _held(live: Params, state: State, before: Phase, phase: Phase) -> Params:
-    """Returns the leaves that an earlier phase trained and this one freezes."""
-    trained = {**tree.flatten(state.held), **_trainable(before)}
-    held = trained.keys() - _trainable(phase).keys()
-    return tree.map_with_path(lambda name, leaf: leaf if name in held else None, live)
-
-
-def _trainable(phase: Phase) -> dict[str, str]:
-    return tree.flatten(trainable_half(phase.labels, phase.labels))
-
-
-def materialize(params: Params, state: State, phase: Phase) -> Params:
-    """Returns the network's parameters at this state: deterministic, no dropout."""
-    return tree.combine(
-        state.held, phase.tuning.materialize(state.trainable, params, None)
+def wide(trainable: Any) -> Any:
+    """Returns the leaves in float32 or wider: small updates of narrow weights are lost to
+    rounding, and bf16(0.999) is 1, so that Adam's moments would never decay."""
+    return jax.tree.map(
+        lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), trainable
     )
+
+
+def narrow(trainable: Any, program: Program) -> Any:
+    """Returns the leaves in the types in which the network sees them."""
+    dtypes = {leaf.path: leaf.dtype for leaf in program.leaves}
+    return tree.map_with_path(lambda path, x: x.astype(dtypes[path]), trainable)
+
+
+def sparse(values: Any) -> Any:
+    """Returns a tree without its absent leaves, as a checkpoint gives it back."""
+    return tree.unflatten(tree.flatten(values))

@@ -1,65 +1,94 @@
-"""The one train step, a pure function of (state, base, batch)."""
+"""The one train step, a pure function of (state, frozen, batch)."""
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from subtune_jax import tree
+from subtune_jax import function_identity
 from subtune_jax.data.batches import Batch
-from subtune_jax.network import Params, Stage, forward
+from subtune_jax.errors import InputError
+from subtune_jax.network import Network, Params, Stage, forward
 from subtune_jax.training.phases import Program, transformation
-from subtune_jax.training.state import State
+from subtune_jax.training.state import State, narrow
+
+PROGRAMS = 128  # compiled programs that are kept; a toy network's takes 4 MiB
 
 
 class Logs(NamedTuple):
-    """Scalars of one step, float32: mean loss without penalty, trainable gradient norm."""
+    """Scalars of one step: mean loss without penalty and gradient norm of what trains,
+    float32, and whether these and all that trains are finite."""
 
     loss: jax.Array
     grad_norm: jax.Array
+    finite: jax.Array
 
 
 def train_step(
-    program: Program, state: State, params: Params, batch: Batch
+    program: Program, state: State, frozen: Params, batch: Batch
 ) -> tuple[State, Logs]:
     """Returns the state after one micro-batch, and its logs.
 
-    Differentiates the trainable tree and nothing else, so whatever is done with the
-    gradients (clipping, accumulation, norms) cannot bring the frozen backward pass
-    back. With accumulation, every `accumulate`-th step moves the weights.
+    `frozen` is the base, with the leaves that rest at their tuned values. Differentiates
+    the trainable tree and nothing else, so whatever is done with the gradients
+    (clipping, accumulation, norms) cannot bring the frozen backward pass back. With
+    accumulation, every `accumulate`-th step moves the weights.
     """
     gates, dropout = jax.random.split(jax.random.fold_in(state.key, state.step))
 
     def objective(trainable):
-        made = program.tuning.materialize(trainable, params, gates)
+        seen = narrow(trainable, program)
+        made = program.materialize(seen, state.fixed, frozen, gates)
+        made = jax.tree.map(lambda w, base: w.astype(base.dtype), made, frozen)
         outputs, stats = forward(
             program.stages,
-            tree.combine(state.held, made),
+            made,
             state.stats,
             batch.x,
             batch_stats=program.batch_stats,
+            dropout=program.dropout,
             key=dropout,
+            first=program.first,
             start=program.start,
         )
-        loss = weighted_mean(program.loss(outputs, batch.y), batch.weight)
-        return loss + program.tuning.penalty(trainable, params), (loss, stats)
+        loss = weighted_mean(checked(program.loss, outputs, batch.y), batch.weight)
+        return loss + program.penalty(trainable, state.fixed, frozen), (loss, stats)
 
     (_, (loss, stats)), grads = jax.value_and_grad(objective, has_aux=True)(
         state.trainable
     )
-    tx = transformation(program, dict(program.rules), state.trainable)
+    tx = transformation(program, state.trainable)
     updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
+    trainable = optax.apply_updates(state.trainable, updates)
     after = state._replace(
-        trainable=optax.apply_updates(state.trainable, updates),
-        opt_state=opt_state,
-        stats=stats,
-        step=state.step + 1,
+        trainable=trainable, opt_state=opt_state, stats=stats, step=state.step + 1
     )
-    logs = Logs(loss, optax.tree.norm(grads))
-    return after, jax.tree.map(lambda log: log.astype(jnp.float32), logs)
+    norm = optax.tree.norm(grads)
+    finite = [jnp.isfinite(x).all() for x in (loss, norm, *jax.tree.leaves(trainable))]
+    logs = Logs(
+        loss.astype(jnp.float32), norm.astype(jnp.float32), jnp.stack(finite).all()
+    )
+    return after, logs
+
+
+def checked(loss: Callable, outputs: jax.Array, targets: jax.Array) -> jax.Array:
+    """Returns loss(outputs, targets), float[batch].
+
+    Raises `InputError` when traced where it has another shape: [batch, 1] would
+    broadcast against the weights [batch] to a mean that is `batch` times too large.
+    """
+    values, rows = loss(outputs, targets), len(targets)
+    if jnp.shape(values) != (rows,):
+        name = getattr(loss, "__name__", "the loss")
+        raise InputError(
+            f"{name} returned shape {list(jnp.shape(values))} for outputs "
+            f"{list(jnp.shape(outputs))} and targets {list(jnp.shape(targets))}: "
+            f"expected one number per example, [{rows}]"
+        )
+    return values
 
 
 def weighted_mean(values: jax.Array, weight: jax.Array) -> jax.Array:
@@ -67,18 +96,26 @@ def weighted_mean(values: jax.Array, weight: jax.Array) -> jax.Array:
     return jnp.sum(values * weight) / jnp.sum(weight)
 
 
-@cache
+@lru_cache(PROGRAMS)
 def compiled_step(program: Program) -> Callable:
-    """Returns the jitted `(state, params, batch) -> (state, logs)`; the state is donated."""
+    """Returns the jitted `(state, frozen, batch) -> (state, logs)`; the state is donated."""
     return jax.jit(partial(train_step, program), donate_argnums=0)
 
 
-@cache
 def compiled_forward(
-    stages: tuple[Stage, ...], start: int = 0, stop: int | None = None
+    network: Network, start: int = 0, stop: int | None = None
 ) -> Callable:
     """Returns the jitted `(params, stats, x) -> activations` of stages `start` to `stop`
     (excluded): stored norms, no dropout."""
+    code = function_identity.fingerprint(network.stages)
+    return _compiled_forward(network.stages, code, start, stop)
+
+
+@lru_cache(PROGRAMS)
+def _compiled_forward(
+    stages: tuple[Stage, ...], code: str, start: int, stop: int | None
+) -> Callable:
+    del code  # part of the key: what the stages read may have changed
 
     def run(params, stats, x):
         return forward(stages, params, stats, x, start=start, stop=stop)[0]

@@ -6,7 +6,7 @@ in a scan there, measured for design.md).
 """
 
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import lru_cache, partial
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from subtune_jax.network import Network
 from subtune_jax.training.loop import (
     Diverged,
     Fit,
+    better,
     finished_epoch,
     refreshed,
     segment,
@@ -28,8 +29,14 @@ from subtune_jax.training.loop import (
 from subtune_jax.training.phases import Phase, Program
 from subtune_jax.training.plan import Plan, make_plan
 from subtune_jax.training.resume import Epoch
-from subtune_jax.training.state import State, advance, start
-from subtune_jax.training.step import train_step
+from subtune_jax.training.state import (
+    Running,
+    State,
+    advance,
+    frozen_params,
+    start,
+)
+from subtune_jax.training.step import PROGRAMS, Logs, train_step
 
 
 class Lane(NamedTuple):
@@ -53,6 +60,7 @@ def sweep(
     data: Data,
     *,
     validate: Callable[[Network], float] | None = None,
+    mode: str = "max",
     chunk: int = 16,
     **settings,
 ) -> list[Fit | ArithmeticError]:
@@ -75,130 +83,151 @@ def sweep(
         )
         for lane in lanes
     ]
-    _require_one_program(plans)
-    whole, states, step = plans[0], _start(plans), 0
+    whole, step = plans[0], 0
+    running, states = _start(plans)
     found = [Progress() for _ in lanes]
     logs: list[Any] = []
-    for index, program in enumerate(whole.programs):
-        if index:
-            states = _advanced(plans, states, index)
-        while step < whole.ends[index]:
-            if step % whole.per_epoch == 0:
-                states = _refreshed(plans, states, index, step)
-            states, log = _run(plans, program, states, index, step, chunk)
+    while True:
+        program, end = running.program, whole.ends[running.index]
+        frozen = _stacked(
+            [frozen_params(p.network.params, _lane(states, i), p.phases)
+             for i, p in enumerate(plans)]
+        ) if states.resting else whole.network.params
+        begins = True
+        while step < end:
+            if begins or step % whole.per_epoch == 0:
+                states = _refreshed(plans, running, states, step)
+            begins = False
+            states, log = _run(plans, program, states, frozen, running, step, chunk)
             logs.append(log)
             step += len(log.loss)
             if step % whole.per_epoch == 0 or step == whole.ends[-1]:
                 found = [
                     _progress(
-                        plan, index, _lane(states, i), step, logs, i, made, validate
+                        plan, running, _lane(states, i), step, logs, i, now, validate, mode
                     )
-                    for i, (plan, made) in enumerate(zip(plans, found, strict=True))
+                    for i, (plan, now) in enumerate(zip(plans, found, strict=True))
                 ]
                 logs = []
-    return [_result(made) for made in found]
+        if step == whole.ends[-1]:
+            return [_result(now) for now in found]
+        running, states = _advanced(plans, running, states)
 
 
-def _require_one_program(plans: Sequence[Plan]) -> None:
-    for number, plan in enumerate(plans):
-        if (plan.programs, plan.ends) != (plans[0].programs, plans[0].ends):
+def _one_program(plans: Sequence[Plan], begun: Sequence[tuple]) -> tuple:
+    """Returns the phase that all lanes run, and their states on one axis."""
+    for number, (plan, (running, _)) in enumerate(zip(plans, begun, strict=True)):
+        if (running, plan.ends) != (begun[0][0], plans[0].ends):
             raise InputError(
                 f"lane {number} is another program than lane 0: lanes may differ in "
                 "rates, multipliers and keys alone, so sweep the others apart"
             )
+    return begun[0][0], _stacked([state for _, state in begun])
 
 
-@cache
-def _compiled_lanes(program: Program) -> Callable:
-    """Returns the jitted `(states, params, batches) -> (states, logs)`: a scan over the
-    batches' first axis of the step, vmapped over the states' first axis."""
-    step = jax.vmap(partial(train_step, program), in_axes=(0, None, 0))
+@lru_cache(PROGRAMS)
+def _compiled_lanes(program: Program, shared: bool) -> Callable:
+    """Returns the jitted `(states, frozen, batches) -> (states, logs)`: a scan over the
+    batches' first axis of the step, vmapped over the states' first axis (and over that
+    of the frozen parameters, unless they are shared)."""
+    axis = None if shared else 0
+    step = jax.vmap(partial(train_step, program), in_axes=(0, axis, 0))
 
-    def run(states, params, chunk):
-        return jax.lax.scan(lambda s, batch: step(s, params, batch), states, chunk)
+    def run(states, frozen, chunk):
+        return jax.lax.scan(lambda s, batch: step(s, frozen, batch), states, chunk)
 
     return jax.jit(run, donate_argnums=0)
 
 
-def _start(plans: Sequence[Plan]) -> State:
-    return _stacked(
-        [start(p.network, p.programs[0], p.phases[0], p.key) for p in plans]
+def _start(plans: Sequence[Plan]) -> tuple[Running, State]:
+    return _one_program(
+        plans, [start(p.network, p.phases[0], p.settings, p.key) for p in plans]
     )
 
 
-def _advanced(plans: Sequence[Plan], states: State, index: int) -> State:
-    return _stacked(
+def _advanced(
+    plans: Sequence[Plan], running: Running, states: State
+) -> tuple[Running, State]:
+    return _one_program(
+        plans,
         [
-            advance(
-                plan.network,
-                _lane(states, i),
-                plan.phases[index - 1],
-                plan.programs[index],
-                plan.phases[index],
-            )
-            for i, plan in enumerate(plans)
-        ]
+            advance(p.network, running, _lane(states, i), p.phases, p.settings)
+            for i, p in enumerate(plans)
+        ],
     )
 
 
-def _refreshed(plans: Sequence[Plan], states: State, index: int, step: int) -> State:
-    if all(plan.phases[index].multipliers is None for plan in plans):
+def _refreshed(
+    plans: Sequence[Plan], running: Running, states: State, step: int
+) -> State:
+    if all(plan.phases[running.index].multipliers is None for plan in plans):
         return states
     lanes = enumerate(plans)
-    return _stacked([refreshed(p, index, _lane(states, i), step) for i, p in lanes])
+    return _stacked([refreshed(p, running, _lane(states, i), step) for i, p in lanes])
 
 
 def _run(
     plans: Sequence[Plan],
     program: Program,
     states: State,
-    index: int,
+    frozen: Any,
+    running: Running,
     step: int,
     chunk: int,
 ) -> tuple[State, Any]:
     """Returns the states after at most `chunk` steps, and logs float32[steps, lanes]."""
-    streams = [islice(segment(p, index, step, p.data), chunk) for p in plans]
+    streams = [islice(segment(p, running.index, step, p.data), chunk) for p in plans]
     steps = [_stacked(batches, np.stack) for batches in zip(*streams, strict=True)]
-    batch: Batch = _stacked(steps, np.stack)
-    return _compiled_lanes(program)(states, plans[0].network.params, batch)
+    batch: Batch = jax.device_put(_stacked(steps, np.stack))
+    shared = frozen is plans[0].network.params
+    return _compiled_lanes(program, shared)(states, frozen, batch)
 
 
 def _progress(
     plan: Plan,
-    index: int,
+    running: Running,
     state: State,
     step: int,
     logs: list,
     lane: int,
-    made: Progress,
+    before: Progress,
     validate: Callable | None,
+    mode: str,
 ) -> Progress:
     """Returns a lane's progress at the end of an epoch; the first of equals is kept."""
-    if made.diverged is not None:
-        return made
-    losses, norms = (
-        np.concatenate([getattr(log, name)[:, lane] for log in logs])
-        for name in ("loss", "grad_norm")
-    )
+    if before.diverged is not None:
+        return before
+    chunks = jax.device_get(logs)
+    own = [
+        Logs(*(values[i, lane] for values in chunk))
+        for chunk in chunks
+        for i in range(len(chunk.loss))
+    ]
     try:
-        point = finished_epoch(plan, index, state, step, losses, norms)
+        point = finished_epoch(plan, running, state, step, own)
     except Diverged as error:
-        return made._replace(diverged=error)
+        error.kept = None if before.kept is None else _fit(before)
+        return before._replace(diverged=error)
+    if not plan.phases[running.index].keeps:
+        return before
     if validate is None:
-        return made._replace(kept=point)
+        return before._replace(kept=point)
     score = float(validate(point.network))
-    better = score > np.nanmax([*made.scores, -np.inf])
-    kept = point if better else made.kept
-    return made._replace(kept=kept, scores=(*made.scores, score))
+    kept = point if better(score, before.scores, mode) else before.kept
+    return before._replace(kept=kept, scores=(*before.scores, score))
 
 
-def _result(made: Progress) -> Fit | ArithmeticError:
-    if made.diverged is not None:
-        return made.diverged
-    if made.kept is None:
-        return ArithmeticError(f"no epoch had a validation score: {made.scores}")
-    point = made.kept
-    return Fit(point.network, point.trainable, point.number, list(made.scores))
+def _fit(now: Progress) -> Fit:
+    point = now.kept
+    return Fit(point.network, point.trainable, point.number, list(now.scores))
+
+
+def _result(now: Progress) -> Fit | ArithmeticError:
+    if now.diverged is not None:
+        return now.diverged
+    if now.kept is None:
+        return ArithmeticError(f"no epoch had a validation score: {now.scores}")
+    return _fit(now)
 
 
 def _stacked(values: Sequence, stack: Callable = jnp.stack) -> Any:

@@ -1,53 +1,75 @@
 """Starting-point penalties: tuned weights are pulled to their pretrained values."""
 
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from subtune_jax import tree
 from subtune_jax.errors import require_positive
-from subtune_jax.network import Params
-from subtune_jax.tuning.method import Tuning
-from subtune_jax.tuning.subset import subset
+from subtune_jax.network import Labels, Params
+from subtune_jax.tuning import subset
+from subtune_jax.tuning.method import Ended, Parts, Tuning, leaf_groups
 
 
-@cache
-def l2_sp(strength: float, free: tuple[str, ...] = ("head",)) -> Tuning:
+def l2_sp(strength: float, free: Sequence[str] = ("head",)) -> Tuning:
     """Returns subset tuning with the penalty (strength / 2) ||theta - theta_0||_2^2.
 
-    The sum runs over the trainable leaves outside the `free` stages: a new head's start
-    is no pretrained value. Xuhong, Grandvalet and Davoine 2018, "Explicit inductive bias for
-    transfer learning" (recalled). Raises `InputError` unless strength > 0.
+    The sum runs over the trainable leaves outside the `free` groups: the start of a new
+    head is not a pretrained value. Xuhong, Grandvalet and Davoine 2018, "Explicit
+    inductive bias for transfer learning" (recalled). Raises `InputError` unless
+    strength > 0.
     """
     require_positive(strength=strength)
-    return _anchored(strength / 2, jnp.square, free)
+    return _anchored(strength / 2, jnp.square, tuple(free))
 
 
-@cache
-def l1_sp(strength: float, free: tuple[str, ...] = ("head",)) -> Tuning:
+def l1_sp(strength: float, free: Sequence[str] = ("head",)) -> Tuning:
     """Returns subset tuning with the penalty strength * ||theta - theta_0||_1.
 
-    Over the trainable leaves outside the `free` stages, as `l2_sp`; the "L1 regularize"
+    Over the trainable leaves outside the `free` groups, as `l2_sp`; the "L1 regularize"
     baseline of surgical fine-tuning (papers/surgical.md 2.6). Raises `InputError`
     unless strength > 0.
     """
     require_positive(strength=strength)
-    return _anchored(strength, jnp.abs, free)
+    return _anchored(strength, jnp.abs, tuple(free))
 
 
 def _anchored(scale: float, size: Callable, free: tuple[str, ...]) -> Tuning:
-    def penalty(trainable: Params, params: Params) -> jax.Array:
-        body = {
-            stage: leaves for stage, leaves in trainable.items() if stage not in free
-        }
-        base = {stage: params[stage] for stage in body}
-        terms = jax.tree.map(
-            lambda w, w0: 0.0 if w is None else jnp.sum(size(w - w0)),
-            body,
-            base,
-            is_leaf=lambda x: x is None,
-        )
-        return scale * sum(jax.tree.leaves(terms), start=jnp.float32(0))
+    """The strength is a fixed value at every leaf, 0 at a free one: no strength and no
+    choice of free groups compiles again."""
 
-    return subset._replace(penalty=penalty)
+    def strengths(labels: Labels, trainable: Params) -> Params:
+        groups = leaf_groups(trainable, labels)
+        return jax.tree.map(lambda g: jnp.float32(0 if g in free else scale), groups)
+
+    def init(params: Params, labels: Labels, key: jax.Array | None = None) -> Parts:
+        trainable = subset.init(params, labels, key).trainable
+        return Parts(trainable, strengths(labels, trainable))
+
+    def take_over(
+        ended: Ended, params: Params, labels: Labels, key: jax.Array | None = None
+    ) -> Parts:
+        trainable = subset.take_over(ended, params, labels, key).trainable
+        return Parts(trainable, strengths(labels, trainable))
+
+    return Tuning(init, leaf_groups, subset.materialize, _penalty(size), take_over)
+
+
+@cache
+def _penalty(size: Callable) -> Callable:
+    return partial(_distance, size)
+
+
+def _distance(
+    size: Callable, trainable: Params, fixed: Any, params: Params
+) -> jax.Array:
+    """Returns the sum over trainable leaves of strength * sum(size(w - w_0))."""
+    base, strengths = tree.flatten(params), tree.flatten(fixed)
+    terms = [
+        strengths[path] * jnp.sum(size(w - base[path]))
+        for path, w in tree.flatten(trainable).items()
+    ]
+    return sum(terms, start=jnp.float32(0))

@@ -4,17 +4,17 @@ Of a leaf with k chosen elements, k values train, with k moments: nothing dense 
 While a step runs, the whole leaf and its gradient are there, as in any other tuning.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from subtune_jax import tree
-from subtune_jax.errors import InputError
+from subtune_jax.errors import InputError, require_positive
 from subtune_jax.network import FROZEN, Labels, Params
-from subtune_jax.tuning.method import Tuning
-from subtune_jax.tuning.subset import penalty
+from subtune_jax.tuning.method import Ended, Parts, Tuning, leaf_groups, no_penalty
 
 Indices = Mapping[str, np.ndarray]  # {path: int[k], places in the flattened leaf}
 
@@ -24,56 +24,113 @@ def fixed_mask(indices: Indices) -> Tuning:
 
     Trainable leaves without an entry (a head) train as a whole; a leaf whose entry is
     empty rests, and so do indices of frozen leaves. Indices come from
-    `selection.elements`. Two calls give two tunings, each with programs of its own.
-    Raises `InputError` for indices that are no distinct integers from 0 up, and in
-    `init` for a path that is not there or an index past its leaf.
+    `selection.elements`; they are values, so that masks with the same counts in every
+    leaf are one program. After another tuning, v starts from the live parameters, and
+    elements outside the mask go back to w_0. Raises `InputError` for indices that are
+    not distinct integers from 0 up, and in `init` for a path that is not there or an
+    index past its leaf.
     """
-    known = {path: _checked(path, index) for path, index in indices.items()}
+    indices = {path: _checked(path, index) for path, index in indices.items()}
 
-    def init(params: Params, labels: Labels, key: jax.Array | None = None) -> Params:
+    def init(params: Params, labels: Labels, key: jax.Array | None = None) -> Parts:
         del key
-        _require_inside(known, params)
+        return _parts(indices, params, labels)
 
-        def part(path: str, leaf: jax.Array, label: str):
-            rests = path in known and not len(known[path])
-            if label == FROZEN or rests:
-                return None
-            return jnp.copy(leaf if path not in known else jnp.ravel(leaf)[known[path]])
+    def take_over(
+        ended: Ended, params: Params, labels: Labels, key: jax.Array | None = None
+    ) -> Parts:
+        del params, key
+        return _parts(indices, ended.params, labels)
 
-        return tree.map_with_path(part, params, labels)
+    return Tuning(init, leaf_groups, materialize, no_penalty, take_over)
 
-    def materialize(
-        trainable: Params, params: Params, key: jax.Array | None = None
-    ) -> Params:
+
+def largest_changes(k: int, free: Sequence[str] = ("head",)) -> Tuning:
+    """Returns the fixed mask of the k elements that the phase before changed most.
+
+    The k largest |w - w_0| over all trainable leaves outside the `free` groups, ties to
+    the lower index; free leaves train on as a whole. It can only take over: how many
+    elements a leaf has is not known before. Raises `InputError` for k that is not a
+    positive whole number or more than there are.
+    """
+    require_positive(k=k)
+    if k != int(k):
+        raise InputError(f"k must be a whole number of elements, got {k!r}")
+
+    def init(params: Params, labels: Labels, key: jax.Array | None = None) -> Parts:
+        raise InputError(
+            "a mask of the largest changes needs a phase before it that changed something"
+        )
+
+    def take_over(
+        ended: Ended, params: Params, labels: Labels, key: jax.Array | None = None
+    ) -> Parts:
         del key
-        values = tree.flatten(trainable)
+        groups = tree.flatten(labels)
+        chosen = [p for p, g in groups.items() if g != FROZEN and g not in free]
+        base, live = tree.flatten(params), tree.flatten(ended.params)
+        sizes = {
+            p: np.abs(np.ravel(live[p]) - np.ravel(base[p]).astype(live[p].dtype))
+            for p in chosen
+        }
+        return _parts(_largest(sizes, int(k)), ended.params, labels)
 
-        def whole(path: str, leaf: jax.Array) -> jax.Array:
-            if path not in values:
-                return leaf
-            if path not in known:
-                return values[path]
-            flat = jnp.ravel(leaf).at[known[path]].set(values[path])
-            return flat.reshape(leaf.shape)
-
-        return tree.map_with_path(whole, params)
-
-    return Tuning(init, groups, materialize, penalty)
+    return Tuning(init, leaf_groups, materialize, no_penalty, take_over)
 
 
-def groups(trainable: Params, labels: Labels) -> Labels:
-    """Returns the labels of the leaves that have a trainable element."""
-    return jax.tree.map(
-        lambda values, label: None if values is None else label,
-        trainable,
-        labels,
-        is_leaf=lambda values: values is None,
-    )
+def _largest(sizes: Mapping[str, np.ndarray], k: int) -> Indices:
+    total = sum(len(values) for values in sizes.values())
+    if k > total:
+        raise InputError(f"the mask asks for {k} of {total} elements")
+    joined = np.concatenate(list(sizes.values()))
+    order = np.sort(np.argsort(-joined, kind="stable")[:k])
+    ends = np.cumsum([len(values) for values in sizes.values()])
+    begins = dict(zip(sizes, ends - [len(v) for v in sizes.values()], strict=True))
+    spans = zip(sizes, ends, strict=True)
+    return {
+        p: order[(order >= begins[p]) & (order < end)] - begins[p] for p, end in spans
+    }
+
+
+def materialize(
+    trainable: Params, fixed: Any, params: Params, key: jax.Array | None = None
+) -> Params:
+    """Returns the base with the trained elements, and whole leaves, put in place."""
+    del key
+    values, places = tree.flatten(trainable), tree.flatten(fixed)
+
+    def whole(path: str, leaf: jax.Array) -> jax.Array:
+        if path not in values or path not in places:
+            return values.get(path, leaf)
+        flat = jnp.ravel(leaf).at[places[path]].set(values[path])
+        return flat.reshape(leaf.shape)
+
+    return tree.map_with_path(whole, params)
+
+
+def _parts(indices: Indices, params: Params, labels: Labels) -> Parts:
+    """Returns the chosen elements of every trained leaf, and their places: int32."""
+    _require_inside(indices, params)
+    groups = tree.flatten(labels)
+    places = {
+        path: jnp.asarray(index, jnp.int32)
+        for path, index in indices.items()
+        if groups[path] != FROZEN and len(index)
+    }
+
+    def part(path: str, leaf: jax.Array):
+        if groups[path] == FROZEN or (path in indices and path not in places):
+            return None
+        if path not in places:
+            return jnp.array(leaf, copy=True)
+        return jnp.ravel(jnp.asarray(leaf))[places[path]]
+
+    return Parts(tree.map_with_path(part, params), tree.unflatten(places))
 
 
 def _checked(path: str, index: np.ndarray) -> np.ndarray:
     index = np.asarray(index)
-    distinct = index.ndim == 1 and len(set(index.tolist())) == len(index)
+    distinct = index.ndim == 1 and len(np.unique(index)) == len(index)
     if not distinct or index.dtype.kind not in "iu" or index.min(initial=0) < 0:
         raise InputError(
             f"the indices of {path!r} must be distinct integers from 0 up, in one row"
@@ -81,9 +138,9 @@ def _checked(path: str, index: np.ndarray) -> np.ndarray:
     return np.sort(index)
 
 
-def _require_inside(known: Indices, params: Params) -> None:
+def _require_inside(indices: Indices, params: Params) -> None:
     sizes = {path: leaf.size for path, leaf in tree.flatten(params).items()}
-    for path, index in known.items():
+    for path, index in indices.items():
         if path not in sizes:
             raise InputError(
                 f"there is no leaf {path!r} for the indices of a fixed mask"

@@ -1,6 +1,7 @@
 """Rescaled tuning: factors of the weights train, not the weights."""
 
-from functools import cache
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,41 +9,41 @@ import jax.numpy as jnp
 from subtune_jax import tree
 from subtune_jax.network import Labels, Params
 from subtune_jax.tuning import subset
-from subtune_jax.tuning.method import Tuning
+from subtune_jax.tuning.method import Parts, Tuning, leaf_groups, no_penalty
 
 
-@cache
-def rescaled(free: tuple[str, ...] = ("head",)) -> Tuning:
+def rescaled(free: Sequence[str] = ("head",)) -> Tuning:
     """Returns the tuning w <- c * w_0, c trained from 1, of every trainable leaf outside
-    the `free` stages; those train as they are.
+    the `free` groups; those train as they are.
 
     The control that separates the size of a weight from its place: under Adam a step
     moves every weight by the same share of itself, where it moves w itself by about
     the rate. A weight that is 0 stays 0. papers/transformer_modules.md 3.5 (proposed
-    there).
+    there). In the trainable tree c stands at `PATH/factor`.
     """
 
-    def factor(path: str) -> bool:
-        return path.partition("/")[0] not in free
-
-    def init(params: Params, labels: Labels, key: jax.Array | None = None) -> Params:
-        half = subset.init(params, labels, key)
-        return tree.map_with_path(
-            lambda path, w: jnp.ones_like(w) if factor(path) else w, half
+    def init(params: Params, labels: Labels, key: jax.Array | None = None) -> Parts:
+        half = subset.init(params, labels, key).trainable
+        groups = tree.flatten(labels)
+        return Parts(
+            tree.map_with_path(
+                lambda path, w: w if groups[path] in free else {"factor": jnp.ones_like(w)},
+                half,
+            )
         )
 
-    def materialize(
-        trainable: Params, params: Params, key: jax.Array | None = None
-    ) -> Params:
-        del key
-        values = tree.flatten(trainable)
+    return Tuning(init, leaf_groups, materialize, no_penalty)
 
-        def whole(path: str, leaf: jax.Array) -> jax.Array:
-            value = values.get(path)
-            if value is None:
-                return leaf
-            return value * leaf if factor(path) else value
 
-        return tree.map_with_path(whole, params)
+def materialize(
+    trainable: Params, fixed: Any, params: Params, key: jax.Array | None = None
+) -> Params:
+    """Returns the base with its leaves multiplied by their factors, or replaced."""
+    del fixed, key
+    values = tree.flatten(trainable)
 
-    return Tuning(init, subset.groups, materialize, subset.penalty)
+    def whole(path: str, leaf: jax.Array) -> jax.Array:
+        factor = values.get(f"{path}/factor")
+        return values.get(path, leaf) if factor is None else factor * leaf
+
+    return tree.map_with_path(whole, params)

@@ -1,36 +1,35 @@
 """Subset tuning: the selected leaves themselves train, in place."""
 
+from typing import Any
+
 import jax
 
 from subtune_jax import tree
 from subtune_jax.network import Labels, Params, trainable_half
-from subtune_jax.tuning.method import Tuning
+from subtune_jax.tuning.method import Ended, Parts, Tuning, leaf_groups, no_penalty
 
 
-def init(params: Params, labels: Labels, key: jax.Array | None = None) -> Params:
+def init(params: Params, labels: Labels, key: jax.Array | None = None) -> Parts:
     """Returns copies of the leaves whose label is not `frozen`, `None` elsewhere."""
     del key
-    return tree.copy(trainable_half(params, labels))
-
-
-def groups(trainable: Params, labels: Labels) -> Labels:
-    """Returns the labels of the trainable leaves."""
-    del trainable
-    return trainable_half(labels, labels)
+    return Parts(tree.copy(trainable_half(params, labels)))
 
 
 def materialize(
-    trainable: Params, params: Params, key: jax.Array | None = None
+    trainable: Params, fixed: Any, params: Params, key: jax.Array | None = None
 ) -> Params:
     """Returns the base with the trainable leaves put in place."""
-    del key
-    return tree.combine(trainable, params)
+    del fixed, key
+    values = tree.flatten(trainable)
+    return tree.map_with_path(lambda path, leaf: values.get(path, leaf), params)
 
 
-def penalty(trainable: Params, params: Params) -> float:
-    """Returns 0: subset tuning has no regularizer of its own."""
-    del trainable, params
-    return 0.0
+def take_over(
+    ended: Ended, params: Params, labels: Labels, key: jax.Array | None = None
+) -> Parts:
+    """Returns copies of the live leaves, whatever tuned them before."""
+    del params
+    return init(ended.params, labels, key)
 
 
-subset = Tuning(init, groups, materialize, penalty)
+subset = Tuning(init, leaf_groups, materialize, no_penalty, take_over)

@@ -18,7 +18,7 @@ from subtune_jax.selection.labels import select
 from subtune_jax.training.features import cached_stages, features
 from subtune_jax.training.loop import fit
 from subtune_jax.training.optimizers import adam, adamw, sgd
-from subtune_jax.training.phases import Phase, programs
+from subtune_jax.training.phases import Phase, Settings, check
 from subtune_jax.training.state import start
 from subtune_jax.training.step import train_step
 from tests import toy
@@ -27,9 +27,15 @@ KEY = jax.random.key(0)
 NONE: frozenset = frozenset()
 
 
-def cut(network, entry, data=None, budget=2**30, moving=NONE):
-    labels = select(network, {"g": [entry]})
-    return cached_stages(network, labels, moving, data or toy.images(), budget)
+def program_of(network, labels, moving=NONE, dropout="all"):
+    settings = Settings(cross_entropy, dropout=dropout)
+    (program,) = check(network, [Phase(labels, sgd(0.1), 1)], settings)
+    return program._replace(batch_stats=moving)
+
+
+def cut(network, entry, data=None, budget=2**30, moving=NONE, dropout="all"):
+    program = program_of(network, select(network, {"g": [entry]}), moving, dropout)
+    return cached_stages(network, program, data or toy.images(), budget)
 
 
 def test_the_prefix_ends_at_the_lowest_trainable_stage():
@@ -71,6 +77,9 @@ def test_dropout_ends_it():
     empty = {"drop": {}}
     network = Network(stages, net.params | empty, net.stats | empty, {})
     assert cut(network, "head", toy.points()) == 1
+    # Its own layer is tuned: it goes with `two`, the next stage with parameters.
+    assert cut(network, "head", toy.points(), dropout="tuned") == 3
+    assert cut(network, "two", toy.points(), dropout="tuned") == 1
     assert cut(net, "head", toy.points()) == 2
 
 
@@ -134,8 +143,8 @@ def test_augmented_inputs_are_never_cached():
 def test_flops_of_a_step_fall_by_the_prefix_it_does_not_run(entry):
     network, data = toy.small_resnet("group"), toy.images(16)
     phase = Phase(select(network, {"g": [entry]}), adam(1e-2), 40)
-    (program,) = programs(network, [phase], loss=cross_entropy)
-    state = start(network, program, phase, KEY)
+    running, state = start(network, phase, Settings(cross_entropy), KEY)
+    program = running.program
     stages = cut(network, entry)
 
     def flops(program, data):
@@ -196,12 +205,13 @@ def test_what_cannot_be_cut_to_its_texts_is_not_cached():
     stages = tuple(Stage(name, apply) for name, apply in parts.items())
     network = Network(stages, params, {name: {} for name in params}, {})
     labels = select(network, {"g": ["head"]})
-    assert cached_stages(network, labels, NONE, data, 2**30) == 3  # the mean can be
+    program = program_of(network, labels)
+    assert cached_stages(network, program, data, 2**30) == 3  # the mean can be
     assert features(network, 1, data).x.lengths.tolist() == [3, 20, 12]
     with pytest.raises(InputError, match="after 2 stages cannot be cut to their texts"):
         features(network, 2, data)
     short = network._replace(stages=(*stages[:2], stages[3]))
-    assert cached_stages(short, labels, NONE, data, 2**30) == 1
+    assert cached_stages(short, program_of(short, labels), data, 2**30) == 1
 
 
 # The network is as wide as a bucket: what is pooled is no token all the same.
@@ -217,7 +227,7 @@ def test_cached_texts_train_as_texts_do_whatever_their_padding(tuned, stages):
         wide = jax.tree.map(lambda leaf: leaf.astype(np.float64), network.params)
         network = network._replace(params=wide)
         labels = select(network, {"g": tuned})
-        cut = cached_stages(network, labels, frozenset(), data, 2**30)
+        cut = cached_stages(network, program_of(network, labels), data, 2**30)
         assert cut == stages
         cached = features(network, cut, data).x
         hidden = cached["hidden"] if stages == 3 else cached

@@ -7,6 +7,7 @@ import pytest
 
 from subtune_jax.data.batches import Data
 from subtune_jax.errors import InputError
+from subtune_jax.evaluation.metrics import cross_entropy
 from subtune_jax.selection.labels import select
 from subtune_jax.training.loop import Diverged, epochs, fit
 from subtune_jax.training.mesh import data_mesh
@@ -37,7 +38,7 @@ def test_an_epoch_is_a_pass_over_the_data_and_the_end_of_a_run_is_one():
 
 
 def test_the_best_epoch_is_kept_and_of_equals_the_first():
-    network, scores = toy.mlp(), iter([50.0, 70.0, 70.0, 60.0])
+    network, scores = toy.mlp(), iter([0.0, 50.0, 70.0, 70.0, 60.0])
     seen = []
 
     def validate(net):
@@ -49,19 +50,36 @@ def test_the_best_epoch_is_kept_and_of_equals_the_first():
     )
     assert result.epoch == 2
     assert result.scores == [50.0, 70.0, 70.0, 60.0]
-    np.testing.assert_array_equal(result.network.params["head"]["kernel"], seen[1])
-    np.testing.assert_array_equal(result.trainable["head"]["kernel"], seen[1])
+    np.testing.assert_array_equal(result.network.params["head"]["kernel"], seen[2])
+    np.testing.assert_array_equal(result.trainable["head"]["kernel"], seen[2])
 
 
 def test_a_loss_that_is_not_finite_names_its_step():
     network = toy.mlp()
-    data = toy.points(48)
-    bad = Data(np.full_like(data.x, np.nan), data.y)
+
+    def loss(outputs, labels):
+        return cross_entropy(outputs, labels) / 0 - np.inf
+
     with pytest.raises(
         Diverged, match="diverged at step 1, where the loss was nan"
     ) as error:
-        fit(network, phase(network), bad, key=KEY)
+        fit(network, phase(network), toy.points(), key=KEY, loss=loss)
     assert error.value.step == 1
+    assert error.value.kept is None
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_inputs_that_are_not_finite_are_refused_when_they_are_taken(bad):
+    network, data = toy.mlp(), toy.points()
+    x = data.x.copy()
+    x[40, 2] = bad
+    for use in (
+        lambda d: fit(network, phase(network), d, key=KEY),
+        lambda d: evaluate(network, d),
+        lambda d: predict(network, d),
+    ):
+        with pytest.raises(InputError, match="the inputs must be finite numbers"):
+            use(Data(x, data.y))
 
 
 def test_a_rate_that_is_too_high_diverges_at_a_later_step():
@@ -147,7 +165,7 @@ def test_weights_that_are_not_finite_are_no_result():
 
 
 def test_a_score_that_is_not_a_number_is_passed_over():
-    network, scores = toy.mlp(), iter([np.nan, 50.0, 70.0, 60.0])
+    network, scores = toy.mlp(), iter([0.0, np.nan, 50.0, 70.0, 60.0])
     settings = {"batch_size": 16, "validate": lambda net: next(scores)}
     assert fit(network, phase(network), toy.points(), key=KEY, **settings).epoch == 3
 
@@ -191,4 +209,4 @@ def test_networks_and_results_are_shown_in_a_line():
     network = toy.mlp()
     assert repr(network) == "Network(93 parameters in stages one, two, head)"
     result = fit(network, phase(network, steps=1), toy.points(), key=KEY)
-    assert repr(result) == "Fit(93 tuned parameters, epoch 1, score None)"
+    assert repr(result) == "Fit(93 tuned parameters, kept epoch 1, no score)"

@@ -78,7 +78,7 @@ def test_schedules(schedule, warmup, sizes):
 def test_the_rate_is_a_float32_array_in_the_state():
     def rate(value):
         state = optimizer({"g": adam(value)}, GROUPS, WAVES, 0).init(W)
-        return state["move"].inner_states["g@0"].inner_state["rate"].rate
+        return state["move"].inner_states["g@0"].inner_state.rate
 
     assert rate(0.25) == 0.25
     assert jax.tree.map(jnp.asarray, rate(0.25)).dtype == jnp.float32

@@ -12,8 +12,8 @@ from subtune_jax.evaluation.metrics import cross_entropy
 from subtune_jax.selection.labels import assert_frozen, select
 from subtune_jax.training.loop import fit
 from subtune_jax.training.optimizers import adam, adamw, set_multipliers, sgd
-from subtune_jax.training.phases import Phase, programs
-from subtune_jax.training.state import advance, start
+from subtune_jax.training.phases import Phase, Settings, check
+from subtune_jax.training.state import advance, frozen_params, start
 from subtune_jax.training.step import compiled_step
 from subtune_jax.tuning.anchor import l2_sp
 from subtune_jax.tuning.subset import subset
@@ -24,21 +24,24 @@ KEY = jax.random.key(0)
 
 def run(network, phases, steps=3, accumulate=1):
     """Returns the states before and after each phase's steps."""
-    made = programs(network, phases, loss=cross_entropy, accumulate=accumulate)
+    settings = Settings(cross_entropy, accumulate=accumulate)
+    check(network, phases, settings)
     batch, states = padded(toy.points(16), 16), []
-    state = start(network, made[0], phases[0], KEY)
-    for i, (phase, program) in enumerate(zip(phases, made, strict=True)):
-        state = advance(network, state, phases[i - 1], program, phase) if i else state
+    running, state = start(network, phases[0], settings, KEY)
+    for i in range(len(phases)):
+        if i:
+            running, state = advance(network, running, state, phases, settings)
         states.append(tree.copy(state))
         for _ in range(steps):
-            state, _ = compiled_step(program)(state, network.params, batch)
+            frozen = frozen_params(network.params, state, phases)
+            state, _ = compiled_step(running.program)(state, frozen, batch)
         states.append(tree.copy(state))
     return states
 
 
 def direction(state, group):
     inner = getattr(state.opt_state, "inner_opt_state", state.opt_state)
-    return inner["move"].inner_states[group].inner_state["direction"]
+    return inner["move"].inner_states[group].inner_state.direction
 
 
 def growing(network, rule=adam(1e-2)):
@@ -117,9 +120,9 @@ def test_multipliers_scale_rates_keep_moments_and_do_not_retrace():
     traces: list = []
     network = toy.mlp(traces=traces)
     phase = Phase(select(network, {"g": ["two", "head/bias"]}), adam(1e-2), 4)
-    (program,) = programs(network, [phase], loss=cross_entropy)
-    step, batch = compiled_step(program), padded(toy.points(16), 16)
-    state, _ = step(start(network, program, phase, KEY), network.params, batch)
+    running, state = start(network, phase, Settings(cross_entropy), KEY)
+    step, batch = compiled_step(running.program), padded(toy.points(16), 16)
+    state, _ = step(state, network.params, batch)
     halves = jax.tree.map(lambda _: 0.5, state.trainable)
     halves["head"]["bias"] = 0.0
     results = []
@@ -130,7 +133,7 @@ def test_multipliers_scale_rates_keep_moments_and_do_not_retrace():
             direction(from_here, "g@0").mu["two"]["kernel"],
             opt_state["move"]
             .inner_states["g@0"]
-            .inner_state["direction"]
+            .inner_state.direction
             .mu["two"]["kernel"],
         )
         after, _ = step(from_here._replace(opt_state=opt_state), network.params, batch)
@@ -184,7 +187,7 @@ def test_phases_that_cannot_be_are_refused_in_a_sentence(phase, settings, messag
     made = Phase(select(network, {"g": ["head"]}), adam(1e-2), 4)._replace(**phase)
     made = made._replace(labels=made.labels or frozen)
     with pytest.raises(InputError, match=message):
-        programs(network, [made], loss=cross_entropy, **settings)
+        check(network, [made], Settings(cross_entropy, **settings))
 
 
 def test_dropout_keys_differ_by_step_and_stage():
@@ -224,10 +227,12 @@ def test_a_leaf_whose_optimizer_changes_starts_with_moments_and_count_of_its_own
 
 def test_a_change_of_tuning_between_phases_is_refused():
     network = toy.mlp()
-    other = subset._replace(materialize=lambda trainable, params, key: params)
+    other = subset._replace(
+        materialize=lambda trainable, fixed, params, key: params, take_over=None
+    )
     phases = growing(network)
     with pytest.raises(InputError, match="phase 1 changes the tuning"):
         run(network, [phases[0], phases[1]._replace(tuning=other)])
     run(network, [phases[0], phases[1]._replace(tuning=l2_sp(0.1))])
     with pytest.raises(InputError, match="at least one phase"):
-        programs(network, [], loss=cross_entropy)
+        check(network, [], Settings(cross_entropy))

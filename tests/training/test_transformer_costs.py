@@ -16,7 +16,7 @@ from subtune_jax.network import Network
 from subtune_jax.selection.labels import select, trainable_count
 from subtune_jax.training.features import cached_stages
 from subtune_jax.training.optimizers import adamw
-from subtune_jax.training.phases import Phase, programs
+from subtune_jax.training.phases import Phase, Settings, check
 from subtune_jax.training.state import start
 from subtune_jax.training.step import train_step
 
@@ -66,9 +66,12 @@ def base():
 def test_steps_and_optimizers_of_bert_base_are_at_the_floor(base, part):
     batch, labels = texts(4, 128), of(base, PARTS[part])
     phase = Phase(labels, adamw(1e-3), 1)
-    (program,) = programs(base, [phase], loss=cross_entropy)
+    settings = Settings(cross_entropy)
+    (program,) = check(base, [phase], settings)
     state = jax.eval_shape(
-        lambda params, key: start(base._replace(params=params), program, phase, key),
+        lambda params, key: start(
+            base._replace(params=params), phase, settings, key
+        )[1],
         base.params,
         jax.random.key(0),
     )
@@ -103,7 +106,8 @@ def test_the_last_two_layers_of_minilm_cost_less():
     two = stage_flops(network, x, labels)
     ids = np.zeros((2, 128), np.int32)
     data = Data(dict.fromkeys(x, ids), np.zeros(2, np.int32))
-    cut = cached_stages(network, labels, frozenset(), data, 2**30)
+    phase, settings = Phase(labels, adamw(1e-3), 1), Settings(cross_entropy)
+    cut = cached_stages(network, check(network, [phase], settings)[0], data, 2**30)
     assert network.stages[cut].name == "layer_4"
     cached = sum(two[stage.name] for stage in network.stages[cut:])
     assert full >= 1.8 * sum(two.values())

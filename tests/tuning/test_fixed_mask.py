@@ -10,7 +10,7 @@ from subtune_jax.evaluation.metrics import cross_entropy
 from subtune_jax.selection.labels import select
 from subtune_jax.training.loop import fit
 from subtune_jax.training.optimizers import adam
-from subtune_jax.training.phases import Phase, programs
+from subtune_jax.training.phases import Phase, Settings
 from subtune_jax.training.state import start
 from subtune_jax.tuning.fixed_mask import fixed_mask
 from tests import toy
@@ -35,8 +35,7 @@ def test_moments_are_kept_for_the_chosen_elements_alone():
     network = toy.mlp()
     labels = select(network, {"g": ["two/kernel"]})
     phase = Phase(labels, adam(1e-2), 5, fixed_mask({"two/kernel": np.arange(7)}))
-    (program,) = programs(network, [phase], loss=cross_entropy)
-    state = start(network, program, phase, KEY)
+    _, state = start(network, phase, Settings(cross_entropy), KEY)
     assert tree.count(state.trainable) == 7
     sizes = {leaf.size for leaf in jax.tree.leaves(state.opt_state)}
     assert sizes == {1, 7}
@@ -64,7 +63,7 @@ def test_a_leaf_without_a_chosen_element_is_not_trained():
     network = toy.mlp()
     labels = select(network, {"g": ["two"], "head": ["head"]})
     tuning = fixed_mask({"two/kernel": np.array([3]), "two/bias": np.zeros(0, int)})
-    trainable = tuning.init(network.params, labels, None)
+    trainable, fixed = tuning.init(network.params, labels, None)
     assert {p: v.size for p, v in tree.flatten(trainable).items()} == {
         "two/kernel": 1,
         "head/kernel": 18,
@@ -72,5 +71,5 @@ def test_a_leaf_without_a_chosen_element_is_not_trained():
     }
     groups = tree.flatten(tuning.groups(trainable, labels))
     assert groups == {"two/kernel": "g", "head/kernel": "head", "head/bias": "head"}
-    made = tuning.materialize(trainable, network.params)
+    made = tuning.materialize(trainable, fixed, network.params)
     np.testing.assert_array_equal(made["two"]["bias"], network.params["two"]["bias"])

@@ -14,15 +14,15 @@ from tests import toy
 
 def test_weights_are_factors_times_the_base_and_the_head_is_free():
     network = toy.mlp()
-    labels = select(network, {"g": ["two/kernel", "head/bias"]})
+    labels = select(network, {"g": ["two/kernel"], "head": ["head/bias"]})
     tuning = rescaled()
-    trainable = tuning.init(network.params, labels, None)
-    np.testing.assert_array_equal(trainable["two"]["kernel"], np.ones((6, 6)))
+    trainable, fixed = tuning.init(network.params, labels, None)
+    np.testing.assert_array_equal(trainable["two"]["kernel"]["factor"], np.ones((6, 6)))
     np.testing.assert_array_equal(
         trainable["head"]["bias"], network.params["head"]["bias"]
     )
     doubled = jax.tree.map(lambda v: 2 * v, trainable)
-    made = tuning.materialize(doubled, network.params)
+    made = tuning.materialize(doubled, fixed, network.params)
     np.testing.assert_array_equal(
         made["two"]["kernel"], 2 * network.params["two"]["kernel"]
     )

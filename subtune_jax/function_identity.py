@@ -1,0 +1,138 @@
+"""What a function is: its code and all that it reads, described the same in every process.
+
+A compiled program and a checkpoint both belong to the functions that they were made
+with. A function that is known by its name alone would answer for another one after its
+body, or a number that it reads, has changed.
+"""
+
+import dataclasses
+import hashlib
+import inspect
+import re
+import sysconfig
+import types
+from collections.abc import Mapping
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from subtune_jax import tree
+
+OWN = Path(__file__).parent
+INSTALLED = tuple(sysconfig.get_paths()[k] for k in ("stdlib", "purelib", "platlib"))
+
+
+def fingerprint(*values: Any) -> str:
+    """Returns a SHA-256 of the descriptions of values, as 64 hex digits."""
+    return hashlib.sha256(said(values).encode()).hexdigest()
+
+
+def said(value: Any, within: tuple[int, ...] = ()) -> str:
+    """Returns a description of a value that is equal in every process.
+
+    Arrays: a fingerprint. Functions: name, code, defaults, closure and the globals they
+    read; of installed libraries and this one, name, defaults and closure, since their
+    code changes with their version alone. Objects: attributes, or `repr` without
+    addresses.
+    """
+    if id(value) in within:
+        return "itself"
+    inner = partial(said, within=(*within, id(value)))
+    if isinstance(value, np.ndarray | jax.Array):
+        return inner(value.tolist()) if _holds_objects(value) else _digest(value)
+    if isinstance(value, Mapping):
+        items = sorted(f"{inner(k)}: {inner(v)}" for k, v in value.items())
+        return f"{{{', '.join(items)}}}"
+    if isinstance(value, set | frozenset):
+        return f"{{{', '.join(sorted(map(inner, value)))}}}"
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(inner, value))}]"
+    if isinstance(value, types.ModuleType):
+        return f"{value.__name__} {getattr(value, '__version__', '')}"
+    plain = _unwrapped(value)
+    held = _held(plain)
+    return _name(plain) if held is None else f"{_name(plain)}{inner(held)}"
+
+
+def _unwrapped(value: Any) -> Any:
+    """Returns the function that `jax.jit` or `functools.cache` made an object of; a function
+    itself is whole: what it wraps is among what it closes over."""
+    while not inspect.isfunction(value) and callable(value):
+        if not hasattr(value, "__wrapped__"):
+            break
+        value = value.__wrapped__
+    return value
+
+
+def _held(value: Any) -> list | dict | None:
+    """Returns what makes a value another than those of its name; `None` if nothing."""
+    if isinstance(value, type):
+        return None
+    if isinstance(value, partial):
+        return [value.func, value.args, value.keywords]
+    if isinstance(value, np.random.Generator):
+        return value.bit_generator.state
+    if inspect.ismethod(value):
+        return [value.__func__, value.__self__]
+    if inspect.isfunction(value):
+        cells = [_content(cell) for cell in value.__closure__ or ()]
+        return [_code(value), value.__defaults__, value.__kwdefaults__, cells]
+    if dataclasses.is_dataclass(value):
+        return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    plain = type(value).__repr__ is object.__repr__
+    return getattr(value, "__dict__", None) if plain else None
+
+
+def _code(function: types.FunctionType) -> list | None:
+    """Returns what a user's function does and the globals it reads; `None` where a name
+    and a version say it all."""
+    if function.__name__ != "<lambda>" and _installed(function.__code__.co_filename):
+        return None
+    codes = _codes(function.__code__)
+    names = sorted({name for code in codes for name in code.co_names})
+    read = {n: function.__globals__[n] for n in names if n in function.__globals__}
+    return [[_body(code) for code in codes], names, read]
+
+
+def _codes(code: types.CodeType) -> list[types.CodeType]:
+    """Returns a code object and those of the functions inside it."""
+    inside = [c for c in code.co_consts if isinstance(c, types.CodeType)]
+    return [code, *(one for c in inside for one in _codes(c))]
+
+
+def _body(code: types.CodeType) -> tuple:
+    plain = [c for c in code.co_consts if not isinstance(c, types.CodeType)]
+    return code.co_code.hex(), [repr(c) for c in plain]
+
+
+@lru_cache(1024)
+def _installed(file: str) -> bool:
+    own = Path(file).is_relative_to(OWN)
+    return own or file.startswith(INSTALLED) or file.startswith("<frozen")
+
+
+def _name(value: Any) -> str:
+    if isinstance(value, type) or inspect.isroutine(value):
+        return f"{value.__module__}.{value.__qualname__}"
+    if _held(value) is not None:
+        return type(value).__qualname__
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
+
+
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # it is filled later, or never
+        return "empty"
+
+
+def _holds_objects(array: Any) -> bool:
+    return isinstance(array, np.ndarray) and array.dtype.hasobject
+
+
+def _digest(array: Any) -> str:
+    keys = jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key)
+    return tree.fingerprint({"": jax.random.key_data(array) if keys else array})

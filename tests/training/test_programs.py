@@ -1,0 +1,244 @@
+"""What is another program and what is another value."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from subtune_jax.data.batches import Data
+from subtune_jax.errors import InputError
+from subtune_jax.evaluation.entropy import entropy
+from subtune_jax.evaluation.metrics import cross_entropy, squared_error
+from subtune_jax.models.adopt import adopt
+from subtune_jax.models.bert import BertConfig, bert
+from subtune_jax.network import Network, Stage
+from subtune_jax.selection.labels import select
+from subtune_jax.training.adapt import adapt
+from subtune_jax.training.loop import Diverged, epochs, first_snapshot, fit
+from subtune_jax.training.mesh import placement
+from subtune_jax.training.optimizers import adam, adamw, sgd
+from subtune_jax.training.phases import Phase, Settings, check
+from subtune_jax.training.plan import make_plan
+from subtune_jax.training.predict import evaluate
+from subtune_jax.training.step import compiled_step
+from subtune_jax.tuning.anchor import l2_sp
+from subtune_jax.tuning.head import new_head
+from tests import toy
+
+KEY = jax.random.key(0)
+WEIGHTS = np.ones(3, "float32")
+
+
+def weighted(outputs, labels):
+    return cross_entropy(outputs, labels) * jnp.asarray(WEIGHTS)[labels]
+
+
+def test_a_loss_is_known_by_what_it_reads(tmp_path):
+    global WEIGHTS
+    network = toy.mlp()
+    phase = Phase(select(network, {"g": ["head"]}), adam(1e-2), 5)
+
+    def run(loss, **settings):
+        fitted = fit(network, phase, toy.points(), key=KEY, loss=loss, **settings)
+        return np.asarray(fitted.network.params["head"]["bias"])
+
+    WEIGHTS = np.ones(3, "float32")
+    before = run(weighted, checkpoint=tmp_path)
+    WEIGHTS = np.array([100, 1, 1], "float32")
+    after = run(weighted)
+    np.testing.assert_array_equal(after, run(lambda o, y: weighted(o, y)))
+    assert np.any(before != after)
+    with pytest.raises(InputError, match="other settings, data or code"):
+        run(weighted, checkpoint=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "phases",
+    [
+        [adam(1e-2, l2=value) for value in (0.0, 1e-4, 0.1)],
+        [sgd(1e-2, momentum=value) for value in (0.0, 0.5, 0.9)],
+        [adamw(1e-2, decay=value) for value in (0.0, 0.1, 0.2)],
+        [adam(1e-2, clip=value) for value in (0.1, 1.0, 10.0)],
+        [adam(1e-2, schedule="linear", warmup=value) for value in (0, 1, 2)],
+        [2, 4, 6],
+        [l2_sp(value) for value in (0.1, 0.2, 0.3)],
+    ],
+)
+def test_numbers_are_values_of_one_program(phases):
+    network = toy.mlp()
+    phase = Phase(select(network, {"g": ["two"]}), adam(1e-2, schedule="cosine"), 4)
+
+    def program(value):
+        field = {"int": "steps", "Rule": "rules", "Tuning": "tuning"}
+        changed = phase._replace(**{field[type(value).__name__]: value})
+        return check(network, [changed], Settings(cross_entropy))[0]
+
+    assert len({program(value) for value in phases}) == 1
+
+
+def test_networks_and_layers_with_dropout_share_their_programs():
+    config = BertConfig(40, 16, 3, 4, 24, 40, dropout=0.1)
+    networks = [bert(config, jax.random.key(seed)) for seed in range(5)]
+    assert len({network.stages for network in networks}) == 1
+    assert len({s.apply for s in networks[0].stages if "layer" in s.name}) == 1
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_nothing_travels_in_a_step(devices):
+    network = toy.mlp()
+    network = network._replace(params=jax.tree.map(np.asarray, network.params))
+    phase = Phase(select(network, {"g": ["head"]}), adam(1e-2), 3)
+    if devices > jax.device_count():
+        pytest.skip(f"{jax.device_count()} devices here")
+    plan = make_plan(
+        network, phase, toy.points(), key=KEY, batch_size=16, place=placement(devices)
+    )
+    begin = first_snapshot(plan)
+    with jax.transfer_guard("disallow"):
+        list(epochs(plan, begin))
+        evaluate(network, toy.points())
+    step = compiled_step(begin.running.program)
+    assert step._cache_size() == 1
+
+
+def test_narrow_weights_move_under_small_rates():
+    network = toy.mlp(dtype=jnp.bfloat16)
+    phase = Phase(select(network, {"g": ["two/kernel"]}), sgd(1e-4), 200)
+    fitted = fit(network, phase, toy.points(), key=KEY, batch_size=16)
+    wide = toy.mlp()
+    wide = wide._replace(params=jax.tree.map(lambda x: x.astype("float32"), network.params))
+    right = fit(wide, phase, toy.points(), key=KEY, batch_size=16)
+    moved, expected = (
+        np.asarray(f.network.params["two"]["kernel"], "float32")
+        - np.asarray(network.params["two"]["kernel"], "float32")
+        for f in (fitted, right)
+    )
+    assert fitted.network.params["two"]["kernel"].dtype == jnp.bfloat16
+    np.testing.assert_allclose(moved, expected, atol=4e-3)
+    assert np.abs(moved).max() > 0
+
+
+def test_a_finite_float16_gradient_is_not_divergence():
+    x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
+    half = nnx.Linear(4, 1, rngs=nnx.Rngs(0), dtype=jnp.float16, param_dtype=jnp.float16)
+    network = adopt(half)
+
+    def loss(outputs, targets):
+        return ((outputs.astype(jnp.float32) - targets) ** 2).mean(1)
+
+    phase = Phase(select(network, {"t": ["kernel"]}), adam(1e-3, clip=1.0), steps=3)
+    fitted = fit(network, phase, Data(x, 300 * x[:, :1]), key=KEY, loss=loss)
+    moved = fitted.network.params["model"]["kernel"] - network.params["model"]["kernel"]
+    np.testing.assert_allclose(np.abs(moved).ravel()[:1], 3e-3, rtol=0.1)
+
+
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.complex64])
+def test_parameters_that_cannot_be_trained_are_refused_by_name(dtype):
+    network = toy.mlp()
+    odd = network.params["two"] | {"kernel": jnp.ones((6, 6), dtype)}
+    network = network._replace(params=network.params | {"two": odd})
+    phase = Phase(select(network, {"t": ["two"]}), adam(1e-3), steps=3)
+    with pytest.raises(InputError, match="leaf 'two/kernel' is .*: only real"):
+        fit(network, phase, toy.points(), key=KEY)
+
+
+def test_a_run_that_diverges_late_has_its_best_epoch():
+    network = toy.mlp()
+    labels = select(network, {"g": ["head"]})
+    phases = [Phase(labels, adam(1e-2), 6), Phase(labels, sgd(1e38), 6)]
+    with pytest.raises(Diverged) as error:
+        fit(
+            network,
+            phases,
+            toy.points(),
+            key=KEY,
+            batch_size=16,
+            validate=lambda net: evaluate(net, toy.points(seed=1)),
+        )
+    kept = error.value.kept
+    assert kept.epoch <= 2 and evaluate(kept.network, toy.points(seed=1)) == max(
+        kept.scores[:2]
+    )
+
+
+def test_the_lowest_score_is_kept_where_lower_is_better():
+    network, scores = toy.mlp(), iter([0.0, 3.0, 1.0, np.nan, 1.0, 2.0])
+    phase = Phase(select(network, {"g": ["head"]}), adam(1e-2), 15)
+    settings = {"batch_size": 16, "validate": lambda net: next(scores), "mode": "min"}
+    assert fit(network, phase, toy.points(), key=KEY, **settings).epoch == 2
+    with pytest.raises(InputError, match="unknown mode 'least'"):
+        fit(network, phase, toy.points(), key=KEY, mode="least")
+    with pytest.raises(InputError, match="validate must return a number, got dict"):
+        fit(network, phase, toy.points(), key=KEY, validate=lambda net: {})
+
+
+def test_a_selection_that_cannot_learn_is_an_error():
+    network = new_head(toy.mlp(), 3, KEY)
+    phase = Phase(select(network, {"g": ["two"]}), adam(1e-2), 6)
+    with pytest.raises(InputError, match="exactly 0 in steps 1 to 3.*nothing can learn"):
+        fit(network, phase, toy.points(), key=KEY, batch_size=16)
+
+
+@pytest.mark.parametrize("rule", [sgd(0.5, schedule="linear"), sgd(0.5, warmup=1)])
+def test_a_stream_has_no_schedule(rule):
+    network = toy.mlp()
+    phase = Phase(select(network, {"g": ["two"]}), rule, 2)
+    views = [(toy.points().x, toy.points().x)]
+    with pytest.raises(InputError, match="a stream has none: expected a constant rate"):
+        list(adapt(network, phase, views, loss=entropy, key=KEY))
+
+
+def test_a_warm_up_that_never_reaches_its_rate_is_refused():
+    network = toy.mlp()
+    labels = select(network, {"g": ["two"]})
+    phase = Phase(labels, adam(1e-2, warmup=10), 40)
+    fit(network, phase, toy.points(), key=KEY)
+    with pytest.raises(InputError, match="takes 10 updates and its phase has 5"):
+        fit(network, phase, toy.points(), key=KEY, accumulate=8, batch_size=4)
+    with pytest.raises(InputError, match="warmup is a whole number of updates, got 0.1"):
+        adam(1e-2, warmup=0.1)
+
+
+@pytest.mark.parametrize(
+    ("loss", "shape"),
+    [
+        (lambda o, y: cross_entropy(o, y)[:, None], r"\[48, 1\]"),
+        (lambda o, y: cross_entropy(o, y).mean(), r"\[\]"),
+    ],
+)
+def test_a_loss_of_another_shape_is_refused_when_traced(loss, shape):
+    network = toy.mlp()
+    phase = Phase(select(network, {"g": ["two"]}), adam(1e-2), 2)
+    with pytest.raises(InputError, match=rf"returned shape {shape}.*expected one number"):
+        fit(network, phase, toy.points(), key=KEY, loss=loss, batch_size=48)
+
+
+def test_only_tuned_stages_drop_out_and_phases_may_say_otherwise():
+    seen = []
+
+    def stage(name):
+        def apply(params, stats, x, *, batch_stats, key):
+            seen.append((name, key is not None))
+            return x * params["w"], stats
+
+        return apply
+
+    params = {n: {"w": jnp.ones((1, 1))} for n in "abc"}
+    stages = tuple(Stage(n, stage(n)) for n in "abc")
+    network = Network(stages, params, {n: {} for n in params}, {})
+    labels = select(network, {"g": ["b"]})
+    data = Data(toy.points(8).x, np.zeros((8, 4), np.float32))
+
+    def drawn(**phase):
+        seen.clear()
+        one = Phase(labels, sgd(1e-3), 1, **phase)
+        fit(network, one, data, key=KEY, batch_size=8, loss=squared_error)
+        return {name for name, key in seen if key}
+
+    assert drawn() == {"b"}
+    assert drawn(dropout="all") == {"a", "b", "c"}
+    assert drawn(dropout="none") == set()
+    assert drawn(dropout=["c"]) == {"c"}
+    with pytest.raises(InputError, match="unknown stage 'd'"):
+        drawn(dropout=["d"])
