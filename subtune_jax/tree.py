@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 Tree = Any
 
@@ -84,6 +85,35 @@ def nbytes(tree: Tree) -> int:
     return sum(
         int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
     )
+
+
+def wide(tree: Tree) -> Tree:
+    """Returns real leaves in float32 or wider: small updates of narrow weights are lost to
+    rounding, and bf16(0.999) is 1, so that Adam's moments would never decay."""
+    return jax.tree.map(
+        lambda x: x.astype(jax.numpy.promote_types(x.dtype, jax.numpy.float32)), tree
+    )
+
+
+def beside(values: Tree, params: Tree) -> Tree:
+    """Returns rows of the host on the devices of the parameters.
+
+    Where these lie on a mesh the rows are split over its first axis, or stand on all
+    devices if they do not divide, as scalars do. Arrays of a device stay where they are.
+    """
+    arrays = [x for x in jax.tree.leaves(params) if isinstance(x, jax.Array)]
+    held = [x.sharding for x in arrays if not isinstance(x, jax.core.Tracer)]
+    mesh = getattr(held[0], "mesh", None) if held else None
+
+    def put(rows: Any) -> jax.Array:
+        if mesh is None or isinstance(rows, jax.Array):
+            return jax.device_put(rows)
+        axis = mesh.axis_names[0]
+        divides = np.ndim(rows) and len(rows) % mesh.shape[axis] == 0
+        spec = PartitionSpec(axis) if divides else PartitionSpec()
+        return jax.device_put(rows, NamedSharding(mesh, spec))
+
+    return jax.tree.map(put, values)
 
 
 def copy(tree: Tree) -> Tree:

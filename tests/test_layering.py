@@ -12,7 +12,7 @@ import subtune_jax
 PACKAGE = Path(subtune_jax.__file__).parent
 RANKS = [
     {"errors", "tree", "flops"},
-    {"network", "function_identity"},
+    {"network", "function_identity", "losses"},
     {"models", "data", "selection", "tuning", "evaluation"},
     {"training", "deltas"},
     {"serving", "cost", "reporting"},

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from subtune_jax.data.batches import Data
+from subtune_jax.models.bert import BertConfig, bert
 from subtune_jax.models.resnet import ResNetConfig, resnet
+from subtune_jax.models.vit import ViTConfig, vit
 from subtune_jax.network import Network, Stage, linear
 
 
@@ -73,3 +75,15 @@ def images(examples: int = 24, seed: int = 0) -> Data:
     y = np.arange(examples, dtype=np.int32) % 3
     x = 100 + 30 * (rng.normal(size=(examples, 8, 8, 1)) + y[:, None, None, None])
     return Data(np.clip(x, 0, 255).astype(np.uint8), y)
+
+
+def transformer(family: str) -> tuple[Network, Data]:
+    """A text (`bert`) or vision (`vit`) transformer of two layers, and 12 examples."""
+    y = np.arange(12, dtype=np.int32) % 3
+    if family == "vit":
+        config = ViTConfig(8, 4, 1, width=16, layers=2, heads=4, hidden=24, outputs=3)
+        return vit(config, jax.random.key(0)), images(12)
+    text = BertConfig(40, 16, 2, 4, 24, 12, dropout=0.1, outputs=3)
+    ids = np.random.default_rng(0).integers(1, 40, (12, 8)).astype(np.int32)
+    x = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    return bert(text, jax.random.key(0)), Data(x, y)

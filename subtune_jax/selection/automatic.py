@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import islice
 
-from subtune_jax.errors import require_positive, unknown
+import numpy as np
+
+from subtune_jax.errors import InputError, require_positive, unknown
 from subtune_jax.network import Network
 from subtune_jax.selection.scores import (
     SNR_MODES,
@@ -84,18 +86,45 @@ def _multipliers(
     stream: Iterable,
     paths: Sequence[str],
 ) -> Mapping[str, float]:
-    units = (
-        {path: path for path in paths} if table is None else unit_groups(network, table)
-    )
-    groups = {path: units[path] for path in paths if path in units}
+    groups = _groups(network, table, paths)
     found = score(network, islice(stream, batches), groups=groups)
     scaled = normalized(found, normalization)
-    return {path: scaled.get(groups.get(path), 0.0) for path in paths}
+    units = {path: unit for unit, found in groups.items() for path in found}
+    return {path: scaled.get(units.get(path), 0.0) for path in paths}
+
+
+def _groups(
+    network: Network, table: str | None, paths: Sequence[str]
+) -> dict[str, list[str]]:
+    """Returns `{unit: its trainable paths}`; raises `InputError` where a path is in two."""
+    if table is None:
+        return {path: [path] for path in paths}
+    held = {
+        unit: [path for path in inside if path in set(paths)]
+        for unit, inside in unit_groups(network, table).items()
+    }
+    owner: dict[str, str] = {}
+    for unit, inside in held.items():
+        for path in inside:
+            if path in owner:
+                raise InputError(
+                    f"units {owner[path]!r} and {unit!r} of table {table!r} share "
+                    f"{path!r}, which can have one multiplier: choose a table whose "
+                    "units do not overlap"
+                )
+            owner[path] = unit
+    return {unit: inside for unit, inside in held.items() if inside}
 
 
 def normalized(score: Score, how: str) -> Score:
-    """Returns r / max r (`max`), (r - min) / (max - min) (`minmax`), or r (`none`)."""
-    low, high = min(score.values()), max(score.values())
+    """Returns r / max r (`max`), (r - min) / (max - min) (`minmax`), or r (`none`).
+
+    A tensor that is 0 has an infinite RGN and counts as the highest finite one: at a
+    factor of 0 it would stay 0 for ever.
+    """
+    finite = [value for value in score.values() if np.isfinite(value)]
+    low, high = (min(finite), max(finite)) if finite else (1.0, 1.0)
+    score = {name: min(value, high) for name, value in score.items()}
     if how == "none" or high == 0 or (how == "minmax" and high == low):
         return score if how == "none" else {name: 1.0 for name in score}
     base = low if how == "minmax" else 0.0

@@ -1,14 +1,14 @@
 """Scores of tensors, units or blocks from gradients: which ones want to move?
 
 Every score is a function of (network, batches, loss) to `{name: value}`, float, where a
-name is a leaf's path or, with `groups` (`{path: unit}`, see `unit_groups`), a unit's.
-`loss(outputs, targets) -> float[batch]`. Gradients are of the mean loss, at the
-network's parameters, with stored statistics and without dropout; batches of one shape
-compile once.
+name is a leaf's path or, with `groups` (`{unit: paths}`, see `unit_groups`), a unit's.
+What is in no group costs nothing; leaves that are not real floating-point numbers, or
+have no elements, have no score. `loss(outputs, targets) -> float[batch]`. Gradients are
+of the mean loss, at the network's parameters, with stored statistics and without
+dropout; batches of one shape compile once. `chunk`: how many gradients are held at once.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cache
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,20 +17,25 @@ import numpy as np
 
 from subtune_jax import tree
 from subtune_jax.errors import InputError, require_positive, unknown
-from subtune_jax.network import Labels, Network, forward, trainable_half
+from subtune_jax.network import Labels, Network, Params, trainable_half
+from subtune_jax.selection.gradients import (
+    Moments,
+    batch_gradient,
+    row_moments,
+    scored_half,
+)
 from subtune_jax.selection.labels import match
 
 Score = dict[str, float]
-Groups = Mapping[str, str]
+Groups = Mapping[str, Sequence[str]]
 SNR_MODES = ("per_example", "microbatch", "official")
 
 
-def unit_groups(network: Network, table: str) -> dict[str, str]:
-    """Returns `{path: unit}` of a unit table; leaves in no unit are left out."""
+def unit_groups(network: Network, table: str) -> dict[str, list[str]]:
+    """Returns `{unit: paths}` of a unit table; units may share leaves."""
     if table not in network.units:
         raise unknown("unit table", table, network.units)
-    units = network.units[table]
-    return {path: unit for unit in units for path in match(network, f"{table}:{unit}")}
+    return {unit: match(network, f"{table}:{unit}") for unit in network.units[table]}
 
 
 def relative_gradient_norm(
@@ -38,17 +43,22 @@ def relative_gradient_norm(
 ) -> Score:
     """Returns RGN_i = mean over batches of ||g_i||_2 / ||theta_i||_2.
 
-    Of a unit: of all its tensors as one vector. A tensor or unit of norm 0 has RGN 0,
-    where the official code divides by zero. papers/surgical.md 2.4.
+    Of a unit: of all its tensors as one vector. A tensor or unit of norm 0 has RGN inf,
+    or 0 where its gradient is 0 too; the official code divides by zero.
+    papers/surgical.md 2.4.
     """
-    squares = _by_name(jax.tree.map(_squares, network.params), groups)
-    sums = _sums(network, batches, _batch_sums(network.stages, loss, _squares), groups)
+    network, half = _scored(network, groups)
+    squares = _by_name(_tree_squares(half), groups)
+
+    def ratio(name: str, square: float) -> float:
+        if square == 0 or squares[name] == 0:
+            return float("inf") if square else 0.0
+        return float(np.sqrt(square / squares[name]))
+
+    found = (batch_gradient(network, loss, _squares, half, b) for b in batches)
     return _mean(
-        {
-            name: np.sqrt(value / squares[name]) if squares[name] else 0.0
-            for name, value in s.items()
-        }
-        for s in sums
+        {name: ratio(name, square) for name, square in _by_name(f, groups).items()}
+        for f in found
     )
 
 
@@ -60,6 +70,7 @@ def signal_to_noise(
     *,
     mode: str = "per_example",
     micro: int = 8,
+    chunk: int = 16,
 ) -> Score:
     """Returns SNR_i, the mean over entries of (mean g)^2 / Var(g), mean over batches.
 
@@ -72,55 +83,64 @@ def signal_to_noise(
     over its entries. papers/surgical.md 2.5. Raises `InputError` for another mode, and
     where no batch has two examples.
     """
-    require_positive(micro=micro)
+    require_positive(micro=micro, chunk=chunk)
     if mode not in SNR_MODES:
         raise unknown("SNR mode", mode, SNR_MODES)
-    if mode == "official":
-        run = _batch_sums(network.stages, loss, _official_ratios)
-        return _entry_means(network, batches, run, groups)
+    network, half = _scored(network, groups)
     most = 1 if mode == "per_example" else micro
 
-    def run(params, stats, batch):
+    def ratios(batch: Any) -> Any:
+        if mode == "official":
+            return batch_gradient(network, loss, _official_ratios, half, batch)
         size = min(most, _examples(batch) // 2)
-        return _example_sums(network.stages, loss, _snr_ratios(size))(
-            params, stats, batch
-        )
+        return _snr_ratios(row_moments(network, loss, half, batch, size, chunk))
 
-    whole = (batch for batch in batches if _examples(batch) >= 2)
-    return _entry_means(network, whole, run, groups)
+    whole = (b for b in batches if mode == "official" or _examples(b) >= 2)
+    counts = _by_name(jax.tree.map(lambda leaf: leaf.size, half), groups)
+    mean = _mean(_by_name(ratios(batch), groups) for batch in whole)
+    return {name: value / counts[name] for name, value in mean.items()}
 
 
 def fisher(
-    network: Network, batches: Iterable, loss: Callable, groups: Groups | None = None
+    network: Network,
+    batches: Iterable,
+    loss: Callable,
+    groups: Groups | None = None,
+    *,
+    chunk: int = 16,
 ) -> Score:
     """Returns the empirical Fisher information, mean over entries and examples of g^2.
 
-    g is the gradient of one example's loss at its given label.
+    g is the gradient of one example's loss at its given label. All examples count alike,
+    in whatever batch they come.
     """
-    run = _example_sums(network.stages, loss, _mean_squares)
-    return _entry_means(network, batches, run, groups)
+    network, half = _scored(network, groups)
+    squares = _fisher(network, batches, loss, half, chunk)
+    sums = _by_name(jax.tree.map(jnp.sum, squares), groups)
+    counts = _by_name(jax.tree.map(lambda leaf: leaf.size, half), groups)
+    return {name: value / counts[name] for name, value in sums.items()}
 
 
 def fisher_elements(
-    network: Network, batches: Iterable, loss: Callable, labels: Labels
+    network: Network,
+    batches: Iterable,
+    loss: Callable,
+    labels: Labels,
+    *,
+    chunk: int = 16,
 ) -> Any:
     """Returns the empirical Fisher information of every element that is not frozen,
-    float32, half a tree: the mean over examples of g^2, mean over batches."""
-    run = _example_sums(network.stages, loss, _element_squares)
-    half, total, count = trainable_half(network.params, labels), None, 0
-    for batch in batches:
-        found = run(network.params, network.stats, batch, half)
-        total = found if total is None else jax.tree.map(jnp.add, total, found)
-        count += 1
-    if not count:
-        raise InputError("a score needs a batch")
-    return jax.tree.map(lambda leaf: leaf / count, total)
+    at least float32, half a tree: the mean over all examples of g^2."""
+    network = _on_device(network)
+    half = scored_half(network.params, tree.flatten(trainable_half(labels, labels)))
+    return _fisher(network, batches, loss, half, chunk)
 
 
 def magnitude(network: Network, groups: Groups | None = None) -> Score:
     """Returns the root mean square of the weights, which does not grow with their number."""
-    squares = _by_name(jax.tree.map(_squares, network.params), groups)
-    counts = _by_name(jax.tree.map(lambda leaf: leaf.size, network.params), groups)
+    _, half = _scored(network, groups)
+    squares = _by_name(_tree_squares(half), groups)
+    counts = _by_name(jax.tree.map(lambda leaf: leaf.size, half), groups)
     return {name: float(np.sqrt(squares[name] / counts[name])) for name in squares}
 
 
@@ -141,34 +161,62 @@ def rank_agreement(scores: Mapping[str, Score]) -> dict[tuple[str, str], float]:
     return {(a, b): correlation(scores[a], scores[b]) for a in scores for b in scores}
 
 
-@cache
-def _batch_sums(stages, loss: Callable, reduce: Callable) -> Callable:
-    """Returns the jitted tree of `reduce(gradient of a batch's mean loss)`."""
-
-    def mean_loss(params, stats, batch):
-        losses = loss(forward(stages, params, stats, batch.x)[0], batch.y)
-        return jnp.sum(losses * batch.weight) / jnp.sum(batch.weight)
-
-    return jax.jit(lambda *args: jax.tree.map(reduce, jax.grad(mean_loss)(*args)))
+def _scored(network: Network, groups: Groups | None) -> tuple[Network, Params]:
+    """Returns the network on its device, and the half of its parameters to score."""
+    network = _on_device(network)
+    if groups is None:
+        return network, scored_half(network.params)
+    names = {path for paths in groups.values() for path in paths}
+    return network, scored_half(network.params, names)
 
 
-@cache
-def _example_sums(stages, loss: Callable, reduce: Callable) -> Callable:
-    """Returns the jitted tree of `reduce(gradients, weight)`: a row per example, and
-    weight 0 for padding rows, which are the last; of half the parameters, or of all."""
+def _on_device(network: Network) -> Network:
+    """Once: a network in NumPy would travel with every batch."""
+    params, stats = jax.device_put((network.params, network.stats))
+    return network._replace(params=params, stats=stats)
 
-    def one_loss(half, params, stats, x, y):
-        x, y = jax.tree.map(lambda leaf: leaf[None], (x, y))
-        return loss(forward(stages, tree.combine(half, params), stats, x)[0], y)[0]
 
-    each = jax.vmap(jax.grad(one_loss), in_axes=(None, None, None, 0, 0))
+def _fisher(
+    network: Network, batches: Iterable, loss: Callable, half: Params, chunk: int
+) -> Params:
+    require_positive(chunk=chunk)
+    total, count = None, 0.0
+    for batch in batches:
+        moments = row_moments(network, loss, half, batch, 1, chunk)
+        squares = _sum_of_squares(moments)
+        total = squares if total is None else jax.tree.map(jnp.add, total, squares)
+        count += _examples(batch)
+    if not count:
+        raise InputError("a score needs a batch")
+    return _divided(total, tree.beside(np.float32(count), half))
 
-    def run(params, stats, batch, half=None):
-        half = params if half is None else half
-        grads = each(half, params, stats, batch.x, batch.y)
-        return jax.tree.map(lambda g: reduce(g, batch.weight), grads)
 
-    return jax.jit(run)
+@jax.jit
+def _divided(values: Params, count: jax.Array) -> Params:
+    return jax.tree.map(lambda value: value / count, values)
+
+
+@jax.jit
+def _sum_of_squares(moments: Moments) -> Params:
+    """Returns the sum over rows of g^2."""
+    return jax.tree.map(
+        lambda m, s: s + jnp.square(m) * moments.count, moments.mean, moments.spread
+    )
+
+
+@jax.jit
+def _snr_ratios(moments: Moments) -> Params:
+    """Returns, by leaf, the sum over entries of (mean g)^2 / (Var g + 1e-8)."""
+
+    def ratios(mean: jax.Array, spread: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.square(mean) / (spread / (moments.count - 1) + 1e-8))
+
+    return jax.tree.map(ratios, moments.mean, moments.spread)
+
+
+@jax.jit
+def _tree_squares(half: Params) -> Params:
+    return jax.tree.map(_squares, tree.wide(half))
 
 
 def _squares(values: jax.Array) -> jax.Array:
@@ -176,36 +224,7 @@ def _squares(values: jax.Array) -> jax.Array:
 
 
 def _examples(batch: Any) -> int:
-    return int(np.sum(np.asarray(batch.weight) > 0))
-
-
-def _weighted(values: jax.Array, weight: jax.Array) -> jax.Array:
-    """Returns the sum over rows of weight times value."""
-    return jnp.sum(values * weight.reshape(-1, *[1] * (values.ndim - 1)), axis=0)
-
-
-def _mean_squares(grads: jax.Array, weight: jax.Array) -> jax.Array:
-    return jnp.sum(_weighted(jnp.square(grads), weight)) / jnp.sum(weight)
-
-
-def _element_squares(grads: jax.Array, weight: jax.Array) -> jax.Array:
-    return _weighted(jnp.square(grads), weight) / jnp.sum(weight)
-
-
-@cache
-def _snr_ratios(size: int) -> Callable:
-    """Returns the sum over entries of (mean g)^2 / (Var g + 1e-8); a row is `size` examples."""
-
-    def ratios(grads: jax.Array, weight: jax.Array) -> jax.Array:
-        rows = len(grads) // size
-        means = grads[: rows * size].reshape(rows, size, *grads.shape[1:]).mean(axis=1)
-        whole = weight[: rows * size].reshape(rows, size).min(axis=1)
-        count = jnp.sum(whole)
-        mean = _weighted(means, whole) / count
-        noise = _weighted(jnp.square(means - mean[None]), whole) / (count - 1) + 1e-8
-        return jnp.sum(jnp.square(mean) / noise)
-
-    return ratios
+    return int(np.sum(jax.device_get(batch.weight) > 0))
 
 
 def _official_ratios(grad: jax.Array) -> jax.Array:
@@ -217,30 +236,16 @@ def _official_ratios(grad: jax.Array) -> jax.Array:
     )
 
 
-def _sums(
-    network: Network, batches: Iterable, run: Callable, groups: Groups | None
-) -> Iterator[Score]:
-    """Yields what `run` gives for each batch, by name."""
-    for batch in batches:
-        yield _by_name(run(network.params, network.stats, batch), groups)
-
-
-def _entry_means(
-    network: Network, batches: Iterable, run: Callable, groups: Groups | None
-) -> Score:
-    counts = _by_name(jax.tree.map(lambda leaf: leaf.size, network.params), groups)
-    mean = _mean(_sums(network, batches, run, groups))
-    return {name: value / counts[name] for name, value in mean.items()}
-
-
 def _by_name(values: Any, groups: Groups | None) -> Score:
-    """Returns a tree of scalars by path, or summed by unit; one transfer for all."""
-    named: Score = {}
-    for path, value in tree.flatten(jax.device_get(values)).items():
-        name = path if groups is None else groups.get(path)
-        if name is not None:
-            named[name] = named.get(name, 0.0) + float(value)
-    return named
+    """Returns a tree of scalars by path, or summed by unit; one transfer for all.
+
+    Units without a leaf that is scored are left out.
+    """
+    named = {p: float(v) for p, v in tree.flatten(jax.device_get(values)).items()}
+    if groups is None:
+        return named
+    found = {u: [named[p] for p in paths if p in named] for u, paths in groups.items()}
+    return {unit: sum(some) for unit, some in found.items() if some}
 
 
 def _mean(scores: Iterable[Score]) -> Score:

@@ -124,7 +124,7 @@ def features(network: Network, stop: int, data: Data, batch_size: int = 256) -> 
         return _ragged_features(network, stop, data, batch_size)
     run, made, begin = compiled_forward(network, 0, stop), None, 0
     for batch in batches.in_order(data, batch_size):
-        x = jax.device_put(batch.x)
+        x = tree.beside(batch.x, network.params)
         rows = jax.device_get(run(network.params, network.stats, x))
         if made is None:
             made = jax.tree.map(partial(_room, len(data.y)), rows)
@@ -149,7 +149,7 @@ def _ragged_features(network: Network, stop: int, data: Data, batch_size: int) -
             f"activations after {stop} stages cannot be cut to their texts"
         )
     for batch in batches.in_order(data.only(order), batch_size):
-        x = jax.device_put(batch.x)
+        x = tree.beside(batch.x, network.params)
         x = jax.device_get(run(network.params, network.stats, x))
         leaves, structure = jax.tree.flatten(x)
         taken = order[len(made) : len(made) + batch_size]

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from subtune_jax import tree
 from subtune_jax.data import batches
 from subtune_jax.data.batches import Data
 from subtune_jax.data.ragged import lengths
@@ -25,7 +26,7 @@ def predict(network: Network, data: Data, *, batch_size: int = 256) -> np.ndarra
         order = np.argsort(sizes, kind="stable")
         data = data.only(order)
     rows = [
-        jax.device_get(run(params, stats, jax.device_put(batch.x)))[batch.weight > 0]
+        jax.device_get(run(params, stats, tree.beside(batch.x, params)))[batch.weight > 0]
         for batch in batches.in_order(data, batch_size)
     ]
     made = np.concatenate(_as_wide(rows))

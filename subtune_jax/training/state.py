@@ -54,7 +54,7 @@ def start(
     init_key, run_key = jax.random.split(key)
     parts = phase.tuning.init(network.params, phase.labels, init_key)
     program = make_program(network, phase, parts.trainable, settings)
-    trainable = sparse(wide(parts.trainable))
+    trainable = sparse(tree.wide(parts.trainable))
     state = State(
         trainable=trainable,
         fixed=sparse(parts.fixed),
@@ -99,7 +99,7 @@ def advance(
         # (no element of it is in a mask) the old values go too.
         taken = set(tree.flatten(trainable_half(phase.labels, phase.labels)))
     program = make_program(network, phase, begun.trainable, settings, index, leaves)
-    fresh = wide(begun.trainable)
+    fresh = tree.wide(begun.trainable)
     trainable = sparse(
         tree.map_with_path(lambda path, leaf: values.get(path, leaf), fresh)
     )
@@ -212,14 +212,6 @@ def _overlaid(under: Params, over: Params, paths: set[str]) -> Params:
         lambda path, a, b: jnp.array(b, a.dtype, copy=True) if path in paths else a,
         under,
         over,
-    )
-
-
-def wide(trainable: Any) -> Any:
-    """Returns the leaves in float32 or wider: small updates of narrow weights are lost to
-    rounding, and bf16(0.999) is 1, so that Adam's moments would never decay."""
-    return jax.tree.map(
-        lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), trainable
     )
 
 

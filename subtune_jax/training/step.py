@@ -10,7 +10,7 @@ import optax
 
 from subtune_jax import function_identity
 from subtune_jax.data.batches import Batch
-from subtune_jax.errors import InputError
+from subtune_jax.losses import per_example, require_rows, weighted_mean
 from subtune_jax.network import Network, Params, Stage, forward
 from subtune_jax.training.phases import Program, transformation
 from subtune_jax.training.state import State, narrow
@@ -37,6 +37,7 @@ def train_step(
     (clipping, accumulation, norms) cannot bring the frozen backward pass back. With
     accumulation, every `accumulate`-th step moves the weights.
     """
+    require_rows(batch)
     gates, dropout = jax.random.split(jax.random.fold_in(state.key, state.step))
 
     def objective(trainable):
@@ -54,7 +55,7 @@ def train_step(
             first=program.first,
             start=program.start,
         )
-        loss = weighted_mean(checked(program.loss, outputs, batch.y), batch.weight)
+        loss = weighted_mean(per_example(program.loss, outputs, batch.y), batch.weight)
         return loss + program.penalty(trainable, state.fixed, frozen), (loss, stats)
 
     (_, (loss, stats)), grads = jax.value_and_grad(objective, has_aux=True)(
@@ -72,28 +73,6 @@ def train_step(
         loss.astype(jnp.float32), norm.astype(jnp.float32), jnp.stack(finite).all()
     )
     return after, logs
-
-
-def checked(loss: Callable, outputs: jax.Array, targets: jax.Array) -> jax.Array:
-    """Returns loss(outputs, targets), float[batch].
-
-    Raises `InputError` when traced where it has another shape: [batch, 1] would
-    broadcast against the weights [batch] to a mean that is `batch` times too large.
-    """
-    values, rows = loss(outputs, targets), len(targets)
-    if jnp.shape(values) != (rows,):
-        name = getattr(loss, "__name__", "the loss")
-        raise InputError(
-            f"{name} returned shape {list(jnp.shape(values))} for outputs "
-            f"{list(jnp.shape(outputs))} and targets {list(jnp.shape(targets))}: "
-            f"expected one number per example, [{rows}]"
-        )
-    return values
-
-
-def weighted_mean(values: jax.Array, weight: jax.Array) -> jax.Array:
-    """Returns sum(weight * values) / sum(weight), both float[batch]."""
-    return jnp.sum(values * weight) / jnp.sum(weight)
 
 
 @lru_cache(PROGRAMS)

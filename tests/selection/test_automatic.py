@@ -30,6 +30,45 @@ def test_normalization(how, expected):
     assert normalized(SCORE, how) == expected
 
 
+def test_a_tensor_of_zeros_counts_as_the_highest_and_sets_no_scale():
+    zero = {**SCORE, "z": float("inf"), "still": 0.0}
+    for how, others in (
+        ("max", {"a": 0.25, "b": 1.0, "c": 0.5}),
+        ("minmax", {"a": 0.25, "b": 1.0, "c": 0.5}),
+        ("none", SCORE),
+    ):
+        top = others["b"]
+        assert normalized(zero, how) == {**others, "z": top, "still": 0.0}
+    alone = {"y": float("inf"), "z": float("inf")}
+    for how in ("max", "minmax", "none"):
+        assert normalized(alone, how) == {"y": 1.0, "z": 1.0}
+
+
+def test_a_head_of_zeros_moves_under_auto_rgn():
+    network = toy.mlp()
+    network = network._replace(
+        params={
+            **network.params,
+            "head": jax.tree.map(np.zeros_like, network.params["head"]),
+        }
+    )
+    labels = select(network, {"g": ["two", "head"]})
+    rule = auto_rgn(cross_entropy)
+    phase = Phase(labels, adam(1e-2), 6, multipliers=rule, reset_moments=True)
+    after = fit(network, phase, toy.points(), key=KEY, batch_size=16).network
+    assert all(np.all(leaf != 0) for leaf in jax.tree.leaves(after.params["head"]))
+
+
+def test_units_that_share_a_leaf_have_no_one_multiplier():
+    network = toy.mlp()._replace(
+        units={"t": {"all": ("one", "two"), "first": ("one",)}}
+    )
+    with pytest.raises(
+        InputError, match="'all' and 'first' of table 't' share 'one/bias'"
+    ):
+        made(network, auto_rgn(cross_entropy, table="t"), ".*")
+
+
 def made(network, rule, *entries):
     labels = select(network, {"g": entries})
     paths = [n for n, label in tree.flatten(labels).items() if label == "g"]

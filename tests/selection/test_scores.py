@@ -1,16 +1,18 @@
 """Scores of a two-layer linear network against values worked out by hand."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from subtune_jax import tree
 from subtune_jax.data.batches import Data, padded
 from subtune_jax.errors import InputError
 from subtune_jax.evaluation.metrics import cross_entropy, squared_error
 from subtune_jax.flops import contraction_flops
 from subtune_jax.network import Network, Stage, forward
-from subtune_jax.selection import scores
+from subtune_jax.selection import gradients, scores
 from tests import toy
 
 
@@ -53,7 +55,7 @@ def test_relative_gradient_norm():
     assert np.linalg.norm(g_v) == pytest.approx(np.sqrt(68))
 
 
-def test_it_is_the_mean_of_ratios_over_batches_and_zero_norms_are_left_out():
+def test_it_is_the_mean_of_ratios_over_batches_and_infinite_at_norm_zero():
     network = linear_network()
     other = padded(Data(X[::-1] * 3, Y), 2)
     one, two, both = (
@@ -65,7 +67,13 @@ def test_it_is_the_mean_of_ratios_over_batches_and_zero_norms_are_left_out():
     found = scores.relative_gradient_norm(
         network._replace(params=zero), [BATCH], squared_error
     )
-    assert found["last/w"] == 0.0
+    # A head of zeros passes no gradient on to the body, and has one of its own.
+    assert found == {"first/w": 0.0, "last/w": float("inf")}
+    still = padded(Data(X, np.zeros((2, 1), np.float32)), 2)
+    found = scores.relative_gradient_norm(
+        network._replace(params=zero), [still], squared_error
+    )
+    assert found == {"first/w": 0.0, "last/w": 0.0}
 
 
 def test_signal_to_noise_over_examples():
@@ -144,26 +152,84 @@ def test_an_unknown_mode_or_table_is_refused():
         scores.unit_groups(linear_network(), "fine")
 
 
-@pytest.mark.parametrize("per_example", [False, True])
-def test_a_score_costs_little_more_than_its_gradients(per_example):
+def test_a_score_costs_little_more_than_its_gradients():
     network = toy.small_resnet("group")
     data = toy.images(16)
     batch = padded(data, 16)
+    half = gradients.scored_half(network.params)
 
     def loss(params):
         return cross_entropy(
             forward(network.stages, params, network.stats, data.x)[0], data.y
         ).mean()
 
-    gradients = contraction_flops(jax.grad(loss), network.params)
-    if per_example:
-        run = scores._example_sums(network.stages, cross_entropy, scores._mean_squares)
-    else:
-        run = scores._batch_sums(network.stages, cross_entropy, scores._squares)
-    found = contraction_flops(run, network.params, network.stats, batch)
-    assert gradients <= found <= 1.3 * gradients
-    compiled = run.lower(network.params, network.stats, batch).compile()
-    assert compiled.cost_analysis()["flops"] <= 1.3 * gradients + 1e6
+    whole = contraction_flops(jax.grad(loss), network.params)
+
+    def batches(params):
+        network_ = network._replace(params=params)
+        return gradients.batch_gradient(
+            network_, cross_entropy, scores._squares, half, batch
+        )
+
+    def rows(params):
+        network_ = network._replace(params=params)
+        return gradients.row_moments(network_, cross_entropy, half, batch, 1, 5)
+
+    for run in (batches, rows):
+        assert whole <= contraction_flops(run, network.params) <= 1.3 * whole
+
+
+def test_gradients_of_what_is_not_scored_cost_nothing():
+    network, data = toy.small_resnet("group"), toy.images(16)
+    batch, top = padded(data, 16), network.stages[-1].name
+
+    def flops(half):
+        def run(params):
+            network_ = network._replace(params=params)
+            return gradients.row_moments(network_, cross_entropy, half, batch, 1, 16)
+
+        return contraction_flops(run, network.params)
+
+    every = [path for path in tree.flatten(network.params)]
+    head = [path for path in every if path.startswith(top)]
+    alone, full = (
+        flops(gradients.scored_half(network.params, paths)) for paths in (head, every)
+    )
+    assert alone < 0.4 * full
+    groups = {"head": head}
+    found = scores.fisher(network, [batch], cross_entropy, groups)
+    assert list(found) == ["head"]
+
+
+def test_memory_is_that_of_a_chunk_whatever_the_batch():
+    network = toy.mlp()
+    half = gradients.scored_half(network.params)
+
+    def temporary(size):
+        batch = padded(toy.points(size), size)
+        code = gradients._code(network, cross_entropy)
+        run = gradients._row_moments(network.stages, cross_entropy, 1, size // 4, code)
+        moments = gradients._no_moments(half)
+        args = moments, half, network.params, network.stats, batch, jnp.int32(0)
+        return run.lower(*args).compile().memory_analysis().temp_size_in_bytes
+
+    assert (
+        temporary(64) <= temporary(8) + 64 * 16
+    )  # the inputs of 64 rows of two numbers
+
+
+@pytest.mark.parametrize("mode", ["per_example", "microbatch"])
+def test_a_chunk_is_a_matter_of_memory_alone(mode):
+    network, batch = toy.mlp(), padded(toy.points(13), 13)
+    for score in (
+        lambda chunk: scores.signal_to_noise(
+            network, [batch], cross_entropy, mode=mode, micro=2, chunk=chunk
+        ),
+        lambda chunk: scores.fisher(network, [batch], cross_entropy, chunk=chunk),
+    ):
+        whole = score(64)
+        for chunk in (1, 4, 5):
+            assert score(chunk) == pytest.approx(whole, rel=1e-4)
 
 
 def test_a_score_compiles_once_for_all_batches():
@@ -212,3 +278,119 @@ def test_a_score_that_is_the_same_everywhere_agrees_with_nothing():
         {"a": {"x": 1.0, "y": 1.0}, "b": {"x": 1.0, "y": 2.0}}
     )
     assert np.isnan(found["a", "b"]) and found["b", "b"] == pytest.approx(1)
+
+
+def test_a_unit_sums_over_its_leaves_whatever_other_units_hold():
+    network = linear_network()._replace(
+        units={"t": {"all": ("first", "last"), "one": ("last",), "w": ("w",)}}
+    )
+    groups = scores.unit_groups(network, "t")
+    assert groups == {
+        "all": ["first/w", "last/w"],
+        "one": ["last/w"],
+        "w": ["first/w", "last/w"],
+    }
+    found = scores.fisher(network, [BATCH], squared_error, groups)
+    # 4 entries of mean square 20 and 2 of 36, by hand above.
+    both = (4 * 20 + 2 * 36) / 6
+    assert found == {
+        name: pytest.approx(v)
+        for name, v in {"all": both, "one": 36.0, "w": both}.items()
+    }
+
+
+@pytest.mark.parametrize("family", ["bert", "vit"])
+def test_every_unit_of_the_kinds_of_a_transformer_has_a_score(family):
+    network, data = toy.transformer(family)
+    head = network.stages[-1].name  # a head of zeros would hide the body
+    kernel = jax.random.normal(jax.random.key(1), network.params[head]["kernel"].shape)
+    params = {**network.params, head: {**network.params[head], "kernel": kernel}}
+    network = network._replace(params=params)
+    found = scores.relative_gradient_norm(
+        network,
+        [padded(data, len(data.y))],
+        cross_entropy,
+        scores.unit_groups(network, "kinds"),
+    )
+    assert set(found) == set(network.units["kinds"])
+    assert all(value > 0 for value in found.values())
+
+
+def test_examples_of_a_ragged_last_batch_count_as_the_others():
+    network, data = toy.mlp(), toy.points(10)
+    whole = scores.fisher(network, [padded(data, 10)], cross_entropy)
+    parts = [padded(data.take(slice(0, 8)), 8), padded(data.take(slice(8, 10)), 8)]
+    assert scores.fisher(network, parts, cross_entropy) == pytest.approx(
+        whole, rel=1e-5
+    )
+    labels = jax.tree.map(lambda _: "all", network.params)
+    one, other = (
+        scores.fisher_elements(network, batches, cross_entropy, labels)
+        for batches in ([padded(data, 10)], parts)
+    )
+    chex.assert_trees_all_close(one, other, rtol=1e-5)
+
+
+def test_a_number_that_a_loss_reads_and_that_changed_is_read_again():
+    network, scale = toy.mlp(), [1.0]
+    batch = padded(toy.points(8), 8)
+
+    def loss(outputs, targets):
+        return scale[0] * cross_entropy(outputs, targets)
+
+    def found():
+        return [
+            score(network, [batch], loss)["one/kernel"]
+            for score in (scores.relative_gradient_norm, scores.fisher)
+        ]
+
+    norm, square = found()
+    scale[0] = 2.0
+    assert found() == [pytest.approx(2 * norm), pytest.approx(4 * square)]
+
+
+def test_leaves_that_cannot_train_have_no_score_and_half_ones_are_float32():
+    def apply(params, stats, x, *, batch_stats, key):
+        return x @ params["w"].astype(x.dtype) * params["times"], stats
+
+    params = {
+        "one": {
+            "w": jnp.full((2, 1), 300.0, jnp.float16),
+            "times": jnp.int32(1),
+            "phase": jnp.ones(2, jnp.complex64),
+            "none": jnp.zeros((0, 3)),
+        }
+    }
+    network = Network((Stage("one", apply),), params, {"one": {}}, {})
+    batch = padded(Data(np.full((2, 2), 1.0, np.float32), np.zeros((2, 1))), 2)
+    # f = 600, so that the gradient 1,200 of each weight has a square beyond float16.
+    for score in (scores.fisher, scores.relative_gradient_norm, scores.signal_to_noise):
+        assert list(score(network, [batch], squared_error)) == ["one/w"]
+    assert list(scores.magnitude(network)) == ["one/w"]
+    assert scores.magnitude(network)["one/w"] == pytest.approx(300.0)
+    found = scores.fisher(network, [batch], squared_error)
+    assert found["one/w"] == pytest.approx(1200.0**2)
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (lambda o, y: (o - y) ** 2, r"shape \[., 1\].*expected one number per example"),
+        (lambda o, y: ((o - y) ** 2).mean(), r"returned shape \[\]"),
+    ],
+)
+def test_a_loss_of_another_shape_is_refused(loss, message):
+    for score in (scores.fisher, scores.relative_gradient_norm, scores.signal_to_noise):
+        with pytest.raises(InputError, match=message):
+            score(linear_network(), [BATCH], loss)
+
+
+def test_weights_and_targets_of_another_number_are_refused():
+    network = linear_network()
+    column = BATCH._replace(weight=BATCH.weight[:, None])
+    with pytest.raises(InputError, match=r"weights of a batch have shape \[2, 1\]"):
+        scores.relative_gradient_norm(network, [column], squared_error)
+    short = BATCH._replace(y=BATCH.y[:1])
+    for score in (scores.relative_gradient_norm, scores.fisher):
+        with pytest.raises(InputError, match="2 inputs and 1 targets"):
+            score(network, [short], squared_error)

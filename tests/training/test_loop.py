@@ -1,5 +1,3 @@
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -10,7 +8,6 @@ from subtune_jax.errors import InputError
 from subtune_jax.evaluation.metrics import cross_entropy
 from subtune_jax.selection.labels import select
 from subtune_jax.training.loop import Diverged, epochs, fit
-from subtune_jax.training.mesh import data_mesh
 from subtune_jax.training.optimizers import adam, sgd
 from subtune_jax.training.phases import Phase
 from subtune_jax.training.plan import make_plan
@@ -126,36 +123,6 @@ def test_evaluation_counts_each_example_once():
     )
     right = np.argmax(np.asarray(network(data.x)), -1) == data.y
     assert evaluate(network, data, batch_size=16) == pytest.approx(100 * right.mean())
-
-
-SHARDED = """
-import jax; jax.config.update("jax_num_cpu_devices", 8)
-import numpy as np
-from subtune_jax.training.mesh import placement
-from tests import toy
-from tests.training.test_loop import KEY, fit, phase
-net = toy.small_resnet("batch")
-runs = [fit(net, phase(net, steps=3), toy.images(32), key=KEY, batch_size=16, norm="batch",
-            place=placement(n)).network for n in (1, 8)]
-assert len(jax.tree.leaves(runs[1].params)[0].sharding.device_set) == 8
-for a, b in zip(*(jax.tree.leaves((r.params, r.stats)) for r in runs)):
-    np.testing.assert_allclose(a, b, rtol=2e-2, atol=2e-3)
-print("equal")
-"""
-
-
-def test_the_same_step_runs_on_eight_devices():
-    done = subprocess.run(
-        [sys.executable, "-c", SHARDED], capture_output=True, text=True
-    )
-    assert done.stdout.strip() == "equal", done.stderr
-
-
-def test_a_mesh_of_more_devices_than_there_are_is_refused():
-    with pytest.raises(
-        InputError, match="mesh asks for 64 devices: expected 1 to 1 here"
-    ):
-        data_mesh(64)
 
 
 def test_weights_that_are_not_finite_are_no_result():

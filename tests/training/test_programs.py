@@ -15,13 +15,10 @@ from subtune_jax.models.bert import BertConfig, bert
 from subtune_jax.network import Network, Stage
 from subtune_jax.selection.labels import select
 from subtune_jax.training.adapt import adapt
-from subtune_jax.training.loop import Diverged, epochs, first_snapshot, fit
-from subtune_jax.training.mesh import placement
+from subtune_jax.training.loop import Diverged, fit
 from subtune_jax.training.optimizers import adam, adamw, sgd
 from subtune_jax.training.phases import Phase, Settings, check
-from subtune_jax.training.plan import make_plan
 from subtune_jax.training.predict import evaluate
-from subtune_jax.training.step import compiled_step
 from subtune_jax.tuning.anchor import l2_sp
 from subtune_jax.tuning.head import new_head
 from tests import toy
@@ -82,24 +79,6 @@ def test_networks_and_layers_with_dropout_share_their_programs():
     networks = [bert(config, jax.random.key(seed)) for seed in range(5)]
     assert len({network.stages for network in networks}) == 1
     assert len({s.apply for s in networks[0].stages if "layer" in s.name}) == 1
-
-
-@pytest.mark.parametrize("devices", [1, 8])
-def test_nothing_travels_in_a_step(devices):
-    network = toy.mlp()
-    network = network._replace(params=jax.tree.map(np.asarray, network.params))
-    phase = Phase(select(network, {"g": ["head"]}), adam(1e-2), 3)
-    if devices > jax.device_count():
-        pytest.skip(f"{jax.device_count()} devices here")
-    plan = make_plan(
-        network, phase, toy.points(), key=KEY, batch_size=16, place=placement(devices)
-    )
-    begin = first_snapshot(plan)
-    with jax.transfer_guard("disallow"):
-        list(epochs(plan, begin))
-        evaluate(network, toy.points())
-    step = compiled_step(begin.running.program)
-    assert step._cache_size() == 1
 
 
 def test_narrow_weights_move_under_small_rates():

@@ -1,0 +1,120 @@
+"""What holds on eight devices: run as a program, since a process has as many from its start.
+
+Prints a JSON object: `{check: number}`, which test_devices.py reads.
+"""
+
+import json
+
+import jax
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_enable_x64", True)
+
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+
+from subtune_jax.data.batches import padded  # noqa: E402
+from subtune_jax.evaluation.metrics import cross_entropy  # noqa: E402
+from subtune_jax.selection import scores  # noqa: E402
+from subtune_jax.selection.labels import select  # noqa: E402
+from subtune_jax.training.loop import epochs, first_snapshot, fit  # noqa: E402
+from subtune_jax.training.mesh import placement  # noqa: E402
+from subtune_jax.training.optimizers import adam  # noqa: E402
+from subtune_jax.training.phases import Phase  # noqa: E402
+from subtune_jax.training.plan import make_plan  # noqa: E402
+from subtune_jax.training.predict import evaluate  # noqa: E402
+from tests import toy  # noqa: E402
+from tests.tuning.test_contract import TUNINGS, setup  # noqa: E402
+
+KEY = jax.random.key(3)
+
+
+def largest_difference(one, other) -> float:
+    pairs = zip(*(jax.tree.leaves(tree) for tree in (one, other)), strict=True)
+    return max(float(np.max(np.abs(np.asarray(a) - np.asarray(b)))) for a, b in pairs)
+
+
+def trained(network, phase, data, devices, **settings):
+    place = placement(devices)
+    return fit(network, phase, data, key=KEY, place=place, batch_size=16, **settings)
+
+
+def tuned(name) -> float:
+    """Returns how far 20 steps of a tuning on eight devices are from those on one."""
+    network, phase = setup(name, toy.mlp(dtype=jnp.float64))
+    phase = phase._replace(steps=20)
+    one, eight = (trained(network, phase, toy.points(), n) for n in (1, 8))
+    leaf = eight.network.params["two"]["kernel"]
+    assert leaf.dtype == jnp.float64 and len(leaf.sharding.device_set) == 8
+    assert largest_difference(one.network.params, network.params) > 1e-3
+    return largest_difference(one.network.params, eight.network.params)
+
+
+def batch_normed() -> float:
+    """Returns the same of a network whose norms use statistics of the whole batch."""
+    network = toy.small_resnet("batch")
+    params, stats = (
+        jax.tree.map(lambda leaf: leaf.astype(jnp.float64), part)
+        for part in (network.params, network.stats)
+    )
+    network = network._replace(params=params, stats=stats)
+    phase = Phase(select(network, {"g": [".*"]}), adam(1e-3), 4)
+    one, eight = (
+        trained(network, phase, toy.images(32), n, norm="batch").network for n in (1, 8)
+    )
+    return largest_difference((one.params, one.stats), (eight.params, eight.stats))
+
+
+def programs_where_nothing_travels() -> int:
+    """Returns how many steps are compiled for a run and one past a cached prefix, while
+    no array moves to or from a device unasked: steps, evaluation and scores, from a base
+    in NumPy."""
+    network = toy.mlp()
+    network = network._replace(params=jax.tree.map(np.asarray, network.params))
+    phase = Phase(select(network, {"g": ["head"]}), adam(1e-2), 6)
+    place, data = placement(8), toy.points()
+    plan, cached = (
+        make_plan(
+            network, phase, data, key=KEY, batch_size=16, place=place, cache_bytes=n
+        )
+        for n in (0, 2**20)
+    )
+    compiled: list[str] = []  # `_cache_size` counts arguments, not programs, on a mesh
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, _, fun_name="", **rest: compiled.append(f"{event} {fun_name}")
+    )
+    begin, begin_cached = first_snapshot(plan), first_snapshot(cached)
+    batches = [place(padded(data.take(np.arange(16)), 16))]
+    with jax.transfer_guard("disallow"):
+        list(epochs(plan, begin))
+        list(epochs(cached, begin_cached))
+        evaluate(plan.network, data)
+        for score in (
+            scores.relative_gradient_norm,
+            scores.signal_to_noise,
+            scores.fisher,
+        ):
+            score(plan.network, batches, cross_entropy)
+    names = ["backend_compile_duration jit(train_step)" in one for one in compiled]
+    return sum(names)
+
+
+def scored() -> float:
+    """Returns how far scores of a batch on eight devices are from those on one."""
+    network, batch = toy.mlp(dtype=jnp.float64), padded(toy.points(40), 40)
+    place = placement(8)
+    spread = network._replace(params=place.whole(network.params))
+    found = []
+    for score in (scores.relative_gradient_norm, scores.signal_to_noise, scores.fisher):
+        one = score(network, [batch], cross_entropy)
+        eight = score(spread, [place(batch)], cross_entropy)
+        found += [abs(eight[name] / one[name] - 1) for name in one]
+    return max(found)
+
+
+if __name__ == "__main__":
+    checks = {name: tuned(name) for name in TUNINGS}
+    checks["batch statistics"] = batch_normed()
+    checks["programs"] = programs_where_nothing_travels()
+    checks["scores"] = scored()
+    print(json.dumps(checks))

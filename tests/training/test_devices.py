@@ -1,0 +1,68 @@
+"""One device or eight: the same numbers, and nothing that travels unasked."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from subtune_jax.data.batches import padded
+from subtune_jax.errors import InputError
+from subtune_jax.evaluation.metrics import cross_entropy
+from subtune_jax.selection import scores
+from subtune_jax.selection.labels import select
+from subtune_jax.training.loop import epochs, first_snapshot
+from subtune_jax.training.mesh import data_mesh
+from subtune_jax.training.optimizers import adam
+from subtune_jax.training.phases import Phase
+from subtune_jax.training.plan import make_plan
+from subtune_jax.training.predict import evaluate
+from subtune_jax.training.step import compiled_step
+from tests import toy
+from tests.tuning.test_contract import TUNINGS
+
+KEY = jax.random.key(3)
+
+
+@pytest.fixture(scope="module")
+def eight() -> dict:
+    run = [sys.executable, "-m", "tests.training.eight_devices"]
+    done = subprocess.run(run, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("name", [*TUNINGS, "batch statistics", "scores"])
+def test_eight_devices_give_the_numbers_of_one_in_float64(eight, name):
+    assert eight[name] < 1e-9
+
+
+def test_nothing_travels_on_eight_devices_and_steps_are_compiled_once(eight):
+    assert eight["programs"] == 2
+
+
+def test_nothing_travels_on_one_device_and_a_step_is_compiled_once():
+    network = toy.mlp()
+    network = network._replace(params=jax.tree.map(np.asarray, network.params))
+    phase = Phase(select(network, {"g": ["head"]}), adam(1e-2), 3)
+    plan = make_plan(network, phase, toy.points(), key=KEY, batch_size=16)
+    begin, batches = first_snapshot(plan), [padded(toy.points(16), 16)]
+    with jax.transfer_guard("disallow"):
+        list(epochs(plan, begin))
+        evaluate(network, toy.points())
+        for score in (
+            scores.relative_gradient_norm,
+            scores.signal_to_noise,
+            scores.fisher,
+        ):
+            score(network, batches, cross_entropy)
+    assert compiled_step(begin.running.program)._cache_size() == 1
+
+
+def test_a_mesh_of_more_devices_than_there_are_is_refused():
+    with pytest.raises(
+        InputError, match="mesh asks for 64 devices: expected 1 to 1 here"
+    ):
+        data_mesh(64)
