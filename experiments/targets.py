@@ -1,27 +1,36 @@
 """Target tasks: a pretrained network and disjoint parts of data shifted from its source."""
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
+import jax
 import numpy as np
 import tyro
 
 from experiments import digits
 from experiments.cli import Common
-from subtune_jax.data.batches import Data
+from subtune_jax.data.batches import Data, steps_per_epoch
 from subtune_jax.data.breeds import BENCHMARKS, SPLITS, breeds, subpopulations
 from subtune_jax.data.images import folder
-from subtune_jax.data.prepared import images
+from subtune_jax.data.prepared import class_names, images
 from subtune_jax.data.sampling import balanced_indices
 from subtune_jax.data.shifts import shift
 from subtune_jax.errors import InputError, require_positive, unknown
 from subtune_jax.evaluation.metrics import Metric, accuracy, worst_group_accuracy
 from subtune_jax.models.pretrained import Pretrained, load
 from subtune_jax.network import Network
+from subtune_jax.selection.labels import select
+from subtune_jax.training.loop import fit
+from subtune_jax.training.optimizers import adam
+from subtune_jax.training.phases import Phase
+from subtune_jax.training.predict import evaluate
+from subtune_jax.tuning.head import new_head
 
+PROBE_RATE, PROBE_EPOCHS = 1e-3, 30  # of a fresh head, from zeros; our choice
 DIGITS = ("contrast", "gaussian_noise", "subpopulation", "label_flip")
 
 
@@ -54,6 +63,10 @@ class Target:
     """How BREEDS divides subclasses: rand, good or bad."""
     hierarchy: Path | None = None
     """Folder of the class hierarchy files of BREEDS (see the README)."""
+    new_head: bool = False
+    """Give the network a fresh head for the classes of --dataset, trained on the training
+    part before the study begins (the rest frozen). Without it the head is kept, and
+    the classes must be those that the weights' configuration names."""
     resize: bool = False
     """Resize images to the size that the network takes."""
     network_norm: str = "group"
@@ -92,6 +105,8 @@ class Target:
             raise InputError(
                 "digits are embedded: --split and --resize are for real data"
             )
+        if self.dataset == "digits" and self.new_head:
+            raise InputError("digits are embedded: their network has a head for them")
         if self.dataset != "digits" and self.network_norm != "group":
             raise InputError(
                 "--network-norm is of the digits' network: weights have theirs"
@@ -142,10 +157,12 @@ class Task(NamedTuple):
 
 
 class Pool(NamedTuple):
-    """Labelled images to draw a target from; `groups` (int[n]) if they have any."""
+    """Labelled images to draw a target from; `groups` (int[n]) if they have any, and the
+    names of their classes."""
 
     data: Data
     groups: np.ndarray | None = None
+    classes: tuple[str, ...] = ()
 
     @property
     def pairs(self) -> np.ndarray:
@@ -157,7 +174,7 @@ class Pool(NamedTuple):
     def take(self, index: np.ndarray) -> "Pool":
         """Returns the examples at `index`."""
         groups = None if self.groups is None else self.groups[index]
-        return Pool(self.data.take(index), groups)
+        return Pool(self.data.take(index), groups, self.classes)
 
 
 def make_task(target: Target, common: Common, name: str, seed: int) -> Task:
@@ -169,11 +186,31 @@ def make_task(target: Target, common: Common, name: str, seed: int) -> Task:
     else:
         pretrained = load(common.weights)
         whole, network = real_images(target, common, pretrained), pretrained.network
-        require_fit(whole.data, target, pretrained)
+        require_fit(whole, target, pretrained)
         wanted = {"target": pool_size(target, whole.pairs)}
         pool = whole.take(balanced_indices(whole.pairs, wanted, rng)["target"])
     shifted = pool._replace(data=shift(name).target(pool.data, rng))
-    return parted(network, shifted, target.sizes, rng)
+    task = parted(network, shifted, target.sizes, rng)
+    return probed(task, seed) if target.new_head else task
+
+
+def probed(task: Task, seed: int) -> Task:
+    """Returns the task with a fresh head on its network, trained alone: all else frozen,
+    the best of `PROBE_EPOCHS` epochs on validation data kept."""
+    head, train = task.network.stages[-1].name, task.train
+    classes = 1 + max(int(part.y.max()) for part in (train, task.validation, task.test))
+    network = new_head(task.network, classes, jax.random.key(seed))
+    steps = PROBE_EPOCHS * steps_per_epoch(len(train.y), 64, drop=False)
+    fitted = fit(
+        network,
+        Phase(select(network, {"head": [f"{head}/.*"]}), adam(PROBE_RATE), steps),
+        train,
+        key=jax.random.key(seed),
+        validate=lambda network: evaluate(
+            network, task.validation, task.metrics["validation"]
+        ),
+    )
+    return task._replace(network=fitted.network)
 
 
 def parted(
@@ -221,30 +258,48 @@ def real_images(target: Target, common: Common, pretrained: Pretrained) -> Pool:
             raise InputError(
                 f"{target.dataset} has no groups: expected CLASS/GROUP/FILE"
             )
-        pool = Pool(found.data, found.groups if target.groups else None)
+        groups = found.groups if target.groups else None
+        pool = Pool(found.data, groups, found.class_names)
     else:
         home = common.data_dir or os.environ.get("TFDS_DATA_DIR")
         if home is None:
             raise InputError(
                 "give --data-dir or set TFDS_DATA_DIR: where are TFDS data sets?"
             )
-        pool = Pool(images(target.dataset, target.split, home, size))
+        data = images(target.dataset, target.split, home, size)
+        pool = Pool(data, None, class_names(target.dataset, home))
     if target.breeds is None:
         return pool
     classes = breeds(target.breeds, target.hierarchy, target.breeds_split)
-    return Pool(subpopulations(pool.data, classes, "target"))
+    names = tuple(one.name for one in classes)
+    return Pool(subpopulations(pool.data, classes, "target"), None, names)
 
 
-def require_fit(data: Data, target: Target, pretrained: Pretrained) -> None:
-    """Raises `InputError` where the network cannot take the data."""
-    found, outputs = data.x[np.arange(1)].shape[1:], int(data.y.max()) + 1
+def require_fit(pool: Pool, target: Target, pretrained: Pretrained) -> None:
+    """Raises `InputError` where the network cannot take the data, or its head is one of
+    other classes."""
+    found = pool.data.x[np.arange(1)].shape[1:]
     if found != pretrained.size:
         raise InputError(
             f"images of {target.dataset} are {found} (height, width, channels): the "
             f"network takes {pretrained.size}; --resize changes height and width"
         )
-    expected = pretrained.network.params["head"]["bias"].size
-    if outputs != expected:
+    if target.new_head:
+        return
+    told = pretrained.network.source.classes
+    if not told or [*map(_plain, told)] != [*map(_plain, pool.classes)]:
         raise InputError(
-            f"{target.dataset} has {outputs} classes: the network has {expected} outputs"
+            f"the head of {pretrained.folder.name} is of {_listed(told)}, and "
+            f"{target.dataset} has {_listed(pool.classes)}: give --new-head for a fresh head"
         )
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]+", " ", name).strip().lower()
+
+
+def _listed(names: Sequence[str]) -> str:
+    if not names:
+        return "classes without names"
+    more = ", ..." if len(names) > 3 else ""
+    return f"{len(names)} classes ({', '.join(names[:3])}{more})"

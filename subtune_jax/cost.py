@@ -10,6 +10,7 @@ from subtune_jax import tree
 from subtune_jax.data.batches import Batch
 from subtune_jax.evaluation.metrics import cross_entropy
 from subtune_jax.flops import contraction_flops, trained_flops
+from subtune_jax.losses import require_rows
 from subtune_jax.network import FROZEN, Labels, Network, lowest_trainable
 from subtune_jax.training.optimizers import Rule
 from subtune_jax.training.phases import Phase, Settings, Stages, check
@@ -45,6 +46,7 @@ def cost(
     `loss`, `norm`, `dropout` and `accumulate` as in `fit`. Nothing is run; the step is
     compiled.
     """
+    require_rows(batch)
     settings = Settings(loss, norm, dropout, accumulate)
     # One step is compiled, whatever it is a part of.
     phase = phase._replace(steps=max(phase.steps // accumulate, 1) * accumulate)

@@ -9,12 +9,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from subtune_jax.errors import InputError
 
 
 def require_rows(batch: Any) -> None:
     """Raises `InputError` unless a batch has a target and a weight for every example."""
+    if getattr(batch.y, "dtype", np.dtype(object)).kind in "OUS":
+        raise InputError("the targets of a batch must be numbers (classes from 0 up)")
     rows, weights = jnp.shape(batch.y)[0], jnp.shape(batch.weight)
     inputs = {jnp.shape(leaf)[0] for leaf in jax.tree.leaves(batch.x)}
     if inputs != {rows}:

@@ -39,11 +39,40 @@ class Stage(NamedTuple):
     apply: Callable
 
 
+class Pixels(NamedTuple):
+    """A network that reads pixels from 0 to 255 of any dtype, [batch, height, width,
+    channels]."""
+
+    channels: int
+
+
+class Tokens(NamedTuple):
+    """A network that reads `input_ids` below `vocabulary`, and `token_type_ids` below
+    `types`."""
+
+    vocabulary: int
+    types: int
+
+
+class Source(NamedTuple):
+    """Where a network came from, and what it reads.
+
+    classes: the names of its outputs in their order, () where they are not known.
+    fingerprint: SHA-256 of the tensors of its file, without the head's. folder: where
+    the files are.
+    """
+
+    reads: Pixels | Tokens | None = None
+    classes: tuple[str, ...] = ()
+    fingerprint: str = ""
+    folder: str = ""
+
+
 class Network(NamedTuple):
     """Stages with their parameters, statistics and unit tables; an immutable value.
 
     `first` is the index of its first stage in the whole network, where this is a suffix
-    of one: keys are counted from there.
+    of one: keys are counted from there. `source`, where there is one, says what it reads.
     """
 
     stages: tuple[Stage, ...]
@@ -51,6 +80,7 @@ class Network(NamedTuple):
     stats: Stats
     units: UnitTable
     first: int = 0
+    source: Source | None = None
 
     def __call__(self, x: Any) -> Any:
         """Returns the outputs for a batch `x`: stored statistics, no dropout."""

@@ -16,6 +16,7 @@ import experiments
 from experiments import digits, prefix_speed, surgical_shifts, surgical_theory
 from experiments.cli import Common, main
 from experiments.targets import Target, make_task
+from subtune_jax.data.prepared import CIFAR10
 from subtune_jax.data.shifts import shift
 from subtune_jax.models.vit import ViTConfig, vit
 from subtune_jax.reporting import results
@@ -134,7 +135,7 @@ def test_a_vision_transformer_on_real_images(monkeypatch, tmp_path, real):
     weights = tmp_path / "vit"
     weights.mkdir()
     save_file(tensors, weights / "model.safetensors")
-    sizes = {"image_size": 32, "patch_size": 8, "id2label": dict.fromkeys("0123456789")}
+    sizes = {"image_size": 32, "patch_size": 8, "id2label": dict(enumerate(CIFAR10))}
     (weights / "config.json").write_text(json.dumps(HUGGING_FACE | sizes))
     flags = f"{REAL} --weights {weights} --smoke --train-examples 40 --test-examples 50"
     out = tmp_path / "out"
@@ -197,7 +198,12 @@ def test_a_job_that_was_killed_goes_on_from_its_checkpoints(
         ("--dataset cifar10_corrupted", "needs one of its configs"),
         ("--dataset mnist", "no prepared data set 'mnist'"),
         ("--dataset glue/rte --split validation", "glue/rte is no image set"),
-        ("--dataset cifar100", "cifar100 has 100 classes: the network has 10 outputs"),
+        (
+            "--dataset cifar100",
+            "the head of resnet26_gn_cifar10 is of 10 classes (airplane, automobile, "
+            "bird, ...), and cifar100 has 100 classes (apple, aquarium_fish, baby, ...): "
+            "give --new-head",
+        ),
         ("--split train", "has no split 'train': expected one of test"),
         ("--weights nowhere", "there is no folder nowhere with weights"),
         ("--weights nobody/nothing", "could not be had from the hub"),

@@ -2,7 +2,9 @@
 
 import json
 import re
+from pathlib import Path
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -249,6 +251,7 @@ def weights(tmp_path):
         "widths": config.widths,
         "input_size": (8, 8, 3),
         "num_classes": 2,
+        "class_names": ["land", "sea"],
         "normalization": {"mean": config.mean, "std": config.std},
     }
     (folder / "config.json").write_text(json.dumps(described))
@@ -298,6 +301,54 @@ def test_grouped_folders_are_balanced_and_the_worst_pair_counts(
     assert found[0]["value"] == want
 
 
+@pytest.mark.parametrize("classes", [("sea", "wood"), ("field", "sea", "wood")])
+def test_a_head_of_other_classes_is_not_kept(call, tmp_path, weights, capsys, classes):
+    rng = np.random.default_rng(0)
+    for name in classes:
+        paint(tmp_path / "places" / name, 20, rng)
+    flags = f"--dataset {tmp_path / 'places'} --weights {weights} --train-examples 12"
+    flags += " --validation-examples 12 --methods none last --seeds 1 --epochs 1"
+    assert call(surgical_shifts, flags) == 2
+    assert "the head of weights is of 2 classes (land, sea), and" in (
+        error := capsys.readouterr().err
+    )
+    assert "give --new-head" in error and error.count("\n") == 1
+    assert call(surgical_shifts, f"{flags} --new-head") == 0
+    found = {row["method"]: row for row in final(tmp_path / "out")}
+    assert found["last"]["trainable_params"] == 17 * len(classes)
+    task = make_task(
+        Target(
+            dataset=str(tmp_path / "places"),
+            new_head=True,
+            train_examples=12,
+            validation_examples=12,
+        ),
+        Common(weights=weights),
+        "none",
+        0,
+    )
+    body = {k: v for k, v in task.network.params.items() if k != "head"}
+    base = {
+        k: v for k, v in targets.load(weights).network.params.items() if k != "head"
+    }
+    chex.assert_trees_all_equal(body, base)  # the fresh head alone was trained
+    assert np.any(task.network.params["head"]["kernel"] != 0)
+
+
+def test_weights_without_names_of_classes_need_a_new_head(
+    call, tmp_path, weights, capsys
+):
+    rng, config = np.random.default_rng(0), Path(weights) / "config.json"
+    config.write_text(config.read_text().replace('"class_names"', '"unused"'))
+    for name in ("land", "sea"):
+        paint(tmp_path / "places" / name, 4, rng)
+    assert (
+        call(surgical_shifts, f"--dataset {tmp_path / 'places'} --weights {weights}")
+        == 2
+    )
+    assert "is of classes without names" in capsys.readouterr().err
+
+
 def test_groups_need_a_folder_that_has_them(call, tmp_path, weights, capsys):
     rng = np.random.default_rng(0)
     for name in ("land", "sea"):
@@ -316,6 +367,8 @@ def test_a_breeds_target_has_superclasses_of_target_subclasses(call, tmp_path, w
     (home / "dataset_class_info.json").write_text(json.dumps(classes))
     for number in range(9):
         paint(tmp_path / "imagenet" / f"{number}", 6, rng)
+    config = Path(weights) / "config.json"
+    config.write_text(config.read_text().replace('"land", "sea"', '"cats", "dogs"'))
     flags = f"--dataset {tmp_path / 'imagenet'} --weights {weights} --breeds living17"
     flags += (
         f" --hierarchy {home} --train-examples 8 --validation-examples 4 --epochs 1"

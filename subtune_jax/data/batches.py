@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from subtune_jax import tree
-from subtune_jax.data.ragged import Ragged, by_length, lengths
+from subtune_jax.data.ragged import by_length, lengths
 from subtune_jax.errors import InputError, require_positive
 
 Augment = Callable[[Any, np.random.Generator], Any]
@@ -38,26 +37,6 @@ class Batch(NamedTuple):
     x: Any
     y: np.ndarray
     weight: np.ndarray
-
-
-def require_pairs(data: Data) -> None:
-    """Raises `InputError` unless every input array has a row for every target."""
-    for leaf in jax.tree.leaves(data.x):
-        rows = len(leaf) if hasattr(leaf, "__len__") else len(data.y)
-        if rows != len(data.y):
-            raise InputError(f"there are {rows} inputs and {len(data.y)} targets")
-
-
-def require_finite(data: Data) -> None:
-    """Raises `InputError` for an input that is NaN or infinite; the compiler may drop a
-    NaN, and the outputs look whole. What is read when taken is not read for that."""
-    for path, leaf in tree.flatten(data.x).items():
-        values = leaf.values if isinstance(leaf, Ragged) else leaf
-        if not isinstance(values, np.ndarray) or values.dtype.kind not in "fc":
-            continue
-        if not np.isfinite(values).all():
-            name = f"input {path!r}" if path else "the inputs"
-            raise InputError(f"{name} must be finite numbers: some are NaN or infinite")
 
 
 def steps_per_epoch(examples: int, size: int, *, drop: bool) -> int:

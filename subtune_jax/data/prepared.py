@@ -11,6 +11,11 @@ from subtune_jax.data.batches import Data
 from subtune_jax.data.images import LazyImages
 from subtune_jax.errors import InputError, nearest
 
+CIFAR10 = (
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
+)
+
 
 def records(
     name: str, split: str, data_dir: str | Path, **options
@@ -69,6 +74,22 @@ def find(name: str, data_dir: str | Path) -> Path:
 def _versions(folder: Path) -> list[Path]:
     found = [p.parent for p in folder.glob("*/dataset_info.json")]
     return [p for p in found if re.fullmatch(r"\d+\.\d+\.\d+", p.name)]
+
+
+def class_names(name: str, data_dir: str | Path) -> tuple[str, ...]:
+    """Returns the names of a set's labels in their order, () where it has numbers alone.
+
+    The builder of `cifar10_corrupted` keeps no names: its labels are those of CIFAR-10.
+    """
+    if name.partition("/")[0] == "cifar10_corrupted":
+        return CIFAR10
+    import tensorflow_datasets as tfds  # a second of imports, only when used
+
+    builder = tfds.builder_from_directory(find(name, data_dir))
+    features = builder.info.features
+    label = features["label"] if "label" in features else None
+    names = tuple(getattr(label, "names", None) or ())
+    return () if names == tuple(map(str, range(len(names)))) else names
 
 
 def images(

@@ -27,7 +27,15 @@ from subtune_jax.models.transformer import (
     require_dropout,
     require_heads,
 )
-from subtune_jax.network import Network, Stage, UnitTable, linear, linear_params
+from subtune_jax.network import (
+    Network,
+    Source,
+    Stage,
+    Tokens,
+    UnitTable,
+    linear,
+    linear_params,
+)
 
 POOLINGS = ("dense", "cls", "mean")
 HEADS = ("outputs", "span")
@@ -158,7 +166,9 @@ def bert(config: BertConfig, key: jax.Array) -> Network:
     outputs = config.outputs if config.head == "outputs" else 2
     params["head"] = linear_params(head_key, config.width, outputs, INIT)
     head = Stage("head", linear if config.head == "outputs" else span)
-    return Network((*stages, head), params, {**stats, "head": {}}, units(config))
+    source = Source(Tokens(config.vocabulary, config.types))
+    stats = {**stats, "head": {}}
+    return Network((*stages, head), params, stats, units(config), source=source)
 
 
 def _check(config: BertConfig) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,8 +66,9 @@ def load(
         raise InputError(f"a span head has 2 outputs, got new_head={new_head}")
     folder = find(source)
     images = folder / "preprocessor_config.json"
+    config = _config(folder / "config.json")
     family = described(
-        _config(folder / "config.json"),
+        config,
         _config(images) if images.exists() else {},
         folder,
         options,
@@ -80,7 +82,23 @@ def load(
         head = linear_params(key, features, new_head, init)
         network = network._replace(params={**network.params, fresh: head})
     body = {n: t for n, t in tensors.items() if not re.fullmatch(HEAD, n)}
-    return Pretrained(network, tree.fingerprint(body), family.size, folder)
+    source = network.source._replace(
+        classes=class_names(config) if new_head is None else (),
+        fingerprint=tree.fingerprint(body),
+        folder=str(folder),
+    )
+    network = network._replace(source=source)
+    return Pretrained(network, source.fingerprint, family.size, folder)
+
+
+def class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the names of a network's outputs in a `config.json`, () where it has none:
+    `class_names`, `label_names` (timm) or `id2label` (Hugging Face)."""
+    numbered = config.get("id2label")
+    if isinstance(numbered, Mapping):
+        return tuple(str(numbered[i]) for i in sorted(numbered, key=int))
+    names = config.get("class_names") or config.get("label_names") or ()
+    return tuple(map(str, names))
 
 
 def find(source: str | Path) -> Path:

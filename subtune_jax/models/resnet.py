@@ -15,7 +15,15 @@ from flax import nnx
 
 from subtune_jax.errors import InputError, unknown
 from subtune_jax.models.stages import split_stages
-from subtune_jax.network import Network, Stage, UnitTable, linear, linear_params
+from subtune_jax.network import (
+    Network,
+    Pixels,
+    Source,
+    Stage,
+    UnitTable,
+    linear,
+    linear_params,
+)
 
 NORMS = ("group", "batch")
 _INIT = nnx.initializers.he_normal()
@@ -184,9 +192,9 @@ def resnet(config: ResNetConfig, key: jax.Array) -> Network:
     pixels = Stage("input", normalize(config.mean, config.std))
     params |= {"input": {}, "head": linear_params(head_key, inputs, config.classes)}
     stats |= {"input": {}, "head": {}}
-    return Network(
-        (pixels, *stages, Stage("head", linear)), params, stats, units(config)
-    )
+    stages = (pixels, *stages, Stage("head", linear))
+    source = Source(Pixels(config.channels))
+    return Network(stages, params, stats, units(config), source=source)
 
 
 def units(config: ResNetConfig) -> UnitTable:

@@ -27,7 +27,15 @@ from subtune_jax.models.transformer import (
     require_dropout,
     require_heads,
 )
-from subtune_jax.network import Network, Stage, UnitTable, linear, linear_params
+from subtune_jax.network import (
+    Network,
+    Pixels,
+    Source,
+    Stage,
+    UnitTable,
+    linear,
+    linear_params,
+)
 
 POOLINGS = ("cls", "mean")
 
@@ -155,9 +163,9 @@ def vit(config: ViTConfig, key: jax.Array) -> Network:
     head = linear_params(head_key, config.width, config.outputs, INIT)
     params = {"input": {}, **params, "head": head}
     stats = {"input": {}, **stats, "head": {}}
-    return Network(
-        (pixels, *stages, Stage("head", linear)), params, stats, units(config)
-    )
+    stages = (pixels, *stages, Stage("head", linear))
+    source = Source(Pixels(config.channels))
+    return Network(stages, params, stats, units(config), source=source)
 
 
 def _check(config: ViTConfig) -> None:

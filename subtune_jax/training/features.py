@@ -18,9 +18,7 @@ from subtune_jax.training.phases import Program
 from subtune_jax.training.step import compiled_forward
 
 
-def cached_stages(
-    network: Network, program: Program, data: Data, budget: int
-) -> int:
+def cached_stages(network: Network, program: Program, data: Data, budget: int) -> int:
     """Returns how many leading stages can be computed once for all of `data`.
 
     They are below the lowest stage that trains, use stored statistics and do nothing

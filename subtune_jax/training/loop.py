@@ -47,7 +47,9 @@ class Fit(NamedTuple):
 
     def __repr__(self) -> str:
         tuned, scores = tree.count(self.trainable), self.scores
-        score = f"score {scores[-1]}, the last of {len(scores)}" if scores else "no score"
+        score = (
+            f"score {scores[-1]}, the last of {len(scores)}" if scores else "no score"
+        )
         return f"Fit({tuned:,} tuned parameters, kept epoch {self.epoch}, {score})"
 
 
@@ -133,7 +135,9 @@ def better(score: float, before: Sequence[float], mode: str) -> bool:
 def require_score(validate: Callable[[Network], float], network: Network) -> None:
     """Raises `InputError` unless `validate` returns a number, before an epoch is lost."""
     score = validate(network)
-    number = isinstance(score, Real) or (np.ndim(score) == 0 and hasattr(score, "dtype"))
+    number = isinstance(score, Real) or (
+        np.ndim(score) == 0 and hasattr(score, "dtype")
+    )
     if not number or isinstance(score, bool):
         raise InputError(
             f"validate must return a number, got {type(score).__name__}: {score!r:.80}"

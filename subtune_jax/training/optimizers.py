@@ -163,7 +163,9 @@ def _moves(rule: Rule, updates: int) -> optax.GradientTransformation:
             direction = u
         size = -s.rate * _schedule(rule.schedule, s)
         u = jax.tree.map(
-            lambda u, w, m: (size * m).astype(u.dtype) * (u + s.decay.astype(w.dtype) * w),
+            lambda u, w, m: (
+                (size * m).astype(u.dtype) * (u + s.decay.astype(w.dtype) * w)
+            ),
             u,
             params,
             s.multipliers,
@@ -209,9 +211,7 @@ def reset_moments(state: optax.OptState) -> optax.OptState:
     and so does an accumulation that is half done."""
 
     def put(moving: MoveState) -> MoveState:
-        return moving._replace(
-            direction=jax.tree.map(jnp.zeros_like, moving.direction)
-        )
+        return moving._replace(direction=jax.tree.map(jnp.zeros_like, moving.direction))
 
     return _map_moving(put, state)
 

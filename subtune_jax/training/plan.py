@@ -9,6 +9,7 @@ import numpy as np
 
 from subtune_jax.data import batches
 from subtune_jax.data.batches import Augment, Data
+from subtune_jax.data.inputs import require_inputs, require_numbers
 from subtune_jax.data.ragged import lengths
 from subtune_jax.errors import InputError, require_type
 from subtune_jax.evaluation.metrics import cross_entropy
@@ -68,8 +69,8 @@ def make_plan(
     require_type(Network, network=network)
     require_type(Data, data=data)
     require_key(key)
-    batches.require_pairs(data)
-    batches.require_finite(data)
+    require_inputs(network, data)
+    require_numbers(data.y)
     if loss is cross_entropy:
         require_labels(network, data)
     phases = (phases,) if isinstance(phases, Phase) else tuple(phases)

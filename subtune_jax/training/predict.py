@@ -7,6 +7,7 @@ import numpy as np
 from subtune_jax import tree
 from subtune_jax.data import batches
 from subtune_jax.data.batches import Data
+from subtune_jax.data.inputs import require_inputs, require_numbers
 from subtune_jax.data.ragged import lengths
 from subtune_jax.evaluation.metrics import Metric, accuracy
 from subtune_jax.network import Network
@@ -18,15 +19,18 @@ def predict(network: Network, data: Data, *, batch_size: int = 256) -> np.ndarra
 
     Outputs per token are padded to the longest text's bucket with the lowest number.
     """
-    batches.require_pairs(data)
-    batches.require_finite(data)
+    require_inputs(network, data)
     run, sizes = compiled_forward(network), lengths(data.x)
-    params, stats = jax.device_put((network.params, network.stats))  # once, not by batch
+    params, stats = jax.device_put(
+        (network.params, network.stats)
+    )  # once, not by batch
     if sizes is not None:  # like lengths together, and back into their order
         order = np.argsort(sizes, kind="stable")
         data = data.only(order)
     rows = [
-        jax.device_get(run(params, stats, tree.beside(batch.x, params)))[batch.weight > 0]
+        jax.device_get(run(params, stats, tree.beside(batch.x, params)))[
+            batch.weight > 0
+        ]
         for batch in batches.in_order(data, batch_size)
     ]
     made = np.concatenate(_as_wide(rows))
@@ -51,4 +55,5 @@ def evaluate(
     network: Network, data: Data, metric: Metric = accuracy, *, batch_size: int = 256
 ) -> float:
     """Returns metric(outputs, targets) over all of `data`, each example counted once."""
+    require_numbers(data.y)
     return metric(predict(network, data, batch_size=batch_size), data.y)

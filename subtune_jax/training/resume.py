@@ -76,7 +76,10 @@ def journal(
         checkpoints.require_writable(folder)
         return Journal(None, None, (), save)
     if found.step == plan.ends[-1]:  # it has ended: there is nothing to save again
-        print(f"{folder} holds this run, finished: its result is returned", file=sys.stderr)
+        print(
+            f"{folder} holds this run, finished: its result is returned",
+            file=sys.stderr,
+        )
         return Journal(*_unpacked(plan, found), lambda snapshot, kept, scores: None)
     return Journal(*_unpacked(plan, found), save)
 
@@ -86,7 +89,9 @@ def _packed(plan: Plan, snapshot: Snapshot, kept: Epoch | None, scores, who) -> 
     running = snapshot.running
     facts = {
         **who,
-        "logs": [[float(v) for v in log] for log in jax.device_get(list(snapshot.logs))],
+        "logs": [
+            [float(v) for v in log] for log in jax.device_get(list(snapshot.logs))
+        ],
         "scores": list(scores),
         "phase": [running.index, running.tuned_since],
         "leaves": [list(leaf) for leaf in running.program.leaves],
@@ -121,7 +126,9 @@ def _unpacked(plan: Plan, saved: Saved) -> tuple[Snapshot, Epoch | None, list[fl
     state = State(
         trainable=trainable,
         fixed=fixed,
-        resting={n: Parts(p["trainable"], p.get("fixed", {})) for n, p in resting.items()},
+        resting={
+            n: Parts(p["trainable"], p.get("fixed", {})) for n, p in resting.items()
+        },
         opt_state=unpacked("state/opt_state", arrays, opt_state),
         stats=unpacked("state/stats", arrays, plan.network.stats),
         step=unpacked("state/step", arrays, jax.numpy.int32(0)),

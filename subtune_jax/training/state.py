@@ -155,7 +155,9 @@ def _rest(
     def left(values: Any) -> Any:
         owners = tree.owners(values, params)
         kept = {p: v for p, v in tree.flatten(values).items() if p in owners}
-        return tree.unflatten({p: v for p, v in kept.items() if owners[p] not in trains})
+        return tree.unflatten(
+            {p: v for p, v in kept.items() if owners[p] not in trains}
+        )
 
     rests = {since: Parts(*map(left, parts)) for since, parts in whole.items()}
     return {since: parts for since, parts in rests.items() if parts.trainable}
@@ -164,7 +166,10 @@ def _rest(
 def every_part(running: Running, state: State) -> dict[str, Parts]:
     """Returns all trained values, resting ones too, by the first phase of their tuning."""
     own = str(running.tuned_since)
-    resting, moving = state.resting.get(own, Parts({}, {})), (state.trainable, state.fixed)
+    resting, moving = (
+        state.resting.get(own, Parts({}, {})),
+        (state.trainable, state.fixed),
+    )
     both = (
         tree.unflatten(tree.flatten(one) | tree.flatten(other))
         for one, other in zip(resting, moving, strict=True)
@@ -191,9 +196,7 @@ def live_params(
     return _overlaid(under, made, trained)
 
 
-def frozen_params(
-    params: Params, state: State, phases: tuple[Phase, ...]
-) -> Params:
+def frozen_params(params: Params, state: State, phases: tuple[Phase, ...]) -> Params:
     """Returns the base with the leaves that rest at their tuned values."""
     made = params
     for since, parts in state.resting.items():

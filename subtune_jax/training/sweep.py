@@ -89,10 +89,16 @@ def sweep(
     logs: list[Any] = []
     while True:
         program, end = running.program, whole.ends[running.index]
-        frozen = _stacked(
-            [frozen_params(p.network.params, _lane(states, i), p.phases)
-             for i, p in enumerate(plans)]
-        ) if states.resting else whole.network.params
+        frozen = (
+            _stacked(
+                [
+                    frozen_params(p.network.params, _lane(states, i), p.phases)
+                    for i, p in enumerate(plans)
+                ]
+            )
+            if states.resting
+            else whole.network.params
+        )
         begins = True
         while step < end:
             if begins or step % whole.per_epoch == 0:
@@ -104,7 +110,15 @@ def sweep(
             if step % whole.per_epoch == 0 or step == whole.ends[-1]:
                 found = [
                     _progress(
-                        plan, running, _lane(states, i), step, logs, i, now, validate, mode
+                        plan,
+                        running,
+                        _lane(states, i),
+                        step,
+                        logs,
+                        i,
+                        now,
+                        validate,
+                        mode,
                     )
                     for i, (plan, now) in enumerate(zip(plans, found, strict=True))
                 ]

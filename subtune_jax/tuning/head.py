@@ -30,7 +30,9 @@ def new_head(
             f"[features, outputs] and bias, found {', '.join(old) or 'none'}"
         )
     head = linear_params(key, old["kernel"].shape[0], outputs, init)
+    source = network.source and network.source._replace(classes=())
     return network._replace(
+        source=source,
         stages=(*network.stages[:-1], Stage(name, linear)),
         params={**network.params, name: head},
     )

@@ -27,7 +27,9 @@ def rescaled(free: Sequence[str] = ("head",)) -> Tuning:
         groups = tree.flatten(labels)
         return Parts(
             tree.map_with_path(
-                lambda path, w: w if groups[path] in free else {"factor": jnp.ones_like(w)},
+                lambda path, w: (
+                    w if groups[path] in free else {"factor": jnp.ones_like(w)}
+                ),
                 half,
             )
         )
