@@ -187,7 +187,7 @@ def report(
 ) -> None:
     """Writes summary.md and the pictures, and prints the tables."""
     sizes = [row for row in rows if row["module"] == "sizes"]
-    tests = [r for r in rows if r["split"] == "test" and r["value"] is not None]
+    tests = [row for row in rows if row["split"] == "test"]
     parts = ["Pretrained weights, over all layers.", size_table(sizes)]
     parts += ["Test score by what was tuned.", module_table(tests)]
     if found := correlations(network, profile):
@@ -238,9 +238,10 @@ def density(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def element_curves(tests: list[Row]) -> dict[str, dict[str, tuple]]:
     """Returns `{task: {rule: (counts, means, errors)}}` of the element selections."""
     lines: dict[str, dict[str, tuple]] = {}
-    for (module, task), (mean, error) in tables.cells(tests, "module", "task").items():
+    for (module, task), cell in tables.cells(tests, "module", "task").items():
+        mean, error, *_ = cell
         rule, _, number = module.rpartition("_")
-        if rule in RULES and number.isdigit():
+        if rule in RULES and number.isdigit() and np.isfinite(mean):
             line = lines.setdefault(task, {}).setdefault(rule, ([], [], []))
             for values, value in zip(line, (int(number), mean, error), strict=True):
                 values.append(value)

@@ -137,9 +137,6 @@ def report(out: Path) -> None:
     rows = results.read(out)
     tests = [r for r in rows if r["split"] == "test"]
     cells = tables.cells([*tests, *derived(rows)], "task", "method")
-    if not cells:
-        print("no run has a test accuracy: see the status in results.jsonl")
-        return
     ranks = tables.average_rank(tables.cells(tests, "task", "method"))
     order = ", ".join(f"{method} {rank:.2f}" for method, rank in ranks.items())
     table = f"{tables.markdown(cells, 'target')}\n\nAverage rank: {order}."
@@ -149,16 +146,19 @@ def report(out: Path) -> None:
     )
     bars: dict = {}
     for (name, method), cell in cells.items():
-        bars.setdefault(name, {})[method] = cell
+        if np.isfinite(cell.mean):
+            bars.setdefault(name, {})[method] = (cell.mean, cell.error)
     levels = {row["task"]: shift(row["shift"]).level for row in rows}
     titles = {t: f"{t}\n({levels[t]}-level shift)" for t in bars if levels[t] != "none"}
     colors = {"none": "#bab0ab", "all": "#bab0ab"}
-    grouped_bars(bars, out / "accuracy.png", titles=titles, colors=colors)
+    if bars:
+        grouped_bars(bars, out / "accuracy.png", titles=titles, colors=colors)
     beside = relative(tests)
     if beside:
         label = "test accuracy less that of all (points)"
         grouped_bars(beside, out / "relative.png", colors=colors, ylabel=label)
-    print(f"{table}\n\n{out}/summary.md  {out}/accuracy.png  {out}/results.jsonl")
+    drawn = f"{out}/accuracy.png  " if bars else ""
+    print(f"{table}\n\n{out}/summary.md  {drawn}{out}/results.jsonl")
 
 
 def relative(tests: list[Row]) -> dict[str, dict[str, tuple[float, float]]]:

@@ -147,15 +147,15 @@ def sized(task: Task, size: int, seed: int) -> Task:
 
 def report(out: Path, rows: list[Row]) -> None:
     """Writes summary.md and sizes.png from the rows, and prints the table."""
-    tests = [row for row in rows if row["split"] == "test" and row["value"] is not None]
-    if not tests:
-        print("no run has a test accuracy: see the status in results.jsonl")
-        return
+    tests = [row for row in rows if row["split"] == "test"]
     table = size_table(tests)
     note = "Test accuracy in percent, mean (standard error)."
     results.write(out / "summary.md", f"{note}\n\n{table}\n")
-    curves(size_curves(tests), out / "sizes.png", xlabel="target images", log=True)
-    print(f"{table}\n\n{out}/summary.md  {out}/sizes.png  {out}/results.jsonl")
+    lines = size_curves(tests)
+    if lines:
+        curves(lines, out / "sizes.png", xlabel="target images", log=True)
+    drawn = f"{out}/sizes.png  " if lines else ""
+    print(f"{table}\n\n{out}/summary.md  {drawn}{out}/results.jsonl")
 
 
 def size_table(tests: list[Row]) -> str:

@@ -161,7 +161,7 @@ def carried_rows(
 
 def report(out: Path, rows: list[Row]) -> None:
     """Writes summary.md and, of single layers, layers.png; prints the table."""
-    tests = [r for r in rows if r["split"] == "test" and r["value"] is not None]
+    tests = [row for row in rows if row["split"] == "test"]
     table, maps = module_table(tests), layer_maps(tests)
     results.write(out / "summary.md", f"{table}\n")
     if maps:
@@ -173,7 +173,6 @@ def report(out: Path, rows: list[Row]) -> None:
 def module_table(tests: list[Row]) -> str:
     """Returns score, relative score and trained share by module (those of the study first,
     in its order) and task."""
-    tests = [row for row in tests if row["value"] is not None]
     known = {module: place for place, module in enumerate(MODULES)}
     tests = sorted(tests, key=lambda row: known.get(row["module"], len(known)))
     cells = tables.cells([*tests, *relative_rows(tests)], "module", "task")
@@ -201,7 +200,8 @@ def relative_rows(tests: list[Row]) -> list[Row]:
         own = [row for row in tests if row["task"] == task]
         frozen, full = gap(own)
         for row in own if full > frozen else []:
-            score = 100 * (row["value"] - frozen) / (full - frozen)
+            value = row["value"]
+            score = value and 100 * (value - frozen) / (full - frozen)
             made.append(row | {"task": f"{task}, relative", "value": score})
     return made
 
@@ -209,7 +209,8 @@ def relative_rows(tests: list[Row]) -> list[Row]:
 def gap(tests: list[Row]) -> tuple[float, float]:
     """Returns the mean scores of frozen and full over the seeds that have both; NaN where
     they are within a standard error, or there is no such seed."""
-    known = {(row["module"], row["seed"]): row["value"] for row in tests}
+    whole = [row for row in tests if row["value"] is not None]
+    known = {(row["module"], row["seed"]): row["value"] for row in whole}
     seeds = [s for m, s in known if m == "frozen" and ("full", s) in known]
     ends = np.array([[known[m, s] for s in seeds] for m in ("frozen", "full")])
     if not seeds:
@@ -226,10 +227,10 @@ def layer_maps(tests: list[Row]) -> dict[str, dict[tuple[str, str], float]]:
     maps: dict[str, dict[tuple[str, str], float]] = {}
     cells = tables.cells(tests, "module", "task")
     kinds = {found[1] for module, _ in cells if (found := in_layer(module))}
-    for (module, task), (mean, _) in cells.items():
+    for (module, task), cell in cells.items():
         layer, kind = in_layer(module) or ("all", module)
-        if kind in kinds:
-            maps.setdefault(task, {})[kind, layer] = mean
+        if kind in kinds and np.isfinite(cell.mean):
+            maps.setdefault(task, {})[kind, layer] = cell.mean
     return maps
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from experiments.targets import Task
 from subtune_jax.data.images import crop_and_flip
@@ -74,7 +75,8 @@ def trial(
     devices: int,
     checkpoint: Path | None,
 ) -> Trial:
-    """Returns one run; the epoch is the best on validation data."""
+    """Returns one run; the epoch is the best on validation data, also of a run that
+    diverged after it."""
     begin, row = time.perf_counter(), {"split": "validation"}
     try:
         fitted = fit(
@@ -92,13 +94,17 @@ def trial(
             place=mesh.placement(devices),
             checkpoint=checkpoint,
         )
-    except Diverged as error:
-        lost = {"value": None, "status": "diverged", "steps": error.step}
-        return Trial(row | lost | {"seconds": time.perf_counter() - begin}, None)
-    row |= {"value": max(fitted.scores), "status": "ok", "epoch": fitted.epoch}
-    row |= {"steps": sum(phase.steps for phase in made)}
+        status, steps = "ok", sum(phase.steps for phase in made)
+    except Diverged as error:  # its best epoch before that counts, if there was one
+        fitted, status, steps = error.kept, "diverged", error.step
+    except ArithmeticError:  # no epoch had a score: it is lost as well
+        fitted, status, steps = None, "diverged", sum(phase.steps for phase in made)
+    row |= {"value": None, "status": status, "steps": steps}
     row |= {"seconds": time.perf_counter() - begin}
-    return Trial(row, fitted.network)
+    if fitted is None:
+        return Trial(row, None)
+    best = {"value": float(np.nanmax(fitted.scores)), "epoch": fitted.epoch}
+    return Trial(row | best, fitted.network)
 
 
 def best_of(tried: Sequence[Trial]) -> Trial:

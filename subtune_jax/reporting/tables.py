@@ -1,6 +1,8 @@
 """Markdown tables made from rows, never typed."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import rankdata
@@ -25,19 +27,39 @@ def grouped(rows: Iterable[Row], *keys: str) -> dict[tuple, list[float]]:
     return groups
 
 
-Cells = dict[tuple[str, str], tuple[float, float]]  # {(line, column): (mean, error)}
+class Cell(NamedTuple):
+    """Mean and standard error of the runs that have a value, and how many of all the runs
+    have none: they diverged. The mean is NaN where all did."""
+
+    mean: float
+    error: float
+    lost: int = 0
+    runs: int = 0
+
+
+Cells = dict[tuple[str, str], Cell]  # {(line, column): cell}
 
 
 def cells(rows: Iterable[Row], down: str, across: str) -> Cells:
-    """Returns mean and standard error of `value` for each pair of values of two keys."""
-    return {key: mean_and_error(v) for key, v in grouped(rows, down, across).items()}
+    """Returns the cell of `value` for each pair of values of two keys."""
+    rows = list(rows)
+    runs = Counter((row[down], row[across]) for row in rows)
+    whole = grouped(rows, down, across)
+    made = {}
+    for key, count in runs.items():
+        values = whole.get(key, [])
+        mean, error = mean_and_error(values) if values else (np.nan, np.nan)
+        made[key] = Cell(mean, error, count - len(values), count)
+    return made
 
 
 def average_rank(table: Cells) -> dict[str, float]:
     """Returns each column's mean rank over the lines (1 is the highest mean), best first.
 
-    Equal means share the mean of their ranks; columns that a line lacks are left out.
+    Equal means share the mean of their ranks; columns that a line lacks, or where no run
+    has a value, are left out.
     """
+    table = {key: cell for key, cell in table.items() if np.isfinite(cell[0])}
     columns = list(dict.fromkeys(column for _, column in table))
     lines = list(dict.fromkeys(line for line, _ in table))
     whole = [c for c in columns if all((line, c) in table for line in lines)]
@@ -52,7 +74,8 @@ def average_rank(table: Cells) -> dict[str, float]:
 
 
 def markdown(table: Cells, corner: str, digits: int = 1, bold: bool = True) -> str:
-    """Returns cells as mean (standard error, if known), the best of each line in bold."""
+    """Returns cells as mean (standard error, if known), the best of each line in bold;
+    runs that diverged are counted beside the mean of the others."""
     lines, columns = (list(dict.fromkeys(key[i] for key in table)) for i in (0, 1))
     head = f"| {corner} | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}"
     return "\n".join(
@@ -63,11 +86,22 @@ def markdown(table: Cells, corner: str, digits: int = 1, bold: bool = True) -> s
 def _line(
     line: str, columns: Sequence[str], table: Cells, digits: int, bold: bool
 ) -> str:
-    best = max(mean for (name, _), (mean, _) in table.items() if name == line)
+    means = [cell[0] for (name, _), cell in table.items() if name == line]
+    best = max((mean for mean in means if np.isfinite(mean)), default=None)
     shown = []
     for column in columns:
-        mean, error = table.get((line, column), (None, None))
-        text = "" if mean is None else f"{mean:.{digits}f}"
-        text += "" if mean is None or np.isnan(error) else f" ({error:.{digits}f})"
-        shown.append(f"**{text}**" if bold and mean == best else text)
+        cell = table.get((line, column))
+        text = "" if cell is None else _text(Cell(*cell), digits)
+        chosen = bold and cell is not None and cell[0] == best
+        shown.append(f"**{text}**" if chosen else text)
     return f"| {line} | {' | '.join(shown)} |"
+
+
+def _text(cell: Cell, digits: int) -> str:
+    parts = []
+    if np.isfinite(cell.mean):
+        spread = "" if np.isnan(cell.error) else f" ({cell.error:.{digits}f})"
+        parts.append(f"{cell.mean:.{digits}f}{spread}")
+    if cell.lost:
+        parts.append(f"{cell.lost} of {cell.runs} diverged")
+    return ", ".join(parts)

@@ -17,8 +17,21 @@ ROWS = [
 
 def test_the_table_is_mean_and_standard_error_with_the_best_in_bold():
     assert tables.markdown(tables.cells(ROWS, "shift", "method"), "shift") == (
-        "| shift | m | n |\n|---|---|---|\n| a | **52.0 (2.0)** | 40.0 |"
+        "| shift | m | n |\n|---|---|---|\n| a | **52.0 (2.0)** | 40.0 |\n"
+        "| b |  | 1 of 1 diverged |"
     )
+
+
+def test_runs_that_diverged_are_shown_beside_the_mean_of_the_others():
+    rows = [
+        {"shift": "a", "method": "m", "value": v} for v in (80.0, None, float("nan"), 82.0)
+    ]
+    found = tables.cells(rows, "shift", "method")
+    assert found == {("a", "m"): (81.0, 1.0, 2, 4)}
+    shown = tables.markdown(found, "shift")
+    assert shown.endswith("| a | **81.0 (1.0), 2 of 4 diverged** |")
+    lost = {("a", "m"): tables.Cell(float("nan"), float("nan"), 1, 1)}
+    assert tables.average_rank(lost) == {}
 
 
 def test_average_ranks_of_methods_over_targets():
