@@ -201,7 +201,8 @@ def relative_rows(tests: list[Row]) -> list[Row]:
         frozen, full = gap(own)
         for row in own if full > frozen else []:
             value = row["value"]
-            score = value and 100 * (value - frozen) / (full - frozen)
+            gained = None if value is None else value - frozen
+            score = None if gained is None else 100 * gained / (full - frozen)
             made.append(row | {"task": f"{task}, relative", "value": score})
     return made
 
