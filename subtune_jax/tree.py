@@ -99,7 +99,8 @@ def beside(values: Tree, params: Tree) -> Tree:
     """Returns rows of the host on the devices of the parameters.
 
     Where these lie on a mesh the rows are split over its first axis, or stand on all
-    devices if they do not divide, as scalars do. Arrays of a device stay where they are.
+    devices if they do not divide, as scalars do, or if the mesh is of several processes,
+    which can read only what their devices hold. Arrays of a device stay where they are.
     """
     arrays = [x for x in jax.tree.leaves(params) if isinstance(x, jax.Array)]
     held = [x.sharding for x in arrays if not isinstance(x, jax.core.Tracer)]
@@ -110,7 +111,8 @@ def beside(values: Tree, params: Tree) -> Tree:
             return jax.device_put(rows)
         axis = mesh.axis_names[0]
         divides = np.ndim(rows) and len(rows) % mesh.shape[axis] == 0
-        spec = PartitionSpec(axis) if divides else PartitionSpec()
+        split = divides and jax.process_count() == 1
+        spec = PartitionSpec(axis) if split else PartitionSpec()
         return jax.device_put(rows, NamedSharding(mesh, spec))
 
     return jax.tree.map(put, values)

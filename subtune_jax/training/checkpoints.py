@@ -37,13 +37,20 @@ def save(folder: Path, saved: Saved) -> None:
     """
     from orbax.checkpoint.experimental import v1 as ocp
 
-    facts = saved.facts | {"digest": tree.fingerprint(saved.arrays)}
+    # TensorStore has no arrays without elements: their shapes are facts.
+    arrays = {name: a for name, a in saved.arrays.items() if a.size}
+    empty = {
+        name: [list(a.shape), str(a.dtype)]
+        for name, a in saved.arrays.items()
+        if not a.size
+    }
+    facts = saved.facts | {"digest": tree.fingerprint(arrays), "empty": empty}
     keep = ocp.training.preservation_policies.LatestN(KEPT)
     try:
         with ocp.training.Checkpointer(
             folder.absolute(), preservation_policy=keep
         ) as out:
-            out.save(saved.step, saved.arrays, overwrite=True, custom_metadata=facts)
+            out.save(saved.step, arrays, overwrite=True, custom_metadata=facts)
     except OSError as error:
         raise InputError(
             f"cannot write to {folder}: {error.strerror or error}"
@@ -82,7 +89,7 @@ def restore(folder: Path, identity: Mapping[str, Any]) -> Saved | None:
     before is used. Raises `InputError` when a fact in `identity` (`base`, `recipe`)
     differs, or the folder cannot be read.
     """
-    if not folder.is_dir():
+    if not agreed(folder.is_dir()):  # another process may make it meanwhile
         return None
     from orbax.checkpoint.experimental import v1 as ocp
 
@@ -98,7 +105,9 @@ def restore(folder: Path, identity: Mapping[str, Any]) -> Saved | None:
                 f"checkpoint {folder}/{step} is damaged and is left out",
                 file=sys.stderr,
             )
-            (folder / str(step)).rename(folder / f"damaged-{step}-{time.time_ns()}")
+            if jax.process_index() == 0:
+                damaged = f"damaged-{step}-{time.time_ns()}"
+                (folder / str(step)).rename(folder / damaged)
     return None
 
 
@@ -114,8 +123,11 @@ def _read(out: Any, step: int) -> Saved | None:
         raise
     except Exception:  # whatever Orbax and TensorStore raise for damaged files
         return None
-    whole = facts.get("digest") == tree.fingerprint(arrays)
-    return Saved(step, arrays, facts) if whole else None
+    if facts.get("digest") != tree.fingerprint(arrays):
+        return None
+    for name, (shape, dtype) in facts["empty"].items():
+        arrays[name] = np.zeros(shape, dtype)
+    return Saved(step, arrays, facts)
 
 
 def _require_same(facts: Mapping[str, Any], identity: Mapping[str, Any], folder: Path):

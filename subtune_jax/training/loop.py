@@ -19,7 +19,7 @@ from subtune_jax.training.features import cached_stages, features
 from subtune_jax.training.optimizers import reset_moments, set_multipliers
 from subtune_jax.training.phases import Phase, Program
 from subtune_jax.training.plan import Plan, make_plan
-from subtune_jax.training.resume import Epoch, Snapshot
+from subtune_jax.training.resume import Epoch, Snapshot, first_snapshot
 from subtune_jax.training.state import (
     Running,
     State,
@@ -27,7 +27,6 @@ from subtune_jax.training.state import (
     all_trainable,
     frozen_params,
     live_params,
-    start,
 )
 from subtune_jax.training.step import compiled_step
 
@@ -180,12 +179,6 @@ def epochs(
             logs.append(log)  # on the device until the epoch ends: no step waits
             step += 1
             save(Snapshot(step, running, state, logs))
-
-
-def first_snapshot(plan: Plan) -> Snapshot:
-    """Returns where a run begins."""
-    running, state = start(plan.network, plan.phases[0], plan.settings, plan.key)
-    return Snapshot(0, running, state, ())
 
 
 def next_phase(plan: Plan, running: Running, state: State) -> tuple[Running, State]:

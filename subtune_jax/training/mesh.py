@@ -1,6 +1,7 @@
 """Where arrays live: shardings come in as arguments, no method knows of them."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -55,4 +56,14 @@ def placement(devices: int = 1) -> Placement:
             )
         return jax.device_put(batch, rows)
 
-    return Placement(place, lambda tree: jax.device_put(tree, everywhere))
+    return Placement(place, lambda tree: jax.tree.map(partial(_put, everywhere), tree))
+
+
+def _put(sharding: NamedSharding, leaf: Any) -> jax.Array:
+    """Puts a leaf; a typed key by its data, since a mesh of several processes takes no
+    other."""
+    dtype = getattr(leaf, "dtype", None)
+    if dtype is None or not jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+        return jax.device_put(leaf, sharding)
+    data = jax.device_put(jax.random.key_data(leaf), sharding)
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))

@@ -16,7 +16,7 @@ from subtune_jax.training.checkpoints import Arrays, Saved, packed, unpacked
 from subtune_jax.training.identity import identity
 from subtune_jax.training.phases import Leaf, make_program, phase_optimizer
 from subtune_jax.training.plan import Plan
-from subtune_jax.training.state import Running, State
+from subtune_jax.training.state import Running, State, start
 from subtune_jax.training.step import Logs
 from subtune_jax.tuning.method import Parts
 
@@ -41,6 +41,12 @@ class Snapshot(NamedTuple):
     logs: Sequence[Logs]  # of the steps since the last epoch ended
 
 
+def first_snapshot(plan: Plan) -> Snapshot:
+    """Returns where a run begins."""
+    running, state = start(plan.network, plan.phases[0], plan.settings, plan.key)
+    return Snapshot(0, running, state, ())
+
+
 class Journal(NamedTuple):
     """Where a run begins (`None`: at its start), and what saves it as it goes."""
 
@@ -55,8 +61,8 @@ def journal(
 ) -> Journal:
     """Returns the journal of a run in a folder: read now, written every `seconds`.
 
-    scored: whether the run has a validation score, `max` or `min`. A folder that cannot
-    be written is an `InputError` now, not after the last epoch.
+    scored: whether the run has a validation score, `max` or `min`. The start is saved
+    too: what cannot be saved is an `InputError` now, not after the last epoch.
     """
     if folder is None:
         return Journal(None, None, (), lambda snapshot, kept, scores: None)
@@ -74,7 +80,9 @@ def journal(
     found = checkpoints.restore(folder, who)
     if found is None:
         checkpoints.require_writable(folder)
-        return Journal(None, None, (), save)
+        begin = first_snapshot(plan)
+        checkpoints.save(folder, _packed(plan, begin, None, (), who))
+        return Journal(begin, None, (), save)
     if found.step == plan.ends[-1]:  # it has ended: there is nothing to save again
         print(
             f"{folder} holds this run, finished: its result is returned",

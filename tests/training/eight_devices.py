@@ -17,12 +17,13 @@ from subtune_jax.data.batches import padded  # noqa: E402
 from subtune_jax.evaluation.metrics import cross_entropy  # noqa: E402
 from subtune_jax.selection import scores  # noqa: E402
 from subtune_jax.selection.labels import select  # noqa: E402
-from subtune_jax.training.loop import epochs, first_snapshot, fit  # noqa: E402
+from subtune_jax.training.loop import epochs, fit  # noqa: E402
 from subtune_jax.training.mesh import placement  # noqa: E402
 from subtune_jax.training.optimizers import adam  # noqa: E402
 from subtune_jax.training.phases import Phase  # noqa: E402
 from subtune_jax.training.plan import make_plan  # noqa: E402
 from subtune_jax.training.predict import evaluate  # noqa: E402
+from subtune_jax.training.resume import first_snapshot  # noqa: E402
 from tests import toy  # noqa: E402
 from tests.tuning.test_contract import TUNINGS, setup  # noqa: E402
 

@@ -4,17 +4,21 @@ import gc
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import chex
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from subtune_jax import tree
 from subtune_jax.errors import InputError
+from subtune_jax.models.adopt import adopt
 from subtune_jax.selection.labels import select
 from subtune_jax.training import checkpoints
 from subtune_jax.training.checkpoints import Saved
@@ -238,3 +242,88 @@ def test_another_head_or_other_inputs_are_another_run_on_the_same_base(tmp_path)
 
 def test_no_folder_is_no_checkpoint(tmp_path):
     assert checkpoints.restore(tmp_path / "none", IDENTITY) is None
+
+
+def test_two_processes_save_by_one_clock(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    module = [sys.executable, "-m", "tests.training.two_processes"]
+    runs = [
+        subprocess.Popen(
+            [*module, number, port, str(tmp_path / "run")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in "01"
+    ]
+    said = [run.communicate(timeout=120) for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], said
+    network = toy.mlp()
+    phase = Phase(select(network, {"g": ["head"]}), adam(1e-3), 60)
+    alone = fit(network, phase, toy.points(), key=jax.random.key(0), batch_size=16)
+    total = float(np.abs(alone.network.params["head"]["kernel"]).sum())
+    for out, _ in said:
+        assert float(out.split("finished")[1]) == pytest.approx(total, rel=1e-6)
+
+
+class LowRank(nnx.Module):
+    """A linear layer with an adapter; of rank 0 the adapter's leaves have no elements."""
+
+    def __init__(self, rank, rngs):
+        self.base = nnx.Linear(4, 3, rngs=rngs)
+        self.a, self.b = (
+            nnx.Param(jax.numpy.ones((4, rank))),
+            nnx.Param(jax.numpy.zeros((rank, 3))),
+        )
+
+    def __call__(self, x):
+        return self.base(x) + x @ self.a.get_value() @ self.b.get_value()
+
+
+def test_leaves_without_elements_are_saved_and_come_back(tmp_path):
+    network = adopt(LowRank(0, nnx.Rngs(0)))
+    phase = Phase(select(network, {"t": ["a", "b", "base"]}), adam(1e-2), 6)
+    settings = {"key": KEY, "batch_size": 16, "validate": lambda net: 1.0}
+    plain = fit(network, phase, toy.points(), **settings)
+    for _ in range(2):  # the second is read back
+        saved = fit(
+            network, phase, toy.points(), checkpoint=tmp_path / "run", **settings
+        )
+        chex.assert_trees_all_equal(saved.network.params, plain.network.params)
+        chex.assert_trees_all_equal_shapes_and_dtypes(saved.trainable, plain.trainable)
+
+
+def test_what_cannot_be_saved_is_known_before_the_first_step(tmp_path, monkeypatch):
+    def full(folder, saved):
+        raise InputError(f"cannot write to {folder}: No space left on device")
+
+    monkeypatch.setattr(checkpoints, "save", full)
+    monkeypatch.setattr("subtune_jax.training.loop.compiled_step", None)  # no step is run
+    network = toy.mlp()
+    phase = Phase(select(network, {"g": ["head"]}), adam(1e-2), 6)
+    with pytest.raises(InputError, match="No space left"):
+        fit(network, phase, toy.points(), key=KEY, checkpoint=tmp_path / "run")
+
+
+UNWRITABLE = """
+import sys, jax
+from tests import toy
+from tests.training.test_checkpoints import run
+try:
+    run(toy.small_resnet("batch"), sys.argv[1])
+except Exception as error:
+    print("SAID", type(error).__name__, error)
+"""
+
+
+def test_a_path_that_cannot_be_written_ends_at_once(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = subprocess.run(
+        [sys.executable, "-c", UNWRITABLE, str(tmp_path / "file")],
+        capture_output=True,
+        text=True,
+        timeout=60,  # Orbax's threads kept a process alive for 300 seconds
+    )
+    assert f"SAID InputError cannot write to {tmp_path / 'file'}" in done.stdout

@@ -13,12 +13,13 @@ from subtune_jax.errors import InputError
 from subtune_jax.evaluation.metrics import cross_entropy
 from subtune_jax.selection import scores
 from subtune_jax.selection.labels import select
-from subtune_jax.training.loop import epochs, first_snapshot
+from subtune_jax.training.loop import epochs
 from subtune_jax.training.mesh import data_mesh
 from subtune_jax.training.optimizers import adam
 from subtune_jax.training.phases import Phase
 from subtune_jax.training.plan import make_plan
 from subtune_jax.training.predict import evaluate
+from subtune_jax.training.resume import first_snapshot
 from subtune_jax.training.step import compiled_step
 from tests import toy
 from tests.tuning.test_contract import TUNINGS
