@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from subtune_jax import tree
 from subtune_jax.data.batches import Batch
@@ -108,7 +109,10 @@ def cost_table(
     """
     first = next(iter(phases.values()))
     rules = first.rules if isinstance(first.rules, Rule) else [*first.rules.values()][0]
-    every = jax.tree.map(lambda _: "all", network.params)
+    every = jax.tree.map(
+        lambda leaf: "all" if jnp.issubdtype(leaf.dtype, jnp.floating) else FROZEN,
+        network.params,
+    )
     phases = (
         {**phases} if "all" in phases else {**phases, "all": Phase(every, rules, 1)}
     )

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from subtune_jax.data.batches import Data
+from subtune_jax.cost import cost, cost_table
+from subtune_jax.data.batches import Data, padded
 from subtune_jax.errors import InputError
 from subtune_jax.evaluation.entropy import entropy
 from subtune_jax.evaluation.metrics import cross_entropy, squared_error
@@ -19,8 +20,10 @@ from subtune_jax.training.loop import Diverged, fit
 from subtune_jax.training.optimizers import adam, adamw, sgd
 from subtune_jax.training.phases import Phase, Settings, check
 from subtune_jax.training.predict import evaluate
-from subtune_jax.tuning.anchor import l2_sp
+from subtune_jax.tuning.anchor import l1_sp, l2_sp
 from subtune_jax.tuning.head import new_head
+from subtune_jax.tuning.rescaled import rescaled
+from subtune_jax.tuning.subset import subset
 from tests import toy
 
 KEY = jax.random.key(0)
@@ -221,3 +224,30 @@ def test_only_tuned_stages_drop_out_and_phases_may_say_otherwise():
     assert drawn(dropout=["c"]) == {"c"}
     with pytest.raises(InputError, match="unknown stage 'd'"):
         drawn(dropout=["d"])
+
+
+def scaled(params, stats, x, *, batch_stats, key):
+    return x @ params["w"].astype(x.dtype) * params["times"], stats
+
+
+@pytest.mark.parametrize("tuning", [subset, l1_sp(0.1), rescaled()])
+def test_leaves_of_every_type_are_trained_or_refused_by_name(tuning):
+    params = {
+        "w": jnp.full((2, 1), 3.0, jnp.float16),
+        "times": jnp.int32(1),
+        "phase": jnp.ones(2, jnp.complex64),
+        "none": jnp.zeros((0, 3)),
+    }
+    network = Network((Stage("one", scaled),), {"one": params}, {"one": {}}, {})
+    data = Data(np.ones((8, 2), np.float32), np.zeros((8, 1), np.float32))
+    phase = Phase(select(network, {"g": ["w", "none"]}), adam(1e-2, clip=1.0), 4, tuning)
+    settings = {"loss": squared_error, "batch_size": 4}
+    moved = fit(network, phase, data, key=KEY, **settings).network.params["one"]["w"]
+    assert moved.dtype == jnp.float16 and np.all(np.asarray(moved) < 3)
+    assert cost(network, phase, padded(data, 8), loss=squared_error).trainable == 2
+    table = cost_table(network, {"w": phase}, padded(data, 8), loss=squared_error)
+    assert "| all | 2 |" in table
+    for name, dtype in (("times", "int32"), ("phase", "complex64")):
+        labels = select(network, {"g": [name]})
+        with pytest.raises(InputError, match=f"leaf 'one/{name}.*' is {dtype}: only real"):
+            fit(network, phase._replace(labels=labels), data, key=KEY, **settings)
