@@ -34,7 +34,7 @@ def l1_sp(strength: float, free: Sequence[str] = ("head",)) -> Tuning:
     unless strength > 0.
     """
     require_positive(strength=strength)
-    return _anchored(strength, jnp.abs, tuple(free))
+    return _anchored(strength, _absolute, tuple(free))
 
 
 def _anchored(scale: float, size: Callable, free: tuple[str, ...]) -> Tuning:
@@ -56,6 +56,12 @@ def _anchored(scale: float, size: Callable, free: tuple[str, ...]) -> Tuning:
         return Parts(trainable, strengths(labels, trainable))
 
     return Tuning(init, leaf_groups, subset.materialize, _penalty(size), take_over)
+
+
+def _absolute(x: jax.Array) -> jax.Array:
+    """Returns |x| with the slope sign(x): 0 at 0, where that of `jnp.abs` is 1 and would
+    push a weight that is at its anchor."""
+    return x * jax.lax.stop_gradient(jnp.sign(x))
 
 
 @cache

@@ -58,3 +58,13 @@ def test_a_black_image_stays_black_where_no_corner_comes_in():
 def test_what_cannot_be_is_refused(image, copies, message):
     with pytest.raises(InputError, match=message):
         augmix_copies(image, copies, np.random.default_rng(0))
+
+
+def test_copies_are_mixtures_and_no_crops_of_the_image():
+    image = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
+    padded = np.pad(image, ((1, 1), (1, 1), (0, 0)))
+    crops = [padded[t : t + 8, left : left + 8] for t in range(3) for left in range(3)]
+    plain = {c.tobytes() for crop in crops for c in (crop, crop[:, ::-1].copy())}
+    copies = augmix_copies(image, 40, np.random.default_rng(1))
+    mixed = [copy for copy in copies if copy.tobytes() not in plain]
+    assert len(mixed) > 35

@@ -184,3 +184,69 @@ def test_what_cannot_be_is_refused():
             corrupt(wrong, "jpeg_compression", 1, rng)
     with pytest.raises(InputError, match="unknown shift 'contrast_6'"):
         shift("contrast_6")
+
+
+# Of github.com/hendrycks/robustness, ImageNet-C/create_c/make_cifar_c.py @ 8190fe3.
+CONSTANTS = {
+    "gaussian_noise": (0.04, 0.06, 0.08, 0.09, 0.10),
+    "shot_noise": (500, 250, 100, 75, 50),
+    "impulse_noise": (0.01, 0.02, 0.03, 0.05, 0.07),
+    "speckle_noise": (0.06, 0.1, 0.12, 0.16, 0.2),
+    "gaussian_blur": (0.4, 0.6, 0.7, 0.8, 1),
+    "frosted_glass_blur": (
+        (0.05, 1, 1),
+        (0.25, 1, 1),
+        (0.4, 1, 1),
+        (0.25, 1, 2),
+        (0.4, 1, 2),
+    ),
+    "defocus_blur": ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)),
+    "motion_blur": ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)),
+    "zoom_blur": (1.06, 1.11, 1.16, 1.21, 1.26),
+    "fog": ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75)),
+    "frost": ((1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45)),
+    "snow": (
+        (0.1, 0.2, 1, 0.6, 8, 3, 0.95),
+        (0.1, 0.2, 1, 0.5, 10, 4, 0.9),
+        (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9),
+        (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85),
+        (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
+    ),
+    "spatter": (
+        (0.62, 0.1, 0.7, 0.7, 0.5, 0),
+        (0.65, 0.1, 0.8, 0.7, 0.5, 0),
+        (0.65, 0.3, 1, 0.69, 0.5, 0),
+        (0.65, 0.1, 0.7, 0.69, 0.6, 1),
+        (0.65, 0.1, 0.5, 0.68, 0.6, 1),
+    ),
+    "contrast": (0.75, 0.5, 0.4, 0.3, 0.15),
+    "brightness": (0.05, 0.1, 0.15, 0.2, 0.3),
+    "saturate": ((0.3, 0), (0.1, 0), (1.5, 0), (2, 0.1), (2.5, 0.2)),
+    "jpeg_compression": (80, 65, 58, 50, 40),
+    "pixelate": (0.95, 0.9, 0.85, 0.75, 0.65),
+}
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_the_constants_of_every_severity_are_the_published_ones(name):
+    assert CORRUPTIONS[name].constants == CONSTANTS[name]
+
+
+def test_grey_images_of_one_channel_are_brighter_by_the_constant():
+    grey = np.full((1, 8, 8, 1), 100, np.uint8)
+    levels = (0.05, 0.1, 0.15, 0.2, 0.3)
+    for severity, level in enumerate(levels, start=1):
+        made = corrupt(grey, "brightness", severity, np.random.default_rng(0))
+        np.testing.assert_allclose(made, 100 + 255 * level, atol=1)
+
+
+@pytest.mark.parametrize(
+    ("severity", "color"), [(1, (175, 238, 238)), (5, (63, 42, 20))]
+)
+def test_water_and_mud_have_their_colors(severity, color):
+    dark = np.zeros((4, 32, 32, 3), np.uint8)
+    made = corrupt(dark, "spatter", severity, np.random.default_rng(0)).astype(float)
+    wet = made[made.sum(-1) > 100]
+    assert len(wet) > 20
+    share = wet / wet.sum(-1, keepdims=True)
+    np.testing.assert_allclose(share.mean(0), np.array(color) / sum(color), atol=0.02)

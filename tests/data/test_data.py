@@ -129,3 +129,50 @@ def test_an_unknown_shift_shows_the_nearest():
         InputError, match="unknown shift 'gausian_noise'.*mean 'gaussian_noise'"
     ):
         shift("gausian_noise")
+
+
+def test_every_class_may_get_the_example_that_is_left_over():
+    more = set()
+    for seed in range(20):
+        part = balanced_parts(numbered(), {"train": 10}, np.random.default_rng(seed))
+        more.add(int(np.argmax(np.bincount(part["train"].y))))
+    assert more == {0, 1, 2}
+
+
+def test_contrast_keeps_the_mean_of_every_image():
+    x = np.stack([np.full((2, 2, 1), 40), np.full((2, 2, 1), 200)]).astype(np.uint8)
+    made = shift("contrast").target(Data(x, np.arange(2)), np.random.default_rng(0))
+    np.testing.assert_array_equal(made.x, x)
+
+
+def test_blur_is_a_gaussian_of_one_pixel_in_each_channel():
+    x = np.zeros((1, 9, 9, 2), np.uint8)
+    x[0, 4, 4, 0] = 250
+    made = shift("blur").target(Data(x, np.arange(1)), np.random.default_rng(0)).x
+    taps = np.exp(-(np.arange(-4, 5) ** 2) / 2)
+    taps /= taps.sum()
+    expected = np.round(250 * np.outer(taps, taps))
+    np.testing.assert_allclose(made[0, :, :, 0], expected, atol=1)
+    assert made[0, 4, 4, 0] == 40 and not made[..., 1].any()
+
+
+def test_noise_has_a_deviation_of_102_levels():
+    x = np.full((50, 20, 20, 1), 128, np.uint8)
+    made = shift("gaussian_noise").target(
+        Data(x, np.arange(50)), np.random.default_rng(0)
+    )
+    inside = np.mean((made.x > 128 - 102) & (made.x < 128 + 102))
+    assert inside == pytest.approx(0.683, abs=0.01)
+
+
+def test_every_batch_is_augmented_by_numbers_of_its_own():
+    drawn = []
+
+    def augment(x, rng):
+        drawn.append(rng.random())
+        return x
+
+    settings = {"seed": [3], "drop": False, "augment": augment}
+    for number in (1, 2):
+        list(batches.epoch(numbered(12), 4, number=number, **settings))
+    assert len(set(drawn)) == len(drawn) == 6

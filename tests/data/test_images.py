@@ -5,7 +5,7 @@ from PIL import Image
 from subtune_jax.data import batches
 from subtune_jax.data.batches import Data
 from subtune_jax.data.images import crop_and_flip, folder, resized
-from subtune_jax.data.prepared import images, records
+from subtune_jax.data.prepared import find, images, records
 from subtune_jax.errors import InputError
 
 
@@ -151,3 +151,30 @@ def test_a_folder_without_images_is_refused(tmp_path):
     paint(tmp_path / "1.png", (0, 0, 0))
     with pytest.raises(InputError, match="expected images in .* as CLASS/FILE"):
         folder(tmp_path)
+
+
+def test_every_second_image_is_flipped():
+    image = np.zeros((1, 8, 8, 1), np.uint8)
+    image[:, :, :4] = 255  # bright on the left, whatever the crop
+    many = crop_and_flip(2)(np.repeat(image, 1000, 0), np.random.default_rng(0))
+    left, right = many[:, 3, 2, 0] > 0, many[:, 3, 5, 0] > 0
+    told = left != right
+    assert told.mean() > 0.5
+    assert right[told].mean() == pytest.approx(0.5, abs=0.06)
+
+
+def test_resizing_is_bilinear():
+    stripes = np.repeat([[0, 0, 200, 200]], 4, axis=0).astype(np.uint8)[..., None]
+    assert resized(stripes, 3)[1, :, 0].tolist() == [
+        pytest.approx(0, abs=15),
+        100,
+        pytest.approx(200, abs=15),
+    ]
+
+
+def test_the_newest_version_is_the_highest_number(tmp_path):
+    for version in ("2.0.0", "10.0.0", "9.1.0"):
+        home = tmp_path / "set" / version
+        home.mkdir(parents=True)
+        (home / "dataset_info.json").write_text("{}")
+    assert find("set", tmp_path).name == "10.0.0"

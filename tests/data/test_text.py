@@ -207,3 +207,19 @@ def test_metrics_on_literal_predictions():
 def test_every_task_has_its_metrics():
     assert len(GLUE) == 9
     assert {name for task in GLUE.values() for name in task.metrics} <= set(METRICS)
+
+
+def test_only_a_pool_of_batches_is_sorted():
+    sizes = np.arange(1000)
+    order = np.random.default_rng(0).permutation(1000)
+    found = by_length(order, sizes, 10, np.random.default_rng(1)).reshape(-1, 10)
+    longest = [row for row in found if 999 in row][0]
+    assert set(sizes[longest]) != set(
+        range(990, 1000)
+    )  # other pools have some of these
+    assert np.ptp(sizes[longest]) < 60
+
+
+def test_texts_of_a_pair_keep_their_order():
+    row = {"hypothesis": b"second", "premise": "first", "label": 0}
+    assert texts(row, ("premise", "hypothesis"), "pairs") == ["first", "second"]

@@ -57,3 +57,8 @@ def test_outputs_that_are_no_numbers_have_no_score():
         assert np.isnan(METRICS[name](lost[:, 0], LABELS))
     assert np.isnan(worst_group_accuracy(np.array([0, 1, 0, 1]))(lost, LABELS))
     assert np.isnan(span_accuracy(np.full((4, 5, 2), np.nan), np.zeros((4, 2), int)))
+
+
+def test_f1_is_of_class_one():
+    called = np.eye(2)[[1, 0, 0, 0]]  # of two ones, one is found; nothing else is called 1
+    assert METRICS["f1"](called, np.array([1, 1, 0, 0])) == pytest.approx(200 / 3)

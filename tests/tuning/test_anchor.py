@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -33,6 +35,10 @@ def test_gradients_are_strength_times_distance_and_strength_times_sign():
     l1 = jax.grad(lambda t: penalty(l1_sp(0.5), t))(TUNED)["body"]["w"]
     assert l2.tolist() == [0.25, -1.0]
     assert l1.tolist() == [0.5, -0.5]
+    at_rest = TUNED | {"body": {"w": BASE["body"]["w"], "b": None}}
+    for tuning in (l1_sp(0.5), l2_sp(0.5)):
+        slope = jax.grad(partial(penalty, tuning))(at_rest)["body"]["w"]
+        assert slope.tolist() == [0.0, 0.0]
 
 
 def test_a_strength_that_is_not_positive_is_refused():

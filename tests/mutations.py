@@ -1,0 +1,431 @@
+"""Does a test notice? One line is changed at a time, and the tests of its part are run.
+
+python -m tests.mutations [NAME ...]
+
+Each change stands for a class of faults that the tests once did not see. Works in a copy
+of the repository, and prints a table: `caught` by the tests named, or `SURVIVES`.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+HOME = Path(__file__).resolve().parents[1]
+
+
+class Mutation(NamedTuple):
+    """In `file`, `old` becomes `new`, which one of `tests` should notice."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+MUTATIONS = [
+    Mutation(
+        "step.no_penalty",
+        "subtune_jax/training/step.py",
+        "return loss + program.penalty(trainable, state.fixed, frozen), (loss, stats)",
+        "return loss, (loss, stats)",
+        "tests/tuning",
+    ),
+    Mutation(
+        "step.weighted_mean_by_len",
+        "subtune_jax/losses.py",
+        "jnp.sum(values * weight) / jnp.sum(weight)",
+        "jnp.sum(values * weight) / len(values)",
+        "tests/training/test_frozen.py tests/training/test_loop.py tests/selection",
+    ),
+    Mutation(
+        "state.advance_forgets_resting_values",
+        "subtune_jax/training/state.py",
+        "state.resting.get(own, Parts({}, {}))",
+        "Parts({}, {})",
+        "tests/training/test_phases.py tests/training/test_take_over.py",
+    ),
+    Mutation(
+        "loop.multipliers_from_base",
+        "subtune_jax/training/loop.py",
+        "    network = live_network(plan, running, state)\n    factors =",
+        "    network = plan.network\n    factors =",
+        "tests/training/test_phases.py tests/training/test_loop.py tests/selection",
+    ),
+    Mutation(
+        "loop.epoch_loss_is_last",
+        "subtune_jax/training/loop.py",
+        "loss=float(losses.mean())",
+        "loss=float(losses[-1])",
+        "tests/training/test_loop.py",
+    ),
+    Mutation(
+        "feat.budget_ignored_for_texts",
+        "subtune_jax/training/features.py",
+        "count = len(data.y) if sizes is None else "
+        "-(-int(sizes.sum()) // int(sizes.max()))",
+        "count = len(data.y) if sizes is None else 1",
+        "tests/training/test_features.py",
+    ),
+    Mutation(
+        "id.data_not_in_recipe",
+        "subtune_jax/training/identity.py",
+        '{"key": jax.random.key_data(plan.key), **_seen(plan.data)}',
+        '{"key": jax.random.key_data(plan.key)}',
+        "tests/training/test_identity.py",
+    ),
+    Mutation(
+        "id.labels_not_in_recipe",
+        "subtune_jax/training/identity.py",
+        "[sorted(tree.flatten(phase.labels).items()) for phase in plan.phases]",
+        "[]",
+        "tests/training/test_identity.py tests/training/test_checkpoints.py",
+    ),
+    Mutation(
+        "id.loss_not_in_recipe",
+        "subtune_jax/training/identity.py",
+        "        said(plan.settings),\n",
+        "",
+        "tests/training/test_identity.py",
+    ),
+    Mutation(
+        "id.multipliers_not_in_recipe",
+        "subtune_jax/training/identity.py",
+        "[said(phase.multipliers) for phase in plan.phases]",
+        "[]",
+        "tests/training/test_identity.py",
+    ),
+    Mutation(
+        "ckpt.digest_unchecked",
+        "subtune_jax/training/checkpoints.py",
+        'if facts.get("digest") != tree.fingerprint(arrays):',
+        "if False:",
+        "tests/training/test_checkpoints.py",
+    ),
+    Mutation(
+        "net.tuned_any",
+        "subtune_jax/network.py",
+        "if found == {True}",
+        "if True in found or not found",
+        "tests/test_network.py tests/training/test_phases.py",
+    ),
+    Mutation(
+        "auto.equal_scores_zero",
+        "subtune_jax/selection/automatic.py",
+        'return score if how == "none" else {name: 1.0 for name in score}',
+        'return score if how == "none" else {name: 0.0 for name in score}',
+        "tests/selection",
+    ),
+    Mutation(
+        "auto.batches_default",
+        "subtune_jax/selection/automatic.py",
+        '    normalization: str = "minmax",\n    batches: int = 5,',
+        '    normalization: str = "minmax",\n    batches: int = 1,',
+        "tests/selection",
+    ),
+    Mutation(
+        "net.tuned_all_modes_frozen_too",
+        "subtune_jax/network.py",
+        '    if norm != "tuned":\n        return every if norm == "batch" else frozenset()',
+        '    if norm != "tuned":\n        return every if norm != "stored" else frozenset()',
+        "tests/test_network.py tests/training/test_phases.py",
+    ),
+    Mutation(
+        "elem.random_ignores_seed_in_each",
+        "subtune_jax/selection/elements.py",
+        "{path: rng.random(v.size) for path, v in values.items()}",
+        "{path: np.random.default_rng(seed).random(v.size) for path, v in values.items()}",
+        "tests/selection",
+    ),
+    Mutation(
+        "auto.snr_normalizes_over_none",
+        "subtune_jax/selection/automatic.py",
+        'normalization: str = "minmax",',
+        'normalization: str = "max",',
+        "tests/selection",
+    ),
+    Mutation(
+        "sample.same_classes_get_more",
+        "subtune_jax/data/sampling.py",
+        "lucky = set(rng.permutation(list(left))[:extra].tolist())",
+        "lucky = set(list(left)[:extra])",
+        "tests/data",
+    ),
+    Mutation(
+        "shift.blur_double",
+        "subtune_jax/data/shifts.py",
+        "(0, 1, 1, 0)",
+        "(0, 3, 3, 0)",
+        "tests/data",
+    ),
+    Mutation(
+        "shift.contrast_mean_of_all",
+        "subtune_jax/data/shifts.py",
+        "data.x.mean(axis=(1, 2), keepdims=True)",
+        "data.x.mean()",
+        "tests/data",
+    ),
+    Mutation(
+        "batch.augment_same_every_batch",
+        "subtune_jax/data/batches.py",
+        "rng = np.random.default_rng([*seed, number, step + 1])",
+        "rng = np.random.default_rng([*seed, number, 1])",
+        "tests/data",
+    ),
+    Mutation(
+        "corr.severity3_constant",
+        "subtune_jax/data/corruptions.py",
+        "(0.04, 0.06, 0.08, 0.09, 0.10)",
+        "(0.04, 0.06, 0.20, 0.09, 0.10)",
+        "tests/data",
+    ),
+    Mutation(
+        "ragged.no_pools",
+        "subtune_jax/data/ragged.py",
+        "32 * size",
+        "2**40 * size",
+        "tests/data",
+    ),
+    Mutation(
+        "text.pair_fields_swapped",
+        "subtune_jax/data/text.py",
+        "for text in (row[field] for field in fields)",
+        "for text in (row[field] for field in fields[::-1])",
+        "tests/data",
+    ),
+    Mutation(
+        "corr.grey_brightness",
+        "subtune_jax/data/corruptions.py",
+        "        return x + c\n",
+        "        return x + 5 * c\n",
+        "tests/data",
+    ),
+    Mutation(
+        "images.flip_rarely",
+        "subtune_jax/data/images.py",
+        "flips = rng.random(n) < 0.5",
+        "flips = rng.random(n) < 0.1",
+        "tests/data",
+    ),
+    Mutation(
+        "corr.water_color",
+        "subtune_jax/data/weather.py",
+        "np.array([175, 238, 238]) / 255",
+        "np.array([255, 0, 0]) / 255",
+        "tests/data",
+    ),
+    Mutation(
+        "augmix.no_mixing",
+        "subtune_jax/data/augmix.py",
+        "return np.uint8(np.round(m * x + (1 - m) * mix))",
+        "return x",
+        "tests/data",
+    ),
+    Mutation(
+        "prepared.newest_by_name",
+        "subtune_jax/data/prepared.py",
+        'key=lambda p: [int(n) for n in p.name.split(".")]',
+        "key=lambda p: p.name",
+        "tests/data",
+    ),
+    Mutation(
+        "gelu.quick_constant",
+        "subtune_jax/models/transformer.py",
+        "nnx.sigmoid(1.702 * x)",
+        "nnx.sigmoid(1.2 * x)",
+        "tests/models",
+    ),
+    Mutation(
+        "gelu.new_is_exact",
+        "subtune_jax/models/transformer.py",
+        '"gelu_new": tanh_gelu',
+        '"gelu_new": exact_gelu',
+        "tests/models",
+    ),
+    Mutation(
+        "bert.no_dropout2",
+        "subtune_jax/models/bert.py",
+        "self.dropout2(self.output(inner))",
+        "self.output(inner)",
+        "tests/models",
+    ),
+    Mutation(
+        "bert.no_pool_dropout",
+        "subtune_jax/models/bert.py",
+        "pooled = self.dropout(self.pooled(x))",
+        "pooled = self.pooled(x)",
+        "tests/models",
+    ),
+    Mutation(
+        "vit.no_skip",
+        "subtune_jax/models/vit.py",
+        "return x + self.dropout2(self.output(inner))",
+        "return self.dropout2(self.output(inner))",
+        "tests/models",
+    ),
+    Mutation(
+        "vit.no_norm_before_ff",
+        "subtune_jax/models/vit.py",
+        "inner = self.activation(self.intermediate(self.norm(x)))",
+        "inner = self.activation(self.intermediate(x))",
+        "tests/models",
+    ),
+    Mutation(
+        "metric.f1_macro",
+        "subtune_jax/evaluation/metrics.py",
+        "f1_score(labels, called, zero_division=0)",
+        'f1_score(labels, called, zero_division=0, average="macro")',
+        "tests/evaluation",
+    ),
+    Mutation(
+        "resnet.batch_momentum",
+        "subtune_jax/models/resnet.py",
+        "nnx.BatchNorm(width, momentum=0.9, epsilon=1e-5, rngs=rngs)",
+        "nnx.BatchNorm(width, momentum=0.5, epsilon=1e-5, rngs=rngs)",
+        "tests/models",
+    ),
+    Mutation(
+        "trials.test_on_validation",
+        "experiments/trials.py",
+        'evaluate(network, task.test, task.metrics["test"])',
+        'evaluate(network, task.validation, task.metrics["validation"])',
+        "tests/test_trials.py",
+    ),
+    Mutation(
+        "texts.validation_overlaps_test",
+        "experiments/texts.py",
+        'train = glue(name, "train", home, read, most)',
+        'train = glue(name, "validation", home, read, most)',
+        "tests/test_transformer_experiments.py",
+    ),
+    Mutation(
+        "modules.warmup_dropped",
+        "experiments/modules.py",
+        '"warmup": int(recipe.warmup * steps)',
+        '"warmup": 0',
+        "tests/test_transformer_experiments.py",
+    ),
+    Mutation(
+        "x.memo_copies_ignored",
+        "experiments/streams.py",
+        "yield augmix_copies(image, copies, rng), image[None]",
+        "yield augmix_copies(image, 2, rng), image[None]",
+        "tests/test_surgical_experiments.py",
+    ),
+    Mutation(
+        "x.episodic_flag_lost",
+        "experiments/streams.py",
+        "episodic=way.episodic",
+        "episodic=False",
+        "tests/test_surgical_experiments.py",
+    ),
+    Mutation(
+        "x.select_on_test",
+        "experiments/trials.py",
+        'network, task.validation, task.metrics["validation"]',
+        'network, task.test, task.metrics["test"]',
+        "tests/test_trials.py",
+    ),
+    Mutation(
+        "x.modules_no_clip",
+        "experiments/modules.py",
+        '"clip": 1.0}',
+        '"clip": 100.0}',
+        "tests/test_transformer_experiments.py",
+    ),
+    Mutation(
+        "x.theory_noise_first_leaf_key",
+        "experiments/surgical_theory.py",
+        "jax.random.fold_in(key, places[path])",
+        "key",
+        "tests/test_surgical_experiments.py",
+    ),
+    Mutation(
+        "adapt.one_step",
+        "subtune_jax/training/adapt.py",
+        "for _ in range(phase.steps):",
+        "for _ in range(1):",
+        "tests/training/test_adapt.py",
+    ),
+    Mutation(
+        "opt.adam_eps",
+        "subtune_jax/training/optimizers.py",
+        "adam = optax.scale_by_adam()",
+        "adam = optax.scale_by_adam(b2=0.99)",
+        "tests/training/test_optimizers.py",
+    ),
+    Mutation(
+        "images.nearest",
+        "subtune_jax/data/images.py",
+        "Image.Resampling.BILINEAR",
+        "Image.Resampling.NEAREST",
+        "tests/data",
+    ),
+    Mutation(
+        "x.norm_flag_lost",
+        "experiments/trials.py",
+        "            norm=fitting.norm,\n",
+        "",
+        "tests/test_trials.py",
+    ),
+    Mutation(
+        "plan.no_drop_under_accumulation",
+        "subtune_jax/training/plan.py",
+        "drop = accumulate > 1 or any(",
+        "drop = any(",
+        "tests/training/test_loop.py tests/training/test_frozen.py",
+    ),
+    Mutation(
+        "feat.short_phase_cached",
+        "subtune_jax/training/loop.py",
+        "if plan.augment is not None or phase.steps <= plan.per_epoch:",
+        "if plan.augment is not None:",
+        "tests/training/test_features.py",
+    ),
+]
+
+
+def noticed(mutation: Mutation, home: Path) -> str:
+    """Returns the test that failed, or `SURVIVES`; the file is put back."""
+    file = home / mutation.file
+    text = file.read_text()
+    if text.count(mutation.old) < 1:
+        return "NOT THERE"
+    file.write_text(text.replace(mutation.old, mutation.new))
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "--no-header"]
+    done = subprocess.run(
+        [*command, *mutation.tests.split()], cwd=home, capture_output=True, text=True
+    )
+    file.write_text(text)
+    failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
+    if done.returncode == 0:
+        return "SURVIVES"
+    return failed[0].removeprefix("FAILED ").split(" - ")[0] if failed else "an error"
+
+
+def main(names: list[str]) -> int:
+    """Prints the table; returns how many survive."""
+    data = os.environ.get("SUBTUNE_TEST_DATA")
+    if data:
+        os.environ["SUBTUNE_TEST_DATA"] = str(Path(data).resolve())
+    chosen = [m for m in MUTATIONS if not names or m.name in names]
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder) / "copy"
+        ignore = shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__")
+        shutil.copytree(HOME, home, ignore=ignore)
+        print("| change | noticed by |\n|---|---|")
+        found = []
+        for mutation in chosen:
+            found.append(noticed(mutation, home))
+            print(f"| {mutation.name} | {found[-1]} |", flush=True)
+    lost = sum(result in ("SURVIVES", "NOT THERE", "an error") for result in found)
+    print(f"\n{len(found) - lost} of {len(found)} are noticed")
+    return lost
+
+
+if __name__ == "__main__":
+    sys.exit(min(main(sys.argv[1:]), 1))
