@@ -22,7 +22,7 @@ from subtune_jax.selection import elements
 from subtune_jax.selection.labels import select, trainable_count
 from subtune_jax.selection.scores import fisher_elements
 from subtune_jax.training import mesh
-from subtune_jax.training.optimizers import adamw
+from subtune_jax.training.optimizers import Rule, adamw
 from subtune_jax.training.phases import Phase
 from subtune_jax.training.predict import evaluate
 from subtune_jax.tree import count
@@ -173,6 +173,17 @@ def loss_of(task: Task):
     return squared_error if task.train.y.ndim == 2 else cross_entropy
 
 
+def rules_of(
+    recipe: ModuleRecipe, module: str, rate: float, steps: int
+) -> dict[str, Rule]:
+    """Returns the rules of a module and its head, clipped at a norm of 1 in each group; a
+    `frozen` module has a head alone, with the rate that is tried."""
+    shape = {"schedule": "linear", "warmup": int(recipe.warmup * steps), "clip": 1.0}
+    if module == "frozen":
+        return {"head": adamw(rate, **shape)}
+    return {"module": adamw(rate, **shape), "head": adamw(recipe.head_rate, **shape)}
+
+
 def module_rows(
     task: Task,
     recipe: ModuleRecipe,
@@ -191,12 +202,9 @@ def module_rows(
     network, labels = task.network, labels_of(task.network, job.module)
     tuning = tuning_of(task, job.module, job.seed, recipe.batch_size)
     steps = recipe.epochs * -(-len(task.train.y) // recipe.batch_size)
-    shape = {"schedule": "linear", "warmup": int(recipe.warmup * steps), "clip": 1.0}
 
     def make(variant: Variant) -> list[Phase]:
-        rate = variant.rate if job.module == "frozen" else recipe.head_rate
-        rules = {"module": adamw(variant.rate, **shape), "head": adamw(rate, **shape)}
-        rules = rules if job.module != "frozen" else {"head": rules["head"]}
+        rules = rules_of(recipe, job.module, variant.rate, steps)
         return [Phase(labels, rules, steps, tuning)]
 
     rates = recipe.full_rates if job.module == "full" else recipe.rates

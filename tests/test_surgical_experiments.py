@@ -12,10 +12,12 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from experiments import (
+    streams,
     surgical_scores,
     surgical_shifts,
     surgical_size,
     surgical_test_time,
+    surgical_theory,
     targets,
 )
 from experiments.cli import Common
@@ -23,6 +25,8 @@ from experiments.targets import Target, make_task
 from subtune_jax import tree
 from subtune_jax.models.resnet import ResNetConfig, resnet
 from subtune_jax.reporting.results import read as rows
+from subtune_jax.selection.labels import select
+from tests import toy
 from tests.data.test_breeds import EDGES, LEAVES
 
 
@@ -78,7 +82,9 @@ def test_a_folder_of_diverged_runs_alone_is_said(call, capsys, module):
     flags = "--shift contrast --methods last --seeds 1 --epochs 1 --last-rates 1e38"
     flags += " --sizes 100" if module is surgical_size else ""
     assert call(module, flags) == 0
-    shown = [line for line in capsys.readouterr().out.splitlines() if "diverged |" in line]
+    shown = [
+        line for line in capsys.readouterr().out.splitlines() if "diverged |" in line
+    ]
     assert shown[0].endswith("| 1 of 1 diverged |")
 
 
@@ -394,3 +400,54 @@ def test_a_breeds_target_has_superclasses_of_target_subclasses(call, tmp_path, w
     )
     assert [len(part.y) for part in task[1:4]] == [8, 4, 12]
     assert set(task.test.y.tolist()) == {0, 1}
+
+
+def test_an_image_has_as_many_copies_as_asked_and_is_predicted_itself():
+    data = toy.images(3)
+    views = list(streams.memo_views(data, 5, 0))
+    assert [(copies.shape, image.shape) for copies, image in views] == [
+        ((5, 8, 8, 1), (1, 8, 8, 1))
+    ] * 3
+    np.testing.assert_array_equal([image[0] for _, image in views], data.x)
+    other = next(streams.memo_views(data, 5, 1))[0]
+    assert np.any(other != views[0][0])  # the seed draws the copies
+    again = list(streams.memo_views(data, 5, 0))
+    np.testing.assert_array_equal(again[2][0], views[2][0])
+
+
+def test_an_episodic_stream_forgets_and_an_online_one_does_not():
+    network, data = toy.small_resnet("group"), toy.images(3)
+    chosen = select(network, {"g": ["head"]})
+
+    def outputs(data, episodic):
+        way = streams.Way("memo", 0.1, episodic, 0)
+        made, status = streams.stream_outputs(
+            network, data, chosen, way, copies=4, batch=1, norm="stored"
+        )
+        assert status == "ok"
+        return made
+
+    first = data.take(np.arange(1))
+    episodic, online = outputs(data, True), outputs(data, False)
+    np.testing.assert_allclose(episodic[:1], outputs(first, False), rtol=1e-5)
+    np.testing.assert_allclose(episodic[:1], online[:1], rtol=1e-5)
+    assert np.abs(episodic[1:] - online[1:]).max() > 1e-4
+
+
+def test_the_noise_of_a_block_is_of_its_own_in_every_leaf():
+    network = toy.small_resnet("group")
+    made = surgical_theory.perturbed(network, "block2", 0.5, 0)
+    before, after = tree.flatten(network.params), tree.flatten(made.params)
+    noise = {p: np.ravel(after[p] - before[p]) for p in before}
+    moved = {path for path, values in noise.items() if values.any()}
+    assert moved == {path for path in before if path.startswith("block2")}
+    firsts = [round(float(noise[path][0]), 6) for path in moved]
+    assert len(set(firsts)) == len(firsts)
+    every = np.concatenate([noise[path] for path in sorted(moved)])
+    assert every.std() == pytest.approx(0.5, rel=0.1)
+
+
+def test_the_settings_of_memo_and_tent_are_those_of_their_sources():
+    made = surgical_test_time.Settings()
+    assert (made.copies, made.memo_rates) == (32, (5e-3,))
+    assert made.tent_rates == (1e-3,)

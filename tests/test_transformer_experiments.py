@@ -15,11 +15,15 @@ from experiments.texts import TextTarget, make_text_task
 from experiments.trials import Task
 from subtune_jax import tree
 from subtune_jax.data.batches import Data
+from subtune_jax.data.ragged import ragged
 from subtune_jax.evaluation.metrics import accuracy, f1
 from subtune_jax.models.bert import BertConfig, bert
+from subtune_jax.models.pretrained import Pretrained
 from subtune_jax.reporting import results
 from subtune_jax.reporting.results import read as rows
+from subtune_jax.training.optimizers import adamw
 from subtune_jax.tuning.head import new_head
+from tests import toy
 
 
 def test_smoke(call, tmp_path):
@@ -390,3 +394,37 @@ def test_a_hub_id_without_a_network_and_a_missing_package_are_said(
     assert call(study, f"--dataset glue/rte --weights someone/bert {data}") == 2
     error = capsys.readouterr().err
     assert "could not be had from the hub" in error and error.count("\n") == 1
+
+
+def test_the_rules_are_linear_with_warm_up_and_a_clip_of_one():
+    recipe = modules.ModuleRecipe(warmup=0.1, head_rate=0.5)
+    shape = {"schedule": "linear", "warmup": 4, "clip": 1.0}
+    both = modules.rules_of(recipe, "query", 0.25, 40)
+    assert both == {"module": adamw(0.25, **shape), "head": adamw(0.5, **shape)}
+    assert modules.rules_of(recipe, "frozen", 0.25, 40) == {
+        "head": adamw(0.25, **shape)
+    }
+
+
+def test_training_and_validation_sentences_are_those_of_the_training_split(monkeypatch):
+    def numbered(name, split, *rest):
+        count, first = (1500, 0) if split == "train" else (300, 10_000)
+        ids = [np.array([first + i]) for i in range(count)]
+        return Data({"input_ids": ragged(ids)}, np.zeros(count, np.int32))
+
+    found = Pretrained(toy.mlp(), "", (16,), Path())
+    monkeypatch.setattr(texts, "glue", numbered)
+    monkeypatch.setattr(texts, "loaded", lambda *args: found)
+    monkeypatch.setattr(texts, "tokenizer", lambda *args: None)
+    monkeypatch.setattr(texts, "words_of", lambda *args: 0)
+    texts.glue_task.cache_clear()
+    task = make_text_task(TextTarget(dataset="glue/rte"), Common(data_dir=Path("x")), 0)
+    texts.glue_task.cache_clear()
+    parts = {
+        name: set(getattr(task, name).x["input_ids"].values.tolist())
+        for name in ("train", "validation", "test")
+    }
+    assert [len(part) for part in parts.values()] == [1000, 200, 300]
+    assert max(parts["train"] | parts["validation"]) < 1500
+    assert parts["test"] == set(range(10_000, 10_300))
+    assert not parts["train"] & parts["validation"]

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from experiments.targets import Task
@@ -82,3 +83,25 @@ def test_the_test_part_is_read_by_the_chosen_run_alone():
     assert len(read) == 1
     best = max(found[:-1], key=lambda row: row["value"])
     assert found[-1]["number"] == best["number"]
+
+
+def test_the_norm_of_a_study_is_that_of_its_runs():
+    network, moved = toy.small_resnet("batch"), {}
+    parts = {name: toy.images(24, seed) for seed, name in enumerate(PARTS)}
+    labels = select(network, {"g": ["head"]})
+    for norm in ("stored", "batch"):
+        kept = []
+        list(
+            choose(
+                Task(network, **parts),
+                Fitting(batch_size=8, norm=norm),
+                [Try(1)],
+                lambda _: [Phase(labels, adam(1e-3), 3)],
+                0,
+                after=lambda made, kept=kept: kept.append(made) or (),
+            )
+        )
+        (made,) = kept
+        pairs = zip(*(jax.tree.leaves(n.stats) for n in (network, made)), strict=True)
+        moved[norm] = any(np.any(a != b) for a, b in pairs)
+    assert moved == {"stored": False, "batch": True}

@@ -1,7 +1,9 @@
 """Encoders: counts of the paper, parity with real weights, padding, heads, errors."""
 
 import json
+import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,12 +17,14 @@ from subtune_jax.errors import InputError
 from subtune_jax.evaluation.metrics import span_accuracy, span_cross_entropy
 from subtune_jax.models.bert import BertConfig, bert
 from subtune_jax.models.pretrained import load
+from subtune_jax.models.vit import ViTConfig, vit
 from subtune_jax.network import Network, forward
 from subtune_jax.selection.labels import select, trainable_count
 from subtune_jax.training.loop import fit
 from subtune_jax.training.optimizers import adam
 from subtune_jax.training.phases import Phase
 from subtune_jax.training.predict import evaluate, predict
+from tests import toy
 
 SMALL = BertConfig(vocabulary=40, width=16, layers=2, heads=4, hidden=24, positions=12)
 
@@ -410,3 +414,65 @@ def test_a_folder_that_does_not_fit_is_said(folder, changes, options, message):
     changed(home, **changes)
     with pytest.raises(InputError, match=message):
         load(home, **options)
+
+
+def zeroed(params, *modules):
+    """Returns the parameters with the kernels and biases of modules at 0."""
+    if not modules:
+        return params
+    chosen = re.compile("|".join(f"(^|/){m}/(kernel|bias)$" for m in modules))
+    return tree.map_with_path(
+        lambda path, leaf: jnp.zeros_like(leaf) if chosen.search(path) else leaf, params
+    )
+
+
+@pytest.mark.parametrize("family", ["bert", "vit"])
+@pytest.mark.parametrize(
+    ("stage", "modules"),
+    [("embeddings", ()), ("layer_0", ("^output",)), ("layer_0", ("attention/output",))],
+)
+def test_dropout_acts_after_the_embeddings_and_both_halves_of_a_layer(
+    family, stage, modules
+):
+    """With one half of a layer silent, the other alone can differ under dropout."""
+    if family == "bert":
+        network, x = bert(SMALL._replace(dropout=0.5), jax.random.key(0)), texts()
+    else:
+        config = ViTConfig(8, 4, 1, 16, layers=2, heads=4, hidden=24, dropout=0.5)
+        network, x = vit(config, jax.random.key(0)), toy.images(2).x
+    names = [s.name for s in network.stages]
+    place = names.index(stage)
+    before, _ = forward(network.stages, network.params, network.stats, x, stop=place)
+    params = zeroed(network.params[stage], *modules)
+    apply = network.stages[place].apply
+
+    def run(key):
+        made, _ = apply(params, {}, before, batch_stats=False, key=key)
+        return np.asarray(made["hidden"] if isinstance(made, dict) else made)
+
+    dropped, whole = run(jax.random.key(1)), run(None)
+    assert np.mean(dropped != whole) > 0.2
+    silent = zeroed(network.params[stage], "^output", "attention/output")
+    if modules:
+        made, plain = (
+            apply(silent, {}, before, batch_stats=False, key=key)[0]
+            for key in (jax.random.key(1), None)
+        )
+        chex.assert_trees_all_equal(made, plain)
+
+
+def test_dropout_acts_on_what_the_head_reads():
+    network = bert(SMALL._replace(dropout=0.5), jax.random.key(0))
+    names = [stage.name for stage in network.stages]
+    place = names.index("pooler")
+    before, _ = forward(
+        network.stages, network.params, network.stats, texts(), stop=place
+    )
+    apply, params = network.stages[place].apply, network.params["pooler"]
+    dropped, _ = apply(params, {}, before, batch_stats=False, key=jax.random.key(1))
+    whole, _ = apply(params, {}, before, batch_stats=False, key=None)
+    kept = np.asarray(dropped) != 0
+    assert 0.2 < kept.mean() < 0.8
+    np.testing.assert_allclose(
+        np.asarray(dropped)[kept], 2 * np.asarray(whole)[kept], rtol=1e-5
+    )

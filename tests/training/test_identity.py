@@ -16,9 +16,11 @@ from subtune_jax.evaluation.metrics import cross_entropy
 from subtune_jax.function_identity import said
 from subtune_jax.models.bert import BertConfig, bert
 from subtune_jax.selection.labels import select
+from subtune_jax.training.identity import identity
 from subtune_jax.training.loop import fit
 from subtune_jax.training.optimizers import sgd
 from subtune_jax.training.phases import Phase
+from subtune_jax.training.plan import make_plan
 from subtune_jax.tuning.anchor import l1_sp, l2_sp
 from subtune_jax.tuning.fixed_mask import fixed_mask
 from subtune_jax.tuning.rescaled import rescaled
@@ -139,3 +141,62 @@ def test_the_checkpoint_of_another_mask_is_refused(tmp_path):
     run(mask(0, 1))  # the same run, made anew
     with pytest.raises(InputError, match="belongs to a run with other settings"):
         run(mask(2, 3))
+
+
+def plan(**changes):
+    network = changes.pop("network", toy.mlp())
+    phase = {name: changes.pop(name) for name in [*changes] if name in Phase._fields}
+    entries = {"g": phase.pop("labels", ["two"])}
+    made = Phase(select(network, entries), **({"rules": sgd(0.1), "steps": 6} | phase))
+    given = {"key": KEY, "batch_size": 16, "data": toy.points()} | changes
+    return make_plan(network, made, given.pop("data"), **given)
+
+
+def moved_point(row, column):
+    data = toy.points()
+    data.x[row, column] += 1e-3
+    return data
+
+
+def factors(value):
+    return lambda network, batches, paths: {path: value for path in paths}
+
+
+def twice(outputs, targets):
+    return 2 * cross_entropy(outputs, targets)
+
+
+CHANGES = {
+    "a pixel": lambda: {"data": moved_point(17, 2)},
+    "another pixel": lambda: {"data": moved_point(30, 0)},
+    "a label": lambda: {"data": toy.points()._replace(y=toy.points().y[::-1].copy())},
+    "the labels of leaves": lambda: {"labels": ["two/kernel"]},
+    "the loss": lambda: {"loss": twice},
+    "the rate": lambda: {"rules": sgd(0.2)},
+    "the steps": lambda: {"steps": 9},
+    "multipliers": lambda: {"multipliers": factors(1.0)},
+    "other multipliers": lambda: {"multipliers": factors(2.0)},
+    "moments": lambda: {"reset_moments": True},
+    "the tuning": lambda: {"tuning": l2_sp(0.1)},
+    "its strength": lambda: {"tuning": l2_sp(0.2)},
+    "what is kept": lambda: {"keeps": False},
+    "dropout": lambda: {"dropout": "none"},
+    "the norm": lambda: {"norm": "batch"},
+    "the batch size": lambda: {"batch_size": 8},
+    "accumulation": lambda: {"accumulate": 2},
+    "augmentation": lambda: {"augment": crop_and_flip(1)},
+    "more of it": lambda: {"augment": crop_and_flip(2)},
+    "the key": lambda: {"key": jax.random.key(1)},
+}
+
+
+def test_whatever_a_result_depends_on_is_another_recipe():
+    recipes = {
+        name: identity(plan(**make()))["recipe"] for name, make in CHANGES.items()
+    }
+    recipes["nothing"] = identity(plan())["recipe"]
+    recipes["a score"] = identity(plan(), "max")["recipe"]
+    recipes["the lowest score"] = identity(plan(), "min")["recipe"]
+    assert len(set(recipes.values())) == len(recipes)
+    assert identity(plan())["recipe"] == recipes["nothing"]
+    assert len({identity(plan(**make()))["base"] for make in CHANGES.values()}) == 1
