@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from subtune_jax.errors import InputError
 from subtune_jax.evaluation.metrics import cross_entropy
 from subtune_jax.selection.automatic import auto_rgn, auto_snr, normalized
 from subtune_jax.selection.labels import select
-from subtune_jax.selection.scores import relative_gradient_norm
+from subtune_jax.selection.scores import relative_gradient_norm, signal_to_noise
 from subtune_jax.training.loop import fit
 from subtune_jax.training.optimizers import adam
 from subtune_jax.training.phases import Phase
@@ -163,3 +165,29 @@ def test_bad_settings_are_refused():
         auto_snr(cross_entropy, threshold=0.5, mode="exact")
     with pytest.raises(InputError, match="batches must be a positive number, got 0"):
         auto_rgn(cross_entropy, batches=0)
+
+
+@pytest.mark.parametrize("rule", [auto_rgn, partial(auto_snr, threshold=0.5)])
+def test_scores_are_of_the_first_five_batches(rule):
+    network, taken = toy.mlp(), []
+
+    def stream():
+        for seed in range(9):
+            taken.append(seed)
+            yield padded(toy.points(16, seed), 16)
+
+    rule(cross_entropy)(network, stream(), ["two/bias", "two/kernel"])
+    assert taken == [0, 1, 2, 3, 4]
+
+
+def test_the_threshold_of_auto_snr_is_of_scores_from_0_to_1():
+    network = toy.mlp()
+    batches = [padded(toy.points(16, seed), 16) for seed in range(5)]
+    score = signal_to_noise(network, batches, cross_entropy)
+    low, high = min(score.values()), max(score.values())
+    for threshold in (0.01, 0.3, 0.7):  # divided by the highest, the lowest is 0.02
+        found = made(network, auto_snr(cross_entropy, threshold=threshold), ".*")
+        expected = {
+            p: float((v - low) / (high - low) >= threshold) for p, v in score.items()
+        }
+        assert found == expected

@@ -77,3 +77,11 @@ def test_an_unknown_group_is_refused():
     labels = select(network, {"g": ["two"]})
     with pytest.raises(InputError, match="unknown group 'frozen': expected one of g"):
         elements.magnitudes(network.params, labels, "frozen")
+
+
+def test_random_elements_are_drawn_anew_in_every_leaf():
+    values = {name: np.zeros(50) for name in "abc"}
+    drawn = elements.random(values, 10, seed=0)
+    assert len({tuple(index) for index in drawn.values()}) == 3
+    again = elements.random(values, 10, seed=0)
+    assert all(np.array_equal(drawn[name], again[name]) for name in "abc")
