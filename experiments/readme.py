@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from experiments.prefix_speed import speed_table
+from experiments.step_speed import step_table
 from experiments.surgical import derived
 from experiments.surgical_scores import agreement, agreement_tables
 from experiments.surgical_size import size_table
@@ -79,6 +80,7 @@ def tests_only(table: Callable[[list[Row]], str]) -> Callable[[Path], str]:
 TABLES: dict[str, Callable[[Path], str]] = {
     "prefix_speed": lambda folder: speed_table(rows_of(folder)),
     "prefix_speed_texts": lambda folder: speed_table(rows_of(folder)),
+    "step_speed": lambda folder: step_table(rows_of(folder)),
     "surgical_cifar10": surgical,
     "surgical_methods": methods,
     "surgical_scores_cifar10": partial(scores, measured="surgical_methods"),

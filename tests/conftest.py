@@ -21,6 +21,8 @@ def own_cache(tmp_path_factory):
     home = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     os.environ["XDG_CACHE_HOME"] = str(home / "cache")
     jax.config.update("jax_compilation_cache_dir", str(home / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,13 @@ import pytest
 from safetensors.numpy import save_file
 
 import experiments
-from experiments import digits, prefix_speed, surgical_shifts, surgical_theory
+from experiments import (
+    digits,
+    prefix_speed,
+    step_speed,
+    surgical_shifts,
+    surgical_theory,
+)
 from experiments.cli import Common, main
 from experiments.targets import Target, make_task
 from subtune_jax.data.prepared import CIFAR10
@@ -110,6 +116,16 @@ def test_the_benchmark_prints_flops_and_times(monkeypatch, tmp_path, capsys, net
     flops = {r["method"]: r["step_flops"] for r in rows(tmp_path)}
     assert flops["all"] > flops["last two blocks"] > flops["last two, cached"] > 0
     assert "| last two, cached |" in capsys.readouterr().out
+
+
+def test_the_benchmark_of_steps_has_every_way(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sys, "argv", ["x", "--smoke", "--out", str(tmp_path)])
+    main(step_speed.run, step_speed.Settings, step_speed.__doc__)
+    ways = {(r["method"], r["way"]): r["value"] for r in rows(tmp_path)}
+    names = ("full", "last two layers", "LayerNorms and head", "head")
+    assert {(n, w) for n in names for w in ("plain", "placed")} <= set(ways)
+    assert all(value > 0 for value in ways.values())
+    assert "| head |" in capsys.readouterr().out
 
 
 def test_the_theory_writes_both_tables(monkeypatch, tmp_path, capsys):

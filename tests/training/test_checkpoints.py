@@ -327,3 +327,16 @@ def test_a_path_that_cannot_be_written_ends_at_once(tmp_path):
         timeout=60,  # Orbax's threads kept a process alive for 300 seconds
     )
     assert f"SAID InputError cannot write to {tmp_path / 'file'}" in done.stdout
+
+
+def test_arrays_that_are_not_those_that_were_saved_are_damage(
+    tmp_path, monkeypatch, capsys
+):
+    """A bit that flips on the disk where Orbax reads it without complaint."""
+    values = {"state/w": np.arange(3.0)}
+    checkpoints.save(tmp_path, Saved(1, values, IDENTITY))
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoints.tree, "fingerprint", lambda tree: "another")
+        checkpoints.save(tmp_path, Saved(2, values, IDENTITY))
+    assert checkpoints.restore(tmp_path, IDENTITY).step == 1
+    assert f"checkpoint {tmp_path}/2 is damaged" in capsys.readouterr().err
