@@ -251,8 +251,8 @@ MUTATIONS = [
     Mutation(
         "bert.no_dropout2",
         "subtune_jax/models/bert.py",
-        "self.dropout2(self.output(inner))",
-        "self.output(inner)",
+        "self.dropout2(by_row(self.output, inner))",
+        "by_row(self.output, inner)",
         "tests/models/test_bert.py",
     ),
     Mutation(
@@ -265,15 +265,15 @@ MUTATIONS = [
     Mutation(
         "vit.no_skip",
         "subtune_jax/models/vit.py",
-        "return x + self.dropout2(self.output(inner))",
-        "return self.dropout2(self.output(inner))",
+        "return x + self.dropout2(by_row(self.output, inner))",
+        "return self.dropout2(by_row(self.output, inner))",
         "tests/models/test_reference.py",
     ),
     Mutation(
         "vit.no_norm_before_ff",
         "subtune_jax/models/vit.py",
-        "inner = self.activation(self.intermediate(self.norm(x)))",
-        "inner = self.activation(self.intermediate(x))",
+        "inner = self.activation(by_row(self.intermediate, self.norm(x)))",
+        "inner = self.activation(by_row(self.intermediate, x))",
         "tests/models/test_reference.py",
     ),
     Mutation(

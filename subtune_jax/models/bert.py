@@ -18,6 +18,7 @@ from subtune_jax.models.transformer import (
     INIT,
     Attention,
     activation,
+    by_row,
     call,
     dense,
     dropout,
@@ -114,8 +115,8 @@ class Layer(nnx.Module):
         hidden, mask = x["hidden"], x["mask"]
         hidden += self.dropout1(self.attention(hidden, mask))
         hidden = self.attention.norm(hidden)
-        inner = self.activation(self.intermediate(hidden))
-        hidden = self.norm(hidden + self.dropout2(self.output(inner)))
+        inner = self.activation(by_row(self.intermediate, hidden))
+        hidden = self.norm(hidden + self.dropout2(by_row(self.output, inner)))
         return {"hidden": hidden, "mask": mask}
 
 

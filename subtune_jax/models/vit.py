@@ -19,6 +19,7 @@ from subtune_jax.models.transformer import (
     INIT,
     Attention,
     activation,
+    by_row,
     call,
     dense,
     dropout,
@@ -128,8 +129,8 @@ class Layer(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x += self.dropout1(self.attention(self.attention.norm(x)))
-        inner = self.activation(self.intermediate(self.norm(x)))
-        return x + self.dropout2(self.output(inner))
+        inner = self.activation(by_row(self.intermediate, self.norm(x)))
+        return x + self.dropout2(by_row(self.output, inner))
 
 
 class Pooler(nnx.Module):
