@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from experiments import digits, sentences
 from experiments.cli import main
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -21,6 +22,8 @@ def own_cache(tmp_path_factory):
     home = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     os.environ["XDG_CACHE_HOME"] = str(home / "cache")
     jax.config.update("jax_compilation_cache_dir", str(home / "compiled"))
+    # Smoke runs need networks that have learnt something, not the studies' own.
+    digits.STEPS, sentences.STEPS = 150, 60
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 

@@ -21,6 +21,7 @@ def test_every_table_that_can_be_made_is_there():
     assert sorted(shown) == sorted(TABLES)
 
 
+@pytest.mark.slow
 def test_the_code_runs():
     blocks = re.findall(r"```python\n(.*?)```", TEXT, flags=re.S)
     assert len(blocks) >= 3

@@ -29,6 +29,8 @@ from subtune_jax.selection.labels import select
 from tests import toy
 from tests.data.test_breeds import EDGES, LEAVES
 
+pytestmark = pytest.mark.slow
+
 
 def final(folder):
     return [row for row in rows(folder) if row["split"] == "test"]

@@ -25,6 +25,8 @@ from subtune_jax.training.optimizers import adamw
 from subtune_jax.tuning.head import new_head
 from tests import toy
 
+pytestmark = pytest.mark.slow
+
 
 def test_smoke(call, tmp_path):
     assert call(study, "--smoke --train-examples 16") == 0

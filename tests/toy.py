@@ -33,7 +33,10 @@ class Recorder:
 
 
 def mlp(width: int = 6, traces: list | None = None, dtype=jnp.float32) -> Network:
-    """Three stages `one`, `two`, `head`; `traces` grows by one with every trace."""
+    """Three stages `one`, `two`, `head`; `traces` grows by one with every trace.
+
+    Without `traces` all such networks have equal stages, and tests share their programs.
+    """
 
     record = Recorder(traces)
 
@@ -50,7 +53,8 @@ def mlp(width: int = 6, traces: list | None = None, dtype=jnp.float32) -> Networ
         }
         for (name, shape), k in zip(sizes.items(), keys, strict=True)
     }
-    stages = (Stage("one", counted), Stage("two", hidden), Stage("head", linear))
+    first = hidden if traces is None else counted
+    stages = (Stage("one", first), Stage("two", hidden), Stage("head", linear))
     units = {"coarse": {"body": ("one", "two"), "head": ("head",)}}
     return Network(stages, params, {name: {} for name in params}, units)
 

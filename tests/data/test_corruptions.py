@@ -11,6 +11,8 @@ from subtune_jax.data.shifts import shift
 from subtune_jax.data.weather import plasma
 from subtune_jax.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 N = 2000
 
 

@@ -172,6 +172,7 @@ def test_a_pair_task_given_one_sentence_is_said():
         labelled([0, 3], 2, "train")
 
 
+@pytest.mark.slow
 def test_similar_sentences_are_near_in_minilm(real_data, minilm):
     """Mean-pooled cosine similarity on STS-B's validation split."""
     network = load(minilm, new_head=1, pooling="mean").network

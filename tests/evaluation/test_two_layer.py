@@ -4,6 +4,8 @@ import pytest
 
 from subtune_jax.evaluation.two_layer import input_shift, output_shift, theorem_gap
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def float64():

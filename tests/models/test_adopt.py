@@ -89,6 +89,7 @@ def test_adopt_a_linen_module_select_by_pattern_fit_and_get_the_tuned_leaves():
     assert_frozen(network.params, result.network.params, labels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["nnx", "linen"])
 def test_norms_of_an_adopted_model_follow_the_norm_mode(kind):
     data = toy.points()

@@ -150,6 +150,7 @@ def test_a_span_head_scores_tokens_and_never_padding():
     assert np.all(np.abs(logits[1, :3]) < 100)
 
 
+@pytest.mark.slow
 def test_a_span_is_learnt_from_texts_of_different_lengths():
     rng = np.random.default_rng(0)
     sizes = rng.integers(4, 30, 24)
@@ -223,6 +224,7 @@ def test_what_cannot_be_is_refused(change, message):
         bert(SMALL._replace(**change), jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_minilm_gives_the_hidden_states_of_pytorch(real_data, minilm):
     known = np.load(real_data / "fixtures" / "all_minilm_l6_v2.npz")
     x = {name: known[name] for name in texts()}

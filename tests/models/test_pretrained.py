@@ -14,6 +14,8 @@ from subtune_jax.errors import InputError
 from subtune_jax.models.pretrained import load
 from subtune_jax.training.predict import evaluate
 
+pytestmark = pytest.mark.slow
+
 # Stated in the data's README: accuracy on the 10,000 test images, in percent.
 ACCURACY = {
     "resnet26_gn_cifar10": 90.83,

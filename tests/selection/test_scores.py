@@ -152,6 +152,7 @@ def test_an_unknown_mode_or_table_is_refused():
         scores.unit_groups(linear_network(), "fine")
 
 
+@pytest.mark.slow
 def test_a_score_costs_little_more_than_its_gradients():
     network = toy.small_resnet("group")
     data = toy.images(16)
@@ -218,6 +219,7 @@ def test_memory_is_that_of_a_chunk_whatever_the_batch():
     )  # the inputs of 64 rows of two numbers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["per_example", "microbatch"])
 def test_a_chunk_is_a_matter_of_memory_alone(mode):
     network, batch = toy.mlp(), padded(toy.points(13), 13)
@@ -299,6 +301,7 @@ def test_a_unit_sums_over_its_leaves_whatever_other_units_hold():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["bert", "vit"])
 def test_every_unit_of_the_kinds_of_a_transformer_has_a_score(family):
     network, data = toy.transformer(family)

@@ -31,9 +31,10 @@ KEY = jax.random.key(3)
 
 # When a load fails half-way, Orbax's event loop may be closed before its last callback:
 # an exception that nobody can catch, from a thread of its own, after ours was raised.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 # Two phases, batch norm, accumulation, a validation score; saved after every step.
 RUN = """

@@ -24,6 +24,8 @@ from subtune_jax.training.step import compiled_step
 from tests import toy
 from tests.tuning.test_contract import TUNINGS
 
+pytestmark = pytest.mark.slow
+
 KEY = jax.random.key(3)
 
 

@@ -92,6 +92,7 @@ def test_features_are_the_activations_of_all_examples_in_order():
     np.testing.assert_array_equal(made.y, data.y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entry", ["block2", "block3", "head", "pool"])
 def test_twenty_steps_in_float64_are_those_without_the_cache(entry):
     with jax.enable_x64(True):
@@ -214,6 +215,7 @@ def test_what_cannot_be_cut_to_its_texts_is_not_cached():
     assert cached_stages(short, program_of(short, labels), data, 2**30) == 1
 
 
+@pytest.mark.slow
 # The network is as wide as a bucket: what is pooled is no token all the same.
 @pytest.mark.parametrize("tuned, stages", [(["layer_2", "head"], 3), (["head"], 5)])
 def test_cached_texts_train_as_texts_do_whatever_their_padding(tuned, stages):

@@ -32,6 +32,7 @@ def phase_of(network, name, steps=20):
     return Phase(select(network, {"g": SELECTIONS[name]}), RULE, steps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["stored", "tuned", "batch"])
 @pytest.mark.parametrize("name", SELECTIONS)
 def test_frozen_leaves_and_stored_statistics_are_bit_identical_after_20_steps(
@@ -78,6 +79,7 @@ def test_the_optimizer_state_has_leaves_for_trainable_parameters_only(name, accu
     )  # multipliers; counts, and the numbers of the rule
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SELECTIONS)
 @pytest.mark.parametrize("norm", ["group", "batch"])
 def test_contraction_flops_of_a_step_are_at_the_floor(name, norm):
@@ -103,6 +105,7 @@ def test_the_floor_of_a_literal_network():
     assert floor(".*") == {"one": 2 * one, "two": 3 * two, "head": 3 * head}
 
 
+@pytest.mark.slow
 def test_the_table_shows_any_selection_beside_full_tuning_and_the_floor():
     network, data = toy.small_resnet(), toy.images(8)
     batch = Batch(data.x, data.y, np.ones(8, np.float32))

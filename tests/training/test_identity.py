@@ -111,6 +111,7 @@ def test_no_address_is_said():
     assert "0x" not in said([stages(), toy.small_resnet().stages, draws(0), Scale(1)])
 
 
+@pytest.mark.slow
 def test_another_process_says_the_same():
     code = (
         "from tests.training.test_identity import *; import hashlib;"

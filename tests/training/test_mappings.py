@@ -24,6 +24,8 @@ from subtune_jax.tuning.fixed_mask import fixed_mask
 from tests import toy
 from tests.tuning.test_contract import TUNINGS
 
+pytestmark = pytest.mark.slow
+
 KEY = jax.random.key(0)
 
 

@@ -20,6 +20,8 @@ from subtune_jax.training.sweep import Lane, sweep
 from subtune_jax.tuning.anchor import l2_sp
 from tests import toy
 
+pytestmark = pytest.mark.slow
+
 RATES, SEEDS = (1e-2, 1e-3), (0, 1, 2)
 
 

@@ -70,6 +70,7 @@ def test_a_mask_of_the_largest_changes_takes_over_from_gates():
     assert counts[0] != counts[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [4, 6, 9])
 def test_stopped_in_either_phase_it_ends_bit_for_bit_the_same(steps, tmp_path):
     network, calls = toy.mlp(), []
@@ -130,6 +131,7 @@ RESTING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RESTING)
 def test_what_rests_trains_on_from_its_own_values(name):
     network, tuning = toy.mlp(), RESTING[name]

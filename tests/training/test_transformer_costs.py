@@ -20,6 +20,8 @@ from subtune_jax.training.phases import Phase, Settings, check
 from subtune_jax.training.state import start
 from subtune_jax.training.step import train_step
 
+pytestmark = pytest.mark.slow
+
 MINILM = BertConfig(
     layers=6, width=384, heads=12, hidden=1536, pooling="mean", dropout=0.0
 )

@@ -98,6 +98,7 @@ def test_dtypes_are_kept_through_training_and_moments_are_float32(name):
     }
 
 
+@pytest.mark.slow
 @every_tuning
 def test_jitted_equals_plain(name):
     network, phase = setup(name)
