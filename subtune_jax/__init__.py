@@ -29,14 +29,16 @@ from subtune_jax.selection.labels import (
 )
 from subtune_jax.training.adapt import adapt
 from subtune_jax.training.loop import Diverged, Fit, fit
+from subtune_jax.training.mesh import placement
 from subtune_jax.training.optimizers import Rule, adam, adamw, sgd
 from subtune_jax.training.phases import Phase
 from subtune_jax.training.predict import evaluate, predict
 from subtune_jax.training.sweep import Lane, sweep
 from subtune_jax.tuning.anchor import l1_sp, l2_sp
-from subtune_jax.tuning.fixed_mask import fixed_mask
+from subtune_jax.tuning.fixed_mask import fixed_mask, largest_changes
 from subtune_jax.tuning.head import new_head
 from subtune_jax.tuning.method import Tuning
+from subtune_jax.tuning.rescaled import rescaled
 from subtune_jax.tuning.subset import subset
 
 __all__ = [
@@ -78,11 +80,14 @@ __all__ = [
     "forward",
     "l1_sp",
     "l2_sp",
+    "largest_changes",
     "load",
     "marginal_entropy",
     "new_head",
+    "placement",
     "predict",
     "rematerialized",
+    "rescaled",
     "resnet",
     "select",
     "sgd",
