@@ -94,7 +94,24 @@ def _code(function: types.FunctionType) -> list | None:
     codes = _codes(function.__code__)
     names = sorted({name for code in codes for name in code.co_names})
     read = {n: function.__globals__[n] for n in names if n in function.__globals__}
+    for name, value in [*read.items()]:
+        read |= _of_module(name, value, names)
     return [[_body(code) for code in codes], names, read]
+
+
+def _of_module(path: str, module: Any, names: list[str]) -> dict[str, Any]:
+    """Returns what a function can read of a user's module by these names."""
+    if not isinstance(module, types.ModuleType):
+        return {}
+    if _installed(getattr(module, "__file__", None) or "<frozen"):
+        return {}
+    found = {}
+    for name in names:
+        if hasattr(module, name) and path.count(".") < 4:
+            value = getattr(module, name)
+            found |= {f"{path}.{name}": value}
+            found |= _of_module(f"{path}.{name}", value, names)
+    return found
 
 
 def _codes(code: types.CodeType) -> list[types.CodeType]:
@@ -105,7 +122,7 @@ def _codes(code: types.CodeType) -> list[types.CodeType]:
 
 def _body(code: types.CodeType) -> tuple:
     plain = [c for c in code.co_consts if not isinstance(c, types.CodeType)]
-    return code.co_code.hex(), [repr(c) for c in plain]
+    return code.co_code.hex(), plain
 
 
 @lru_cache(1024)

@@ -8,6 +8,7 @@ whole.
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from subtune_jax import tree
@@ -52,7 +53,8 @@ def require_pairs(data: Data) -> None:
 def require_finite(data: Data) -> None:
     """Raises `InputError` for an input in memory that is NaN or infinite."""
     for path, values in _in_memory(data.x).items():
-        if values.dtype.kind in "fc" and not np.isfinite(values).all():
+        inexact = jnp.issubdtype(values.dtype, jnp.inexact)  # bfloat16 too
+        if inexact and not np.isfinite(values).all():
             name = f"input {path!r}" if path else "the inputs"
             raise InputError(f"{name} must be finite numbers: some are NaN or infinite")
 
@@ -91,4 +93,5 @@ def _in_memory(x: Any) -> dict[str, np.ndarray]:
         path: leaf.values if isinstance(leaf, Ragged) else leaf
         for path, leaf in tree.flatten(x).items()
     }
-    return {path: v for path, v in leaves.items() if isinstance(v, np.ndarray)}
+    arrays = {p: v for p, v in leaves.items() if isinstance(v, np.ndarray | jax.Array)}
+    return {path: np.asarray(values) for path, values in arrays.items()}

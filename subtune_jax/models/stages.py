@@ -83,7 +83,7 @@ class Streams:
     are never used, so that equal layers and networks share one `apply`."""
 
     def __init__(self, rest: nnx.State):
-        self.rest = rest
+        self.rest = _rekeyed(rest, jax.random.key(0))
         self.kinds = tuple(
             (keys, type(leaf).__name__) for keys, leaf in nnx.to_flat_state(rest)
         )

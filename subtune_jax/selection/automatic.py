@@ -123,7 +123,7 @@ def normalized(score: Score, how: str) -> Score:
     factor of 0 it would stay 0 for ever.
     """
     finite = [value for value in score.values() if np.isfinite(value)]
-    low, high = (min(finite), max(finite)) if finite else (1.0, 1.0)
+    low, high = (min(finite), max(finite)) if any(finite) else (0.0, 1.0)
     score = {name: min(value, high) for name, value in score.items()}
     if how == "none" or high == 0 or (how == "minmax" and high == low):
         return score if how == "none" else {name: 1.0 for name in score}

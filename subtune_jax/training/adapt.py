@@ -12,6 +12,7 @@ from subtune_jax.data.batches import Batch
 from subtune_jax.errors import InputError
 from subtune_jax.network import Network, Stage, forward
 from subtune_jax.training.loop import Diverged
+from subtune_jax.training.optimizers import Rule
 from subtune_jax.training.phases import Phase, Settings, Stages, check
 from subtune_jax.training.state import Running, State, live_params, start
 from subtune_jax.training.step import PROGRAMS, compiled_step
@@ -82,7 +83,8 @@ def _require_endless(phase: Phase) -> None:
     no epochs and no end, and a schedule would have run out after the first input."""
     if phase.multipliers is not None:
         raise InputError("multipliers are refreshed by epochs: a stream has none")
-    rules = phase.rules.values() if isinstance(phase.rules, dict) else [phase.rules]
+    alone = isinstance(phase.rules, Rule)
+    rules = [phase.rules] if alone else phase.rules.values()
     for rule in rules:
         if rule.schedule != "constant" or rule.warmup:
             given = "a warm-up" if rule.warmup else f"the schedule {rule.schedule!r}"

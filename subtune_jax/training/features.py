@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from subtune_jax import tree
+from subtune_jax import function_identity, tree
 from subtune_jax.data import batches
 from subtune_jax.data.batches import Data
 from subtune_jax.data.ragged import Ragged, first_ragged, lengths, ragged
@@ -83,7 +83,8 @@ def _deterministic(network: Network, program: Program, x: Any) -> Iterator[tuple
         if index == program.lowest or name in program.batch_stats:
             return
         params, stats = network.params[name], network.stats[name]
-        random, x = _probe(apply, *_hashable((params, stats, x)))
+        code = function_identity.fingerprint(apply)
+        random, x = _probe(apply, code, *_hashable((params, stats, x)))
         if random and name in program.dropout:
             return
         yield index + 1, x
@@ -99,8 +100,9 @@ def _hashable(values) -> tuple:
 
 
 @lru_cache(1024)
-def _probe(apply: Callable, structure, leaves: tuple) -> tuple[bool, Any]:
+def _probe(apply: Callable, code: str, structure, leaves: tuple) -> tuple[bool, Any]:
     """Returns whether a stage's activations depend on its key, and their shapes."""
+    del code  # part of the key: what the stage reads may have changed
     params, stats, x = jax.tree.unflatten(structure, leaves)
 
     def run(params, stats, x, key):

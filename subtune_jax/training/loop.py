@@ -87,8 +87,7 @@ def fit(
     and where nothing can learn, and `Diverged`, with the best epoch so far, when the loss
     is not finite.
     """
-    if mode not in MODES:
-        raise unknown("mode", mode, MODES)
+    require_mode(mode)
     plan = make_plan(network, phases, data, key=key, **settings)
     scored = None if validate is None else mode
     journal = resume.journal(
@@ -129,6 +128,12 @@ def better(score: float, before: Sequence[float], mode: str) -> bool:
     if np.isnan(score) or not whole:
         return not np.isnan(score)
     return score > max(whole) if mode == "max" else score < min(whole)
+
+
+def require_mode(mode: str) -> None:
+    """Raises `InputError` for another mode than `max` and `min`."""
+    if mode not in MODES:
+        raise unknown("mode", mode, MODES)
 
 
 def require_score(validate: Callable[[Network], float], network: Network) -> None:

@@ -74,6 +74,8 @@ def make_plan(
     if loss is cross_entropy:
         require_labels(network, data)
     phases = (phases,) if isinstance(phases, Phase) else tuple(phases)
+    if phases and not any(phase.keeps for phase in phases):
+        raise InputError("no phase keeps its epochs: the run would have no result")
     settings = Settings(loss, norm, dropout, accumulate)
     programs = check(network, phases, settings)
     drop = accumulate > 1 or any(  # padding would count in a batch's statistics

@@ -83,7 +83,8 @@ def journal(
         begin = first_snapshot(plan)
         checkpoints.save(folder, _packed(plan, begin, None, (), who))
         return Journal(begin, None, (), save)
-    if found.step == plan.ends[-1]:  # it has ended: there is nothing to save again
+    # Ended: there is nothing to save again. With logs, its last epoch is still to score.
+    if found.step == plan.ends[-1] and not found.facts["logs"]:
         print(
             f"{folder} holds this run, finished: its result is returned",
             file=sys.stderr,

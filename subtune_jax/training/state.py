@@ -76,9 +76,10 @@ def advance(
 ) -> tuple[Running, State]:
     """Returns the next phase and its state; values and moments carry over by path.
 
-    Under the same tuning a trainable leaf keeps its value, moments and count, and one
-    that rested trains on from its own trainable value. Another tuning takes over. What
-    trains no longer rests with its own values. `network` is the base.
+    Under the same tuning with the same fixed values a trainable leaf keeps its value,
+    moments and count, and one that rested trains on from its own trainable value. Else
+    the tuning takes over. What trains no longer rests with its own values. `network` is
+    the base.
     """
     index, params = running.index + 1, network.params
     phase, whole = phases[index], every_part(running, state)
@@ -88,8 +89,10 @@ def advance(
     before, since = phases[running.index].tuning, running.tuned_since
     begun, leaves, values, taken = None, running.program.leaves, {}, set()
     if same_tuning(phase.tuning, before):
-        begun = phase.tuning.init(params, phase.labels, key)
-        values = tree.flatten(whole[str(since)].trainable)
+        mine, values = whole[str(since)], tree.flatten(whole[str(since)].trainable)
+        # A tuning that only takes over (a mask that was learnt) has nothing to begin with.
+        same = phase.tuning == before and phase.labels == phases[running.index].labels
+        begun = mine if same else phase.tuning.init(params, phase.labels, key)
     if begun is None or not _goes_on(begun, state, whole[str(since)], since, params):
         live = live_params(params, running, state, phases)
         ended = Ended(before, whole[str(since)], live)
@@ -132,11 +135,14 @@ def _goes_on(
 ) -> bool:
     """Returns whether the trainable values of a phase mean the same in the next one.
 
-    Not where a value that is fixed is another one at the same leaf (a mask with other
-    places), nor where a leaf comes back that rests under a tuning before this one.
+    Not where a leaf has values of another form (a factor, or the weights themselves), or
+    a fixed value that is another one (a mask with other places), nor where a leaf comes
+    back that rests under a tuning before this one.
     """
     old, new = tree.flatten(whole.fixed), tree.flatten(begun.fixed)
-    same = all(
+    forms, others = _forms(whole, params), _forms(begun, params)
+    same = all(forms[leaf] == others[leaf] for leaf in forms.keys() & others.keys())
+    same &= all(
         old[path].shape == new[path].shape and bool((old[path] == new[path]).all())
         for path in old.keys() & new.keys()
     )
@@ -144,6 +150,15 @@ def _goes_on(
     others = (p.trainable for n, p in state.resting.items() if n != str(since))
     rests = {path for other in others for path in tree.owners(other, params).values()}
     return same and not trains & rests
+
+
+def _forms(parts: Parts, params: Params) -> dict[str, set[tuple]]:
+    """Returns `{leaf: the parts and paths of its values}`."""
+    found: dict[str, set[tuple]] = {}
+    for name, values in zip(Parts._fields, parts, strict=True):
+        for path, leaf in tree.owners(values, params).items():
+            found.setdefault(leaf, set()).add((name, path))
+    return found
 
 
 def _rest(

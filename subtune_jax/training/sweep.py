@@ -24,6 +24,8 @@ from subtune_jax.training.loop import (
     better,
     finished_epoch,
     refreshed,
+    require_mode,
+    require_score,
     segment,
 )
 from subtune_jax.training.phases import Phase, Program
@@ -72,6 +74,7 @@ def sweep(
     values, all else is the program.
     """
     require_positive(lanes=len(lanes), chunk=chunk)
+    require_mode(mode)
     if "place" in settings:
         raise InputError("a sweep fills one device with its lanes: leave place out")
     sizes = lengths(data.x)
@@ -83,6 +86,8 @@ def sweep(
         )
         for lane in lanes
     ]
+    if validate is not None:
+        require_score(validate, plans[0].network)
     whole, step = plans[0], 0
     running, states = _start(plans)
     found = [Progress() for _ in lanes]

@@ -75,7 +75,7 @@ def largest_changes(k: int, free: Sequence[str] = ("head",)) -> Tuning:
         }
         return _parts(_largest(sizes, int(k)), ended.params, labels)
 
-    return Tuning(init, leaf_groups, materialize, no_penalty, take_over)
+    return Tuning(init, leaf_groups, materialize_learnt, no_penalty, take_over)
 
 
 def _largest(sizes: Mapping[str, np.ndarray], k: int) -> Indices:
@@ -106,6 +106,14 @@ def materialize(
         return flat.reshape(leaf.shape)
 
     return tree.map_with_path(whole, params)
+
+
+def materialize_learnt(
+    trainable: Params, fixed: Any, params: Params, key: jax.Array | None = None
+) -> Params:
+    """Returns what `materialize` does: a mask that was learnt is another tuning than one
+    that was given, and takes over from it."""
+    return materialize(trainable, fixed, params, key)
 
 
 def _parts(indices: Indices, params: Params, labels: Labels) -> Parts:

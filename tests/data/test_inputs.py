@@ -1,6 +1,7 @@
 """What a network would take and misread is one sentence, wherever data are taken."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -42,9 +43,10 @@ def refused(network, data, message, names=("fit", "sweep", "predict", "evaluate"
 def test_an_input_that_is_no_number(lost):
     data = toy.points(20)
     data.x[3, 1] = lost
-    refused(
-        toy.mlp(), data, "the inputs must be finite numbers: some are NaN or infinite"
-    )
+    message = "the inputs must be finite numbers: some are NaN or infinite"
+    refused(toy.mlp(), data, message)
+    refused(toy.mlp(), data._replace(x=jnp.asarray(data.x)), message)
+    refused(toy.mlp(), data._replace(x=data.x.astype(jnp.bfloat16)), message)
 
 
 def test_inputs_without_a_target():

@@ -191,3 +191,9 @@ def test_the_threshold_of_auto_snr_is_of_scores_from_0_to_1():
             p: float((v - low) / (high - low) >= threshold) for p, v in score.items()
         }
         assert found == expected
+
+
+def test_a_head_of_zeros_that_hides_the_body_has_a_factor_of_one():
+    hidden = {"body": 0.0, "head": float("inf")}
+    for how in ("max", "none"):
+        assert normalized(hidden, how)["head"] == 1.0

@@ -250,3 +250,26 @@ def test_cached_texts_train_as_texts_do_whatever_their_padding(tuned, stages):
         plain, fast = (tree.flatten(run.trainable) for run in runs)
         for name, leaf in plain.items():
             np.testing.assert_allclose(fast[name], leaf, atol=1e-9)
+
+
+def test_a_stage_that_begins_to_draw_is_no_longer_cached():
+    rate = [0.0]
+
+    def noisy(params, stats, x, *, batch_stats, key):
+        made = x @ params["kernel"]
+        if key is not None and rate[0]:
+            made += jax.random.normal(key, made.shape)
+        return made, stats
+
+    base = toy.mlp()
+    network = base._replace(stages=(Stage("one", noisy), *base.stages[1:]))
+    phase = Phase(select(network, {"g": ["head"]}), adam(1e-2), 9)
+
+    def stages():
+        settings = Settings(cross_entropy, dropout="all")
+        (program,) = check(network, [phase], settings)
+        return cached_stages(network, program, toy.points(), 2**20)
+
+    assert stages() == 2
+    rate[0] = 0.5
+    assert stages() == 0

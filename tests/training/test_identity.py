@@ -1,5 +1,6 @@
 """What a checkpoint's run is known by: two that may differ in their result differ here."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -180,7 +181,6 @@ CHANGES = {
     "moments": lambda: {"reset_moments": True},
     "the tuning": lambda: {"tuning": l2_sp(0.1)},
     "its strength": lambda: {"tuning": l2_sp(0.2)},
-    "what is kept": lambda: {"keeps": False},
     "dropout": lambda: {"dropout": "none"},
     "the norm": lambda: {"norm": "batch"},
     "the batch size": lambda: {"batch_size": 8},
@@ -201,3 +201,63 @@ def test_whatever_a_result_depends_on_is_another_recipe():
     assert len(set(recipes.values())) == len(recipes)
     assert identity(plan())["recipe"] == recipes["nothing"]
     assert len({identity(plan(**make()))["base"] for make in CHANGES.values()}) == 1
+
+
+def test_what_is_kept_is_part_of_the_recipe():
+    network = toy.mlp()
+    phase = Phase(select(network, {"g": ["two"]}), sgd(0.1), 6)
+    recipes = {
+        identity(make_plan(network, [phase._replace(keeps=k), phase], toy.points(), key=KEY))[
+            "recipe"
+        ]
+        for k in (True, False)
+    }
+    assert len(recipes) == 2
+    with pytest.raises(InputError, match="no phase keeps its epochs"):
+        fit(network, phase._replace(keeps=False), toy.points(), key=KEY)
+
+
+def test_a_value_that_is_read_through_a_module_is_said(tmp_path, monkeypatch):
+    (tmp_path / "their_settings.py").write_text("T = 1.0")
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("their_settings")
+    scope = {"settings": module, "__name__": "theirs"}
+    exec("def loss(o, y):\n return settings.T * o", scope)
+    before = said(scope["loss"])
+    assert said(scope["loss"]) == before
+    module.T = 5.0
+    assert said(scope["loss"]) != before
+
+
+def test_constants_are_said_the_same_in_every_process():
+    code = (
+        "from subtune_jax.function_identity import fingerprint\n"
+        "def f(y):\n return y in {'alpha', 'beta', 'gamma'}\n"
+        "print(fingerprint(f))"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(found) == 1
+
+
+def test_networks_with_dropout_are_known_whatever_was_built_before():
+    code = (
+        "import jax, sys; from subtune_jax.function_identity import fingerprint;"
+        "from tests.training.test_identity import SMALL, bert;"
+        "[bert(SMALL, jax.random.key(n)) for n in range(int(sys.argv[1]))];"
+        "print(fingerprint(bert(SMALL, jax.random.key(7)).stages))"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", code, before], capture_output=True, check=True
+        ).stdout
+        for before in ("0", "1")
+    }
+    assert len(found) == 1

@@ -168,3 +168,13 @@ def test_what_cannot_be_one_program_is_refused():
         sweep(network, [one], data, place=lambda batch: batch)
     with pytest.raises(InputError, match="lanes must be a positive number, got 0"):
         sweep(network, [], data)
+
+
+def test_a_sweep_checks_its_score_as_fit_does():
+    network = toy.mlp()
+    phase = Phase(select(network, {"g": ["head"]}), adam(1e-2), 2)
+    lanes = [Lane(phase, jax.random.key(0))]
+    with pytest.raises(InputError, match="unknown mode 'maximum'"):
+        sweep(network, lanes, toy.points(), validate=lambda n: 1.0, mode="maximum")
+    with pytest.raises(InputError, match="validate must return a number, got str"):
+        sweep(network, lanes, toy.points(), validate=lambda n: "high")

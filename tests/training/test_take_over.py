@@ -164,3 +164,41 @@ def test_forty_masks_of_one_size_are_one_program():
         mask = fixed_mask({"two/kernel": np.array([i, i + 5, i + 9])})
         fit(network, Phase(labels, adam(1e-2), 2, mask), toy.points(), key=KEY)
     assert compiled_step.cache_info().misses == before + 1
+
+
+def test_a_leaf_whose_values_change_their_form_is_taken_over_or_refused():
+    network = toy.mlp()
+    apart = select(network, {"body": ["two"], "head": ["head"]})
+    together = select(network, {"all": ["two", "head"]})
+    scaled = [Phase(labels, adam(1e-2), 3, rescaled()) for labels in (apart, together)]
+    with pytest.raises(InputError, match="phase 1 changes the tuning"):
+        fit(network, scaled, toy.points(), key=KEY, batch_size=16)
+    one = fixed_mask({"two/kernel": np.arange(5)})
+    both = fixed_mask({"two/kernel": np.arange(5), "head/kernel": np.arange(3)})
+    for tunings in ((one, both), (both, one)):
+        phases = [Phase(apart, adam(1e-2), 3, tuning) for tuning in tunings]
+        first = fit(network, phases[:1], toy.points(), key=KEY, batch_size=16)
+        made = fit(network, phases, toy.points(), key=KEY, batch_size=16)
+        base, before, after = (
+            np.ravel(n.params["two"]["kernel"])
+            for n in (network, first.network, made.network)
+        )
+        assert np.all(after[:5] != base[:5]) and np.all(after[5:] == base[5:])
+        assert np.abs(after[:5] - before[:5]).max() < 0.05  # it went on from there
+
+
+def test_a_learnt_mask_follows_a_given_one_and_trains_on():
+    network = toy.mlp()
+    labels = select(network, {"g": ["two"]})
+    learnt = largest_changes(4, free=())
+    rules = (adam(1e-2), adam(1e-2), adam(1e-3))
+    tunings = (fixed_mask({"two/kernel": np.arange(9)}), learnt, learnt)
+    phases = [
+        Phase(labels, rule, 3, tuning) for rule, tuning in zip(rules, tunings, strict=True)
+    ]
+    made = fit(network, phases, toy.points(), key=KEY, batch_size=16)
+    moved = sum(
+        int(np.sum(np.asarray(made.network.params["two"][n]) != network.params["two"][n]))
+        for n in ("kernel", "bias")
+    )
+    assert moved == 4
