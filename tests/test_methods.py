@@ -112,6 +112,7 @@ def test_automatic_rules_leave_norms_out_and_set_multipliers(network):
         assert phase.tuning == subset
 
 
+@pytest.mark.slow
 def test_automatic_rules_weigh_tensors_or_blocks_or_switch_them(network):
     rng = np.random.default_rng(0)
     x = rng.integers(0, 256, (8, 8, 8, 3), dtype=np.uint8)

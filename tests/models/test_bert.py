@@ -91,6 +91,7 @@ def test_fine_units_hold_every_leaf_once():
     assert all(name.startswith(unit) for name, unit in found.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooling", ["dense", "cls", "mean"])
 def test_padding_changes_nothing(pooling):
     network = bert(SMALL._replace(pooling=pooling), jax.random.key(0))

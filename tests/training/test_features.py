@@ -113,6 +113,7 @@ def test_twenty_steps_in_float64_are_those_without_the_cache(entry):
             np.testing.assert_allclose(plain, cached, rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["stored", "tuned"])
 def test_a_phase_that_comes_after_another_caches_what_the_first_trained(norm):
     network = toy.small_resnet("batch")

@@ -229,6 +229,7 @@ def test_a_value_that_is_read_through_a_module_is_said(tmp_path, monkeypatch):
     assert said(scope["loss"]) != before
 
 
+@pytest.mark.slow
 def test_constants_are_said_the_same_in_every_process():
     code = (
         "from subtune_jax.function_identity import fingerprint\n"
@@ -247,6 +248,7 @@ def test_constants_are_said_the_same_in_every_process():
     assert len(found) == 1
 
 
+@pytest.mark.slow
 def test_networks_with_dropout_are_known_whatever_was_built_before():
     code = (
         "import jax, sys; from subtune_jax.function_identity import fingerprint;"
