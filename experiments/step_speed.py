@@ -81,7 +81,8 @@ def run(settings: Settings) -> None:
             "transformers"
         ):
             steps["PyTorch"] = torch_step(config, network, data, entries)
-        seconds = in_turn(steps, 2 if settings.common.smoke else settings.steps)
+        times = 2 if settings.common.smoke else settings.steps
+        seconds = in_turn(steps, times)
         labels = select(network, {"tuned": entries})
         rows += [
             {
@@ -95,8 +96,8 @@ def run(settings: Settings) -> None:
                 "value": value,
                 "trainable_params": trainable_count(network.params, labels),
                 "total_params": count(network.params),
-                "steps": settings.steps,
-                "seconds": value * settings.steps,
+                "steps": times,
+                "seconds": value * times,
                 "commit": results.commit(),
             }
             for way, value in seconds.items()

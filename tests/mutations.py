@@ -3,9 +3,11 @@
 python -m tests.mutations [NAME ...]
 
 Each change stands for a class of faults that the tests once did not see. Works in a copy
-of the repository, and prints a table: the test that notices, or `SURVIVES`. Two survive
-because they change nothing: of a stage whose norms train, `stages_with_batch_stats` has
-ruled out that only some do, and of the modes two are left where it asks for one.
+of the repository, and prints a table: the test that notices, or `SURVIVES`.
+
+Two survive because they change nothing. `net.tuned_any`: a stage of which only some norms
+train is an error a few lines before. `net.tuned_all_modes_frozen_too`: only the modes
+`stored` and `batch` reach that line, and both forms treat them alike.
 """
 
 import os

@@ -94,16 +94,7 @@ def sweep(
     logs: list[Any] = []
     while True:
         program, end = running.program, whole.ends[running.index]
-        frozen = (
-            _stacked(
-                [
-                    frozen_params(p.network.params, _lane(states, i), p.phases)
-                    for i, p in enumerate(plans)
-                ]
-            )
-            if states.resting
-            else whole.network.params
-        )
+        frozen = _frozen(plans, states)
         begins = True
         while step < end:
             if begins or step % whole.per_epoch == 0:
@@ -173,6 +164,16 @@ def _advanced(
             advance(p.network, running, _lane(states, i), p.phases, p.settings)
             for i, p in enumerate(plans)
         ],
+    )
+
+
+def _frozen(plans: Sequence[Plan], states: State) -> Any:
+    """Returns the one base of all lanes, or where leaves rest one for each lane."""
+    if not states.resting:
+        return plans[0].network.params
+    lanes = [(plan, _lane(states, i)) for i, plan in enumerate(plans)]
+    return _stacked(
+        [frozen_params(p.network.params, state, p.phases) for p, state in lanes]
     )
 
 
