@@ -18,6 +18,8 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+from subtune_jax.errors import InputError, unknown
+
 HOME = Path(__file__).resolve().parents[1]
 
 
@@ -416,6 +418,10 @@ def main(names: list[str]) -> int:
     data = os.environ.get("SUBTUNE_TEST_DATA")
     if data:
         os.environ["SUBTUNE_TEST_DATA"] = str(Path(data).resolve())
+    known = [mutation.name for mutation in MUTATIONS]
+    for name in names:
+        if name not in known:
+            raise unknown("mutation", name, known)
     chosen = [m for m in MUTATIONS if not names or m.name in names]
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder) / "copy"
@@ -432,4 +438,7 @@ def main(names: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(min(main(sys.argv[1:]), 1))
+    try:
+        sys.exit(min(main(sys.argv[1:]), 1))
+    except InputError as error:
+        sys.exit(f"error: {error}")
