@@ -197,12 +197,14 @@ def torch_names(entries: list[str]) -> list[str]:
 
 
 def in_turn(steps: dict[str, Step], times: int) -> dict[str, float]:
-    """Returns the median seconds of each step, each called once in every round."""
+    """Returns the median seconds of each step, each called once in every round; who
+    begins moves on by one, as no way should always come after the same other."""
     spent: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(times + 2):  # the first compile and warm up
-        for name, step in steps.items():
+    for turn in range(times + 2):  # the first two compile and warm up
+        names = list(steps)
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
             begin = time.perf_counter()
-            step()
+            steps[name]()
             spent[name].append(time.perf_counter() - begin)
     return {name: float(np.median(values[2:])) for name, values in spent.items()}
 

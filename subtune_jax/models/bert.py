@@ -12,20 +12,19 @@ import jax.numpy as jnp
 from flax import nnx
 
 from subtune_jax.errors import InputError, require_positive, unknown
+from subtune_jax.models.dropout import dropout, require_dropout
 from subtune_jax.models.stages import split_stages
 from subtune_jax.models.transformer import (
     DTYPES,
     INIT,
     Attention,
+    LayerNorm,
     activation,
     by_row,
     call,
     dense,
-    dropout,
     embedding,
     kinds,
-    layer_norm,
-    require_dropout,
     require_heads,
 )
 from subtune_jax.network import (
@@ -78,7 +77,7 @@ class Embeddings(nnx.Module):
         self.word = embedding(config.vocabulary, width, dtype, rngs)
         self.position = embedding(config.positions, width, dtype, rngs)
         self.token_type = embedding(config.types, width, dtype, rngs)
-        self.norm = layer_norm(width, config.epsilon, dtype, rngs)
+        self.norm = LayerNorm(width, config.epsilon, dtype)
         self.dropout = dropout(config.dropout, rngs)
         self.pad, self.roberta = config.pad, config.roberta
 
@@ -102,11 +101,11 @@ class Layer(nnx.Module):
     """norm(x + attention(x)), then norm(x + output(f(intermediate(x))))."""
 
     def __init__(self, config: BertConfig, rngs: nnx.Rngs):
-        norm = layer_norm(config.width, config.epsilon, config.dtype, rngs)
+        norm = LayerNorm(config.width, config.epsilon, config.dtype)
         self.attention = Attention(config.width, config.heads, config.dtype, rngs, norm)
         self.intermediate = dense(config.width, config.hidden, config.dtype, rngs)
         self.output = dense(config.hidden, config.width, config.dtype, rngs)
-        self.norm = layer_norm(config.width, config.epsilon, config.dtype, rngs)
+        self.norm = LayerNorm(config.width, config.epsilon, config.dtype)
         self.dropout1 = dropout(config.dropout, rngs)
         self.dropout2 = dropout(config.dropout, rngs)
         self.activation = activation(config.activation)

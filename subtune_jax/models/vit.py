@@ -12,20 +12,19 @@ import jax.numpy as jnp
 from flax import nnx
 
 from subtune_jax.errors import InputError, require_positive, unknown
+from subtune_jax.models.dropout import dropout, require_dropout
 from subtune_jax.models.resnet import normalize
 from subtune_jax.models.stages import split_stages
 from subtune_jax.models.transformer import (
     DTYPES,
     INIT,
     Attention,
+    LayerNorm,
     activation,
     by_row,
     call,
     dense,
-    dropout,
     kinds,
-    layer_norm,
-    require_dropout,
     require_heads,
 )
 from subtune_jax.network import (
@@ -93,7 +92,7 @@ class Embeddings(nnx.Module):
             tokens += 1
         self.position = nnx.Param(INIT(rngs.params(), (tokens, width), jnp.float32))
         if config.pre_norm:
-            self.norm = layer_norm(width, config.epsilon, dtype, rngs)
+            self.norm = LayerNorm(width, config.epsilon, dtype)
         self.dropout = dropout(config.dropout, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -118,9 +117,9 @@ class Layer(nnx.Module):
 
     def __init__(self, config: ViTConfig, rngs: nnx.Rngs):
         width, dtype = config.width, config.dtype
-        norm = layer_norm(width, config.epsilon, dtype, rngs)
+        norm = LayerNorm(width, config.epsilon, dtype)
         self.attention = Attention(width, config.heads, dtype, rngs, norm)
-        self.norm = layer_norm(width, config.epsilon, dtype, rngs)
+        self.norm = LayerNorm(width, config.epsilon, dtype)
         self.intermediate = dense(width, config.hidden, dtype, rngs)
         self.output = dense(config.hidden, width, dtype, rngs)
         self.dropout1 = dropout(config.dropout, rngs)
@@ -138,7 +137,7 @@ class Pooler(nnx.Module):
 
     def __init__(self, config: ViTConfig, rngs: nnx.Rngs):
         self.pooling, self.first = config.pooling, int(config.class_token)
-        self.norm = layer_norm(config.width, config.epsilon, config.dtype, rngs)
+        self.norm = LayerNorm(config.width, config.epsilon, config.dtype)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """float[batch, tokens, width] to float[batch, width]."""
