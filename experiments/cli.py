@@ -19,7 +19,6 @@ from rich.progress import (
 )
 
 from subtune_jax.errors import InputError, require_positive
-from subtune_jax.memory import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,6 @@ Flags = Annotated[Common, tyro.conf.OmitArgPrefixes]
 def main(experiment: Callable[[Any], None], settings: type, doc: str) -> None:
     """Reads the flags and runs the experiment; bad input is one sentence, exit code 2."""
     logging.set_verbosity(logging.FATAL)  # what matters is raised; TFDS and Orbax chat
-    keep_freed_memory()
     try:
         experiment(tyro.cli(settings, description=doc))
     except InputError as error:

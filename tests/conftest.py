@@ -10,9 +10,7 @@ import pytest
 
 from experiments import digits, sentences
 from experiments.cli import main
-from subtune_jax.memory import keep_freed_memory
 
-keep_freed_memory()
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 

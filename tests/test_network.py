@@ -1,3 +1,4 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,7 +54,7 @@ def test_rematerialized_stages_give_the_same_gradients_for_more_flops():
     again, dearer = gradient(rematerialized(net))
     body = net._replace(stages=net.stages[:2])  # the head's outputs are not needed
     assert dearer == cost + contraction_flops(body, batch.x)
-    jax.tree.map(np.testing.assert_array_equal, whole(net.params), again(net.params))
+    chex.assert_trees_all_equal(whole(net.params), again(net.params))
     np.testing.assert_array_equal(net(batch.x), rematerialized(net)(batch.x))
 
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -334,7 +335,7 @@ def test_glue_tasks_take_their_parts_from_the_training_split(real_data, minilm):
     task = make_text_task(target, common, 0)
     assert [len(part.y) for part in (task.train, task.validation)] == [24, 8]
     assert len(task.test.y) == 1500 and task.metric == "spearman"
-    assert task.network.params["head"]["kernel"].shape == (384, 1)
+    chex.assert_shape(task.network.params["head"]["kernel"], (384, 1))
     other = make_text_task(target, common, 1)
     assert not np.array_equal(task.train.y, other.train.y)
 

@@ -1,5 +1,6 @@
 """AugMix copies stay near their image."""
 
+import chex
 import numpy as np
 import pytest
 
@@ -17,7 +18,8 @@ def picture(channels=3, size=32):
 def test_copies_differ_and_keep_shape_dtype_and_brightness(channels):
     x = picture(channels)
     made = augmix_copies(x, 8, np.random.default_rng(0))
-    assert made.shape == (8, *x.shape) and made.dtype == np.uint8
+    chex.assert_shape(made, (8, *x.shape))
+    assert made.dtype == np.uint8
     assert len(np.unique(made, axis=0)) == 8
     assert abs(made.mean() - x.mean()) < 25
 

@@ -1,5 +1,6 @@
 """Our corruptions against the real corrupted sets: image i is test image i."""
 
+import chex
 import numpy as np
 import pytest
 
@@ -103,7 +104,8 @@ def test_motion_is_a_gaussian_along_its_angle():
 
 def test_plasma_fills_a_torus_from_zero_to_one():
     made = plasma(16, 2.0, np.random.default_rng(0))
-    assert made.shape == (16, 16) and made.min() == 0 and made.max() == 1
+    chex.assert_shape(made, (16, 16))
+    assert made.min() == 0 and made.max() == 1
     assert np.isfinite(made).all() and len(np.unique(made)) == 256
 
 
@@ -118,7 +120,8 @@ def test_every_corruption_and_severity_gives_images(clean):
         changes = []
         for severity in range(1, 6):
             made = corrupt(clean[:6], name, severity, np.random.default_rng(0))
-            assert made.shape == clean[:6].shape and made.dtype == np.uint8
+            chex.assert_shape(made, clean[:6].shape)
+            assert made.dtype == np.uint8
             changes.append(np.abs(made.astype(float) - clean[:6]).mean())
         assert min(changes) > 0, name
         if name not in (
@@ -135,7 +138,7 @@ def test_every_corruption_and_severity_gives_images(clean):
 def test_other_sizes_and_grey_images(shape):
     x = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     for name in CORRUPTIONS:
-        assert corrupt(x, name, 5, np.random.default_rng(0)).shape == shape
+        chex.assert_shape(corrupt(x, name, 5, np.random.default_rng(0)), shape)
 
 
 def test_formulas_on_literal_images():

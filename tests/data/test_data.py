@@ -1,3 +1,4 @@
+import chex
 import numpy as np
 import pytest
 
@@ -72,7 +73,8 @@ def test_parts_that_leave_nothing_for_the_rest_are_refused():
 
 def test_digits_are_the_real_ones():
     data = digits()
-    assert data.x.shape == (1797, 8, 8, 1) and data.x.dtype == np.uint8
+    chex.assert_shape(data.x, (1797, 8, 8, 1))
+    assert data.x.dtype == np.uint8
     assert (data.x.min(), data.x.max(), len(np.unique(data.x))) == (0, 255, 17)
     assert np.bincount(data.y).tolist() == [
         178,
@@ -97,7 +99,8 @@ def test_a_shift_changes_what_its_level_says(name):
     if made.level == "input":
         np.testing.assert_array_equal(source.x, data.x)
         np.testing.assert_array_equal(target.y, data.y)
-        assert target.x.shape == data.x.shape and target.x.dtype == np.uint8
+        chex.assert_shape(target.x, data.x.shape)
+        assert target.x.dtype == np.uint8
         assert np.abs(target.x.astype(float) - data.x).mean() > 0.05 * 255
     if made.level == "output":
         np.testing.assert_array_equal(target.x, data.x)

@@ -1,3 +1,4 @@
+import chex
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,7 +16,8 @@ def test_prepared_images_are_read_without_tensorflow(real_data):
     data = images("cifar10", "test[:100]", real_data / "tfds")
     assert data.y[:5].tolist() == [3, 8, 8, 0, 6]  # CIFAR-10's known first test labels
     taken = data.take(np.array([0, 99]))
-    assert taken.x.shape == (2, 32, 32, 3) and taken.x.dtype == np.uint8
+    chex.assert_shape(taken.x, (2, 32, 32, 3))
+    assert taken.x.dtype == np.uint8
     whole = records("cifar10", "test", real_data / "tfds")
     np.testing.assert_array_equal(taken.x[1], whole[99]["image"])
     assert len(data.y) == 100
@@ -24,7 +26,7 @@ def test_prepared_images_are_read_without_tensorflow(real_data):
 
 def test_images_are_resized_when_read(real_data):
     data = images("cifar10", "test[:4]", real_data / "tfds", size=224)
-    assert data.take(slice(0, 2)).x.shape == (2, 224, 224, 3)
+    chex.assert_shape(data.take(slice(0, 2)).x, (2, 224, 224, 3))
 
 
 def test_a_corrupted_set_is_of_the_same_images(real_data):
@@ -68,17 +70,18 @@ def test_what_is_not_there_is_said_with_how_to_get_it(real_data, name, split, me
 
 def test_resizing_keeps_constants_and_channels():
     grey = np.full((8, 8, 1), 77, np.uint8)
-    assert resized(grey, 16).shape == (16, 16, 1)
+    chex.assert_shape(resized(grey, 16), (16, 16, 1))
     assert np.all(resized(grey, 16) == 77)
     color = np.full((9, 5, 3), 200, np.uint8)
-    assert resized(color, 4).shape == (4, 4, 3)
+    chex.assert_shape(resized(color, 4), (4, 4, 3))
     assert resized(color, None) is color
 
 
 def test_crops_and_flips_come_from_the_image():
     image = np.arange(1, 65, dtype=np.uint8).reshape(1, 8, 8, 1)
     many = crop_and_flip(2)(np.repeat(image, 400, 0), np.random.default_rng(0))
-    assert many.shape == (400, 8, 8, 1) and many.dtype == np.uint8
+    chex.assert_shape(many, (400, 8, 8, 1))
+    assert many.dtype == np.uint8
     padded = np.pad(image, ((0, 0), (2, 2), (2, 2), (0, 0)))[0]
     crops = [padded[t : t + 8, left : left + 8] for t in range(5) for left in range(5)]
     known = {
@@ -123,7 +126,8 @@ def test_a_folder_of_classes_and_groups(tmp_path):
     assert found.data.y.tolist() == [0, 0, 1]
     assert found.groups.tolist() == [0, 1, 0]
     pixels = found.data.x[:]
-    assert pixels.shape == (3, 6, 6, 3) and pixels[0, 0, 0].tolist() == [10, 20, 30]
+    chex.assert_shape(pixels, (3, 6, 6, 3))
+    assert pixels[0, 0, 0].tolist() == [10, 20, 30]
     one = found.data.only(np.array([2]))
     assert len(one.x) == 1 and one.y.tolist() == [1]  # the jpg: nearly its color
     assert np.abs(one.x[:].astype(int) - (10, 20, 30)).max() <= 2
@@ -135,7 +139,8 @@ def test_a_folder_of_classes_only_and_of_many_sizes(tmp_path):
     with pytest.raises(InputError, match="differ in size .2 sizes.: give a size"):
         folder(tmp_path)
     found = folder(tmp_path, size=4)
-    assert found.data.x[:].shape == (2, 4, 4, 3) and found.groups.tolist() == [0, 0]
+    chex.assert_shape(found.data.x[:], (2, 4, 4, 3))
+    assert found.groups.tolist() == [0, 0]
 
 
 def test_a_file_that_is_no_image_is_named(tmp_path):

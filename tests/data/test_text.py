@@ -2,6 +2,7 @@
 
 import json
 
+import chex
 import numpy as np
 import pytest
 
@@ -33,14 +34,15 @@ def test_rows_are_padded_to_the_smallest_bucket_that_holds_them():
     assert x.lengths.tolist() == [1, 3, 2, 9] and len(x) == 4
     assert x[np.array([0, 2])].tolist() == [[1, 0], [2, 2]]
     assert x[np.array([1, 0])].tolist() == [[3, 3, 3, 0], [1, 0, 0, 0]]
-    assert x[3:].shape == (1, 9)  # no bucket is large enough
+    chex.assert_shape(x[3:], (1, 9))  # no bucket is large enough
     part = x.only(np.array([2, 0]))
     assert isinstance(part, Ragged) and part[:].tolist() == [[2, 2], [1, 0]]
 
 
 def test_rows_of_vectors_are_padded_with_zeros():
     x = ragged([np.ones((1, 3)), 2 * np.ones((2, 3))], buckets=(4,))
-    assert x[:].shape == (2, 4, 3) and x[:].sum() == 3 + 12
+    chex.assert_shape(x[:], (2, 4, 3))
+    assert x[:].sum() == 3 + 12
     assert np.all(x[:][0, 1:] == 0)
 
 
@@ -153,7 +155,7 @@ def test_glue_is_read(real_data, minilm, name):
     assert len(data.y) == len(lengths(data.x)) == 20
     regression = GLUE[name].outputs == 1
     assert data.y.dtype == (np.float32 if regression else np.int32)
-    assert data.y.shape == ((20, 1) if regression else (20,))
+    chex.assert_shape(data.y, (20, 1) if regression else (20,))
     pairs = data.x["token_type_ids"][:].max()
     assert pairs == len(GLUE[name].fields) - 1
 

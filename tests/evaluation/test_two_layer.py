@@ -1,3 +1,4 @@
+import chex
 import jax
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ def test_first_layer_tuning_repairs_what_full_tuning_never_does():
         for tuned in ("first", "full")
     }
     first, full = (np.asarray(gaps[tuned].population) for tuned in ("first", "full"))
-    assert first.shape == (20, 400)
+    chex.assert_shape(first, (20, 400))
     assert first[:, -1].max() < 1e-4 and np.median(first[:, -1]) < 1e-20
     assert full.min() > 5e-3  # at every logged step of every seed
     assert (

@@ -127,7 +127,7 @@ def test_texts_longer_than_the_positions_are_said():
     roberta = bert(SMALL._replace(roberta=True, pad=1), jax.random.key(0))
     with pytest.raises(InputError, match="texts have 11 tokens"):
         roberta(texts((11,), 11))
-    assert roberta(texts((10,), 10)).shape == (1, 2)
+    chex.assert_shape(roberta(texts((10,), 10)), (1, 2))
 
 
 def test_dropout_is_drawn_with_a_key_alone():
@@ -146,7 +146,8 @@ def test_dropout_is_drawn_with_a_key_alone():
 def test_a_span_head_scores_tokens_and_never_padding():
     network = bert(SMALL._replace(head="span"), jax.random.key(0))
     logits = np.asarray(network(texts()))
-    assert logits.shape == (2, 5, 2) and "pooler" not in network.params
+    chex.assert_shape(logits, (2, 5, 2))
+    assert "pooler" not in network.params
     assert np.all(logits[1, 3:] == np.finfo(np.float32).min)
     assert np.all(np.abs(logits[1, :3]) < 100)
 
@@ -164,7 +165,7 @@ def test_a_span_is_learnt_from_texts_of_different_lengths():
     config = SMALL._replace(head="span", positions=32, dropout=0.0)
     network = bert(config, jax.random.key(0))
     logits = predict(network, data, batch_size=5)
-    assert logits.shape == (24, 32, 2)
+    chex.assert_shape(logits, (24, 32, 2))
     assert all(np.all(row[n:] < -1e38) for row, n in zip(logits, sizes, strict=True))
     phase = Phase(select(network, {"g": [".*"]}), adam(1e-2), 60)
     loss = span_cross_entropy
@@ -307,7 +308,7 @@ def test_a_roberta_folder_is_read_with_its_head(folder):
     for path, leaf in tree.flatten(found.network.params).items():
         np.testing.assert_array_equal(leaf, tree.flatten(network.params)[path])
     other = load(home, new_head=5, pooling="mean")
-    assert other.network.params["head"]["kernel"].shape == (16, 5)
+    chex.assert_shape(other.network.params["head"]["kernel"], (16, 5))
     assert "pooler" not in other.network.params or not other.network.params["pooler"]
     assert other.fingerprint == found.fingerprint
 

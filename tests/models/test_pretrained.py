@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -50,7 +51,7 @@ def test_accuracy_is_the_stated_one(real_data, name):
 def test_a_new_head(real_data):
     folder = real_data / "weights" / "resnet20_cifar10"
     network = load(folder, new_head=3).network
-    assert network.params["head"]["kernel"].shape == (64, 3)
+    chex.assert_shape(network.params["head"]["kernel"], (64, 3))
     assert not np.any(network.params["head"]["kernel"])
     drawn = load(folder, new_head=3, key=jax.random.key(0)).network
     assert np.all(drawn.params["head"]["kernel"])

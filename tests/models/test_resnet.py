@@ -1,3 +1,4 @@
+import chex
 import jax
 import numpy as np
 import pytest
@@ -61,7 +62,7 @@ def test_stages_have_the_names_and_shapes_they_should():
     network = toy.small_resnet()
     names = ["input", "stem", "block1_0", "block2_0", "block3_0", "pool", "head"]
     assert [stage.name for stage in network.stages] == names
-    assert network(np.zeros((2, 8, 8, 1), np.uint8)).shape == (2, 3)
+    chex.assert_shape(network(np.zeros((2, 8, 8, 1), np.uint8)), (2, 3))
     assert list(tree.flatten(network.params["block2_0"])) == [
         "conv1/kernel",
         "conv2/kernel",

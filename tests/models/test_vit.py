@@ -2,6 +2,7 @@
 
 import json
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -224,9 +225,9 @@ def test_pooling_reads_what_it_says(pooling):
 def test_no_class_token():
     config = SMALL._replace(class_token=False, pooling="mean")
     network = vit(config, jax.random.key(0))
-    assert network.params["embeddings"]["position"].shape == (4, 16)
+    chex.assert_shape(network.params["embeddings"]["position"], (4, 16))
     assert "class_token" not in network.units["kinds"]
-    assert network(np.zeros((2, 8, 8, 3), np.uint8)).shape == (2, 3)
+    chex.assert_shape(network(np.zeros((2, 8, 8, 3), np.uint8)), (2, 3))
 
 
 def test_dropout_and_bfloat16():
@@ -317,4 +318,4 @@ def test_a_classifier_beside_clip_is_not_read(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(CLIP))
     with pytest.raises(InputError, match="missing: params/head/bias"):
         load(tmp_path)
-    assert load(tmp_path, new_head=5).network.params["head"]["bias"].shape == (5,)
+    chex.assert_shape(load(tmp_path, new_head=5).network.params["head"]["bias"], (5,))

@@ -131,7 +131,7 @@ def test_a_finished_run_is_returned_without_a_step(tmp_path, monkeypatch):
         one, two = getattr(first, field), getattr(again, field)
         if field == "network":
             one, two = (one.params, one.stats), (two.params, two.stats)
-        jax.tree.map(np.testing.assert_array_equal, one, two)
+        chex.assert_trees_all_equal(one, two)
 
 
 def test_only_what_trains_is_saved(tmp_path):

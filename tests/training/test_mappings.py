@@ -67,9 +67,7 @@ def test_tunings_give_the_same_network(kind, name, tmp_path):
             network, one, toy.points(), checkpoint=tmp_path / f"{number}", **settings
         )
         equal(made.network.params, saved.network.params)
-        assert jax.tree.structure(made.network.params) == jax.tree.structure(
-            network.params
-        )
+        chex.assert_trees_all_equal_structs(made.network.params, network.params)
         assert_frozen(network.params, made.network.params, one.labels)
         results.append(made)
     equal(*(made.network.params for made in results))

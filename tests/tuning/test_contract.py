@@ -4,6 +4,7 @@ import ast
 from functools import partial
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,7 +62,7 @@ def some_batch():
 def test_materialized_at_the_start_it_is_the_pretrained_function(name, dtype):
     network, phase = setup(name, toy.mlp(dtype=dtype))
     made = live_params(network.params, *begin(network, phase), (phase,))
-    assert jax.tree.structure(made) == jax.tree.structure(network.params)
+    chex.assert_trees_all_equal_structs(made, network.params)
     for old, new in zip(
         jax.tree.leaves(network.params), jax.tree.leaves(made), strict=True
     ):

@@ -1,3 +1,4 @@
+import chex
 import jax
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from tests import toy
 def test_a_new_head_has_the_size_asked_and_leaves_the_body_alone():
     net = toy.mlp()
     new = new_head(net, 7, jax.random.key(0))
-    assert new.params["head"]["kernel"].shape == (6, 7)
+    chex.assert_shape(new.params["head"]["kernel"], (6, 7))
     assert new.params["two"] is net.params["two"]
     np.testing.assert_array_equal(new(toy.points().x), np.zeros((48, 7)))
     drawn = new_head(net, 7, jax.random.key(0), jax.nn.initializers.lecun_normal())
