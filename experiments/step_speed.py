@@ -5,13 +5,14 @@
 
 Claim: the less is tuned, the faster a step is, and below the lowest tuned layer nothing
 costs anything; where the backward pass goes through all layers, a step on a CPU takes
-what it takes in PyTorch, within a tenth. An encoder of MiniLM's shape (6 layers of width 384) with dropout 0.1, random
-weights and tokens, batches of 16 x 128. `plain` sends a base in NumPy to the device at
-every step and lets frozen layers drop out, as this project once did; `placed` has the
-base on its device, and computes once what lies below the lowest tuned layer (the one
-pass that fills the cache is not timed). All ways take turns in one process, so that a
-noisy machine is as noisy for each, and the process keeps the memory that it frees
-(`subtune_jax.memory`). Measured here: the README's section "What it costs".
+what it takes in PyTorch, within a tenth. An encoder of MiniLM's shape (6 layers of
+width 384) with dropout 0.1, random weights and tokens, batches of 16 x 128. `plain`
+sends a base in NumPy to the device at every step and lets frozen layers drop out, as
+this project once did; `placed` has the base on its device, and computes once what lies
+below the lowest tuned layer (the one pass that fills the cache is not timed). All ways
+take turns in one process, so that a noisy machine is as noisy for each, and the process
+keeps the memory that it frees (`subtune_jax.memory`). Measured here: the README's
+section "What it costs".
 """
 
 import importlib.util
