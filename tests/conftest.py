@@ -25,11 +25,16 @@ def own_cache(tmp_path_factory):
     base = tmp_path_factory.getbasetemp()
     home = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     os.environ["XDG_CACHE_HOME"] = str(home / "cache")
-    jax.config.update("jax_compilation_cache_dir", str(home / "compiled"))
     # Smoke runs need networks that have learnt something, not the studies' own.
     digits.STEPS, sentences.STEPS = 150, 60
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    cache = {
+        "jax_compilation_cache_dir": str(home / "compiled"),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    for name, value in cache.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)  # for the processes that tests start
 
 
 @pytest.fixture(scope="session")
