@@ -75,6 +75,23 @@ def combine(over: Tree, under: Tree) -> Tree:
     )
 
 
+def lowest(values: Mapping[str, np.ndarray], n: int) -> dict[str, np.ndarray]:
+    """Returns the places of the n lowest of all values together, `{path: sorted int[k]}`.
+
+    `values` are flat arrays by path, with n values at least; of equal values the first
+    are taken. A path without any of them has an empty array.
+    """
+    joined = np.concatenate(list(values.values()))
+    places = np.sort(np.argsort(joined, kind="stable")[:n])
+    ends = np.cumsum([len(v) for v in values.values()])
+    parts = np.split(places, np.searchsorted(places, ends)[:-1])
+    begins = [0, *ends[:-1]]
+    return {
+        path: part - begin
+        for path, part, begin in zip(values, parts, begins, strict=True)
+    }
+
+
 def count(tree: Tree) -> int:
     """Returns how many numbers a tree holds."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))

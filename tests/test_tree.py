@@ -47,3 +47,14 @@ def test_fingerprint_sees_every_bit_name_shape_and_dtype():
     prints = {tree.fingerprint(t) for t in [base, *others]}
     assert len(prints) == 5
     assert tree.fingerprint(base) == tree.fingerprint({"w": jnp.zeros((2, 2))})
+
+
+def test_the_lowest_of_all_leaves_ties_to_the_first():
+    values = {"a": np.array([3.0, 1.0]), "b": np.array([1.0, 9.0, 0.0]), "c": np.ones(2)}
+    places = tree.lowest(values, 3)
+    assert {path: index.tolist() for path, index in places.items()} == {
+        "a": [1],
+        "b": [0, 2],
+        "c": [],
+    }
+    assert sum(len(index) for index in tree.lowest(values, 7).values()) == 7

@@ -94,14 +94,8 @@ def _first(values: Mapping[str, np.ndarray], n: int, scope: str, key) -> Element
             path: np.sort(np.argsort(key(v), kind="stable")[:n])
             for path, v in values.items()
         }
-    joined = np.concatenate([key(v) for v in values.values()])
-    _require_enough(n, joined.size, "the selection")
-    chosen = np.sort(np.argsort(joined, kind="stable")[:n])
-    begins = np.cumsum([0, *(v.size for v in values.values())])
-    parts = {
-        path: chosen[(chosen >= low) & (chosen < high)] - low
-        for path, low, high in zip(values, begins, begins[1:], strict=False)
-    }
+    _require_enough(n, sum(v.size for v in values.values()), "the selection")
+    parts = tree.lowest({path: key(v) for path, v in values.items()}, n)
     return {path: index for path, index in parts.items() if len(index)}
 
 

@@ -69,27 +69,17 @@ def largest_changes(k: int, free: Sequence[str] = ("head",)) -> Tuning:
         groups = tree.flatten(labels)
         chosen = [p for p, g in groups.items() if g != FROZEN and g not in free]
         base, live = tree.flatten(params), tree.flatten(ended.params)
-        sizes = {
+        changes = {
             p: np.abs(np.ravel(live[p]) - np.ravel(base[p]).astype(live[p].dtype))
             for p in chosen
         }
-        return _parts(_largest(sizes, int(k)), ended.params, labels)
+        total = sum(len(values) for values in changes.values())
+        if k > total:
+            raise InputError(f"the mask asks for {k} of {total} elements")
+        largest = tree.lowest({p: -values for p, values in changes.items()}, int(k))
+        return _parts(largest, ended.params, labels)
 
     return Tuning(init, leaf_groups, materialize_learnt, no_penalty, take_over)
-
-
-def _largest(sizes: Mapping[str, np.ndarray], k: int) -> Indices:
-    total = sum(len(values) for values in sizes.values())
-    if k > total:
-        raise InputError(f"the mask asks for {k} of {total} elements")
-    joined = np.concatenate(list(sizes.values()))
-    order = np.sort(np.argsort(-joined, kind="stable")[:k])
-    ends = np.cumsum([len(values) for values in sizes.values()])
-    begins = dict(zip(sizes, ends - [len(v) for v in sizes.values()], strict=True))
-    spans = zip(sizes, ends, strict=True)
-    return {
-        p: order[(order >= begins[p]) & (order < end)] - begins[p] for p, end in spans
-    }
 
 
 def materialize(
