@@ -12,10 +12,6 @@ from experiments import digits, sentences
 from experiments.cli import main
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Tests compile more than they run: with LLVM's first level they take a tenth to a fifth
-# less time (level 0 compiles faster still, but the studies' smoke runs take longer).
-LEVEL = "--xla_backend_optimization_level=1"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {LEVEL}".strip()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -25,16 +21,11 @@ def own_cache(tmp_path_factory):
     base = tmp_path_factory.getbasetemp()
     home = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     os.environ["XDG_CACHE_HOME"] = str(home / "cache")
+    jax.config.update("jax_compilation_cache_dir", str(home / "compiled"))
     # Smoke runs need networks that have learnt something, not the studies' own.
     digits.STEPS, sentences.STEPS = 150, 60
-    cache = {
-        "jax_compilation_cache_dir": str(home / "compiled"),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    for name, value in cache.items():
-        jax.config.update(name, value)
-        os.environ[name.upper()] = str(value)  # for the processes that tests start
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 @pytest.fixture(scope="session")
