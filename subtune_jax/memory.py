@@ -18,14 +18,12 @@ def keep_freed_memory() -> bool:
     one arena for all threads programs compile up to a tenth slower. Does nothing where
     the C library is not glibc.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if _linux() else None
+    if sys.platform != "linux":
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
     # One arena, as blocks of this size never fit another one; none of it by mmap, and
     # no trimming of its end: only so does a block come back without new pages.
     options = {ARENA_MAX: 1, MMAP_MAX: 0, TRIM_THRESHOLD: -1}
     return all([mallopt(option, value) for option, value in options.items()])
-
-
-def _linux() -> bool:
-    return sys.platform == "linux"

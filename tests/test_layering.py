@@ -11,7 +11,7 @@ import subtune_jax
 
 PACKAGE = Path(subtune_jax.__file__).parent
 RANKS = [
-    {"errors", "tree", "flops"},
+    {"errors", "tree", "flops", "memory"},
     {"network", "function_identity", "losses"},
     {"models", "data", "selection", "tuning", "evaluation"},
     {"training", "deltas"},
@@ -22,6 +22,11 @@ RANKS = [
 def rank(part: str) -> int:
     (found,) = [i for i, parts in enumerate(RANKS) if part in parts]
     return found
+
+
+def test_every_part_has_a_rank():
+    parts = {p.relative_to(PACKAGE).parts[0].removesuffix(".py") for p in MODULES}
+    assert parts <= set().union(*RANKS)
 
 
 def imports(source: str) -> set[str]:
