@@ -8,13 +8,13 @@ import numpy as np
 from experiments.cli import cache_dir
 from subtune_jax import tree
 from subtune_jax.data.batches import Data
-from subtune_jax.data.sampling import balanced_parts
+from subtune_jax.data.digits import digits
 from subtune_jax.data.shifts import Shift
-from subtune_jax.data.sources import digits
+from subtune_jax.data.splits import balanced_parts
 from subtune_jax.models.resnet import ResNetConfig, resnet
-from subtune_jax.models.saved import restore, save
+from subtune_jax.models.save import restore, save
 from subtune_jax.network import Network
-from subtune_jax.selection.labels import select
+from subtune_jax.selection.select import select
 from subtune_jax.training.loop import fit
 from subtune_jax.training.optimizers import adamw
 from subtune_jax.training.phases import Phase

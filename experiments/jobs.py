@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from experiments.cli import Common, as_config, progress
+from experiments.common.report import results
+from experiments.common.report.results import Row
 from experiments.methods import Variant, labels
 from experiments.surgical import Recipe, tune
 from experiments.targets import Target, Task
-from subtune_jax.models.pretrained import load
-from subtune_jax.reporting import results
-from subtune_jax.reporting.results import Row
-from subtune_jax.selection.labels import trainable_count
+from subtune_jax.models.load import load
+from subtune_jax.selection.select import trainable_count
 from subtune_jax.tree import count
 
 FREE = ("out", "seeds", "data_dir", "weights")  # they do not change what a run is

@@ -13,10 +13,11 @@ import jax
 
 from subtune_jax import tree
 from subtune_jax.errors import unknown
-from subtune_jax.evaluation.metrics import cross_entropy
-from subtune_jax.network import FROZEN, Labels, Network, trainable_half
-from subtune_jax.selection.automatic import auto_rgn, auto_snr
-from subtune_jax.selection.labels import match, select, unit_patterns
+from subtune_jax.labels import FROZEN, trainable_half
+from subtune_jax.losses import cross_entropy
+from subtune_jax.network import Labels, Network
+from subtune_jax.selection.rate_multipliers import auto_rgn, auto_snr
+from subtune_jax.selection.select import match, select, unit_patterns
 from subtune_jax.training.optimizers import adam
 from subtune_jax.training.phases import Phase
 from subtune_jax.tuning.anchor import l1_sp, l2_sp

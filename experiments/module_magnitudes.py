@@ -25,6 +25,9 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from experiments.cli import Common, Flags, main
+from experiments.common.report import results, tables
+from experiments.common.report.plots import curves, heat_maps
+from experiments.common.report.results import Row
 from experiments.jobs import choice_of_first, run_jobs
 from experiments.modules import (
     Job,
@@ -39,10 +42,7 @@ from experiments.transformer_modules import NAME as STUDY
 from experiments.transformer_modules import module_table
 from subtune_jax.errors import InputError, require_positive, unknown
 from subtune_jax.network import Network
-from subtune_jax.reporting import results, tables
-from subtune_jax.reporting.plots import curves, heat_maps
-from subtune_jax.reporting.results import Row
-from subtune_jax.selection.statistics import Statistics, statistics, unit_weights
+from subtune_jax.selection.weight_sizes import Statistics, statistics, unit_weights
 from subtune_jax.tree import count
 
 NAME = "module_magnitudes"

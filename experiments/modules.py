@@ -10,24 +10,24 @@ import jax
 import numpy as np
 import tyro
 
+from experiments.common.report import results
+from experiments.common.report.results import Row
 from experiments.texts import EMBEDDED
 from experiments.trials import CHOICES, Fitting, Task, choose
 from subtune_jax.data import batches
 from subtune_jax.errors import InputError, require_positive, unknown
-from subtune_jax.evaluation.metrics import cross_entropy, squared_error
-from subtune_jax.network import LECUN_NORMAL, Labels, Network
-from subtune_jax.reporting import results
-from subtune_jax.reporting.results import Row
+from subtune_jax.head import LECUN_NORMAL, new_head
+from subtune_jax.losses import cross_entropy, squared_error
+from subtune_jax.network import Labels, Network
 from subtune_jax.selection import elements
-from subtune_jax.selection.labels import select, trainable_count
 from subtune_jax.selection.scores import fisher_elements
+from subtune_jax.selection.select import select, trainable_count
 from subtune_jax.training import mesh
 from subtune_jax.training.optimizers import Rule, adamw
 from subtune_jax.training.phases import Phase
 from subtune_jax.training.predict import evaluate
 from subtune_jax.tree import count
 from subtune_jax.tuning.fixed_mask import fixed_mask
-from subtune_jax.tuning.head import new_head
 from subtune_jax.tuning.method import Tuning
 from subtune_jax.tuning.rescaled import rescaled
 from subtune_jax.tuning.subset import subset

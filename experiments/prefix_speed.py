@@ -19,20 +19,20 @@ import jax
 import numpy as np
 
 from experiments.cli import Common, Flags, as_config, main
+from experiments.common.report import results
 from subtune_jax.cost import stage_flops
 from subtune_jax.data.batches import Data
 from subtune_jax.errors import InputError, require_positive
-from subtune_jax.evaluation.metrics import cross_entropy
+from subtune_jax.losses import cross_entropy
 from subtune_jax.models.bert import BertConfig, bert
 from subtune_jax.models.resnet import ResNetConfig, resnet
 from subtune_jax.network import Network
-from subtune_jax.reporting import results
-from subtune_jax.selection.labels import select, trainable_count
+from subtune_jax.selection.select import select, trainable_count
 from subtune_jax.training import phases
-from subtune_jax.training.features import cached_stages
 from subtune_jax.training.loop import fit
 from subtune_jax.training.optimizers import adam
 from subtune_jax.training.phases import Phase, check
+from subtune_jax.training.prefix_cache import cached_stages
 from subtune_jax.tree import count
 
 NAME = "prefix_speed"

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from experiments.common.report import results, tables
+from experiments.common.report.results import Row
 from experiments.prefix_speed import speed_table
 from experiments.step_speed import step_table
 from experiments.surgical import derived
@@ -20,8 +22,6 @@ from experiments.surgical_size import size_table
 from experiments.surgical_test_time import stream_table
 from experiments.transformer_modules import module_table
 from subtune_jax.errors import InputError
-from subtune_jax.reporting import results, tables
-from subtune_jax.reporting.results import Row
 
 
 def rows_of(folder: Path) -> list[Row]:

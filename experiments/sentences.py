@@ -22,14 +22,14 @@ import numpy as np
 from experiments.cli import cache_dir
 from subtune_jax.data.batches import Data
 from subtune_jax.data.text import encode
+from subtune_jax.head import new_head
 from subtune_jax.models.bert import BertConfig, bert
-from subtune_jax.models.saved import restore, save
+from subtune_jax.models.save import restore, save
 from subtune_jax.network import Network
-from subtune_jax.selection.labels import select
+from subtune_jax.selection.select import select
 from subtune_jax.training.loop import fit
 from subtune_jax.training.optimizers import adamw
 from subtune_jax.training.phases import Phase
-from subtune_jax.tuning.head import new_head
 
 SOURCE = (
     "asyncio",

@@ -26,19 +26,19 @@ import jax
 import numpy as np
 
 from experiments.cli import Common, Flags, as_config, main
+from experiments.common.report import results
 from experiments.prefix_speed import default_units
 from subtune_jax.data.batches import Data, padded
 from subtune_jax.errors import InputError, require_positive
-from subtune_jax.evaluation.metrics import cross_entropy
+from subtune_jax.losses import cross_entropy
 from subtune_jax.memory import keep_freed_memory
 from subtune_jax.models.bert import BertConfig, bert
 from subtune_jax.network import Network
-from subtune_jax.reporting import results
-from subtune_jax.selection.labels import select, trainable_count
-from subtune_jax.training.features import cached_stages, features
+from subtune_jax.selection.select import select, trainable_count
 from subtune_jax.training.optimizers import adam
 from subtune_jax.training.phases import Phase
 from subtune_jax.training.phases import Settings as Run
+from subtune_jax.training.prefix_cache import cached_stages, features
 from subtune_jax.training.state import start
 from subtune_jax.training.step import compiled_step
 from subtune_jax.tree import count

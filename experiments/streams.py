@@ -8,13 +8,13 @@ import numpy as np
 
 from subtune_jax.data.augmix import augmix_copies
 from subtune_jax.data.batches import Data
-from subtune_jax.evaluation.entropy import entropy, marginal_entropy
+from subtune_jax.losses import entropy, marginal_entropy
 from subtune_jax.network import Labels, Network
-from subtune_jax.training.adapt import adapt
 from subtune_jax.training.loop import Diverged
 from subtune_jax.training.optimizers import adam, sgd
 from subtune_jax.training.phases import Phase
 from subtune_jax.training.predict import predict
+from subtune_jax.training.test_time import adapt
 
 ADAPTATIONS = ("memo", "tent")
 

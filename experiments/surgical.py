@@ -8,17 +8,14 @@ from typing import Annotated
 import numpy as np
 import tyro
 
+from experiments.common.report.results import Row
 from experiments.methods import Budget, Grid, Variant, labels, phases, variants
 from experiments.targets import Task
 from experiments.trials import CHOICES, Fitting, choose
 from subtune_jax.data.batches import steps_per_epoch
 from subtune_jax.errors import InputError, require_positive, unknown
-from subtune_jax.network import (
-    NORM_MODES,
-    Labels,
-    stages_with_batch_stats,
-)
-from subtune_jax.reporting.results import Row
+from subtune_jax.labels import NORM_MODES, stages_with_batch_stats
+from subtune_jax.network import Labels
 from subtune_jax.training import mesh
 from subtune_jax.training.optimizers import adam
 from subtune_jax.training.phases import Phase

@@ -22,6 +22,9 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.cli import Common, Flags, main
+from experiments.common.report import results, tables
+from experiments.common.report.plots import heat_maps
+from experiments.common.report.results import Row
 from experiments.jobs import (
     base_of,
     run_jobs,
@@ -33,11 +36,8 @@ from experiments.surgical import Recipe, RecipeFlags, require_runnable
 from experiments.targets import Target, TargetFlags, Task, make_task
 from subtune_jax.data import batches
 from subtune_jax.errors import InputError, require_positive
-from subtune_jax.evaluation.metrics import cross_entropy
+from subtune_jax.losses import cross_entropy
 from subtune_jax.network import Network
-from subtune_jax.reporting import results, tables
-from subtune_jax.reporting.plots import heat_maps
-from subtune_jax.reporting.results import Row
 from subtune_jax.selection.scores import (
     fisher,
     magnitude,

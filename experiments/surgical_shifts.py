@@ -23,6 +23,9 @@ from pathlib import Path
 import numpy as np
 
 from experiments.cli import Common, Flags, main
+from experiments.common.report import results, tables
+from experiments.common.report.plots import grouped_bars
+from experiments.common.report.results import Row
 from experiments.jobs import base_of, run_jobs, tuned_rows, variant_of_first
 from experiments.methods import Budget, Variant, phases
 from experiments.surgical import Recipe, RecipeFlags, derived, require_runnable
@@ -31,10 +34,7 @@ from subtune_jax.cost import cost_table
 from subtune_jax.data.batches import Batch
 from subtune_jax.data.shifts import shift
 from subtune_jax.errors import InputError
-from subtune_jax.evaluation.metrics import cross_entropy
-from subtune_jax.reporting import results, tables
-from subtune_jax.reporting.plots import grouped_bars
-from subtune_jax.reporting.results import Row
+from subtune_jax.losses import cross_entropy
 
 NAME = "surgical_shifts"
 

@@ -22,14 +22,14 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.cli import Common, Flags, main
+from experiments.common.report import results, tables
+from experiments.common.report.plots import curves
+from experiments.common.report.results import Row
 from experiments.jobs import base_of, run_jobs, tuned_rows, variant_of_first
 from experiments.surgical import Recipe, RecipeFlags, require_runnable
 from experiments.targets import Target, TargetFlags, Task, make_task
-from subtune_jax.data.sampling import balanced_indices
+from subtune_jax.data.splits import balanced_indices
 from subtune_jax.errors import InputError, require_positive
-from subtune_jax.reporting import results, tables
-from subtune_jax.reporting.plots import curves
-from subtune_jax.reporting.results import Row
 
 NAME = "surgical_size"
 

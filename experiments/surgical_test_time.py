@@ -25,17 +25,17 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.cli import Common, Flags, main
+from experiments.common.report import results, tables
+from experiments.common.report.plots import curves
+from experiments.common.report.results import Row
 from experiments.jobs import base_of, choice_of_first, run_jobs, task_name
 from experiments.methods import SCHEMES, labels
 from experiments.streams import ADAPTATIONS, Way, stream_outputs
 from experiments.targets import Target, TargetFlags, Task, make_task
 from experiments.trials import CHOICES
 from subtune_jax.errors import InputError, require_positive, unknown
-from subtune_jax.network import NORM_MODES
-from subtune_jax.reporting import results, tables
-from subtune_jax.reporting.plots import curves
-from subtune_jax.reporting.results import Row
-from subtune_jax.selection.labels import trainable_count
+from subtune_jax.labels import NORM_MODES
+from subtune_jax.selection.select import trainable_count
 from subtune_jax.training.predict import predict
 from subtune_jax.tree import count
 

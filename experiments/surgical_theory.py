@@ -17,15 +17,15 @@ import jax
 import numpy as np
 
 from experiments.cli import Common, Flags, as_config, main, progress
+from experiments.common.report import results, tables
+from experiments.common.report.results import Row
+from experiments.common.two_layer import input_shift, output_shift, theorem_gap
 from experiments.surgical import Recipe, RecipeFlags, tune
 from experiments.targets import Target, Task, make_task
 from subtune_jax import tree
 from subtune_jax.errors import require_positive
-from subtune_jax.evaluation.two_layer import input_shift, output_shift, theorem_gap
 from subtune_jax.network import Network
-from subtune_jax.reporting import results, tables
-from subtune_jax.reporting.results import Row
-from subtune_jax.selection.labels import match
+from subtune_jax.selection.select import match
 
 NAME = "surgical_theory"
 TUNED = ("first", "last", "full")

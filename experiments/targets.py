@@ -15,20 +15,20 @@ from experiments import digits
 from experiments.cli import Common
 from subtune_jax.data.batches import Data, steps_per_epoch
 from subtune_jax.data.breeds import BENCHMARKS, SPLITS, breeds, subpopulations
-from subtune_jax.data.images import folder
-from subtune_jax.data.prepared import class_names, images
-from subtune_jax.data.sampling import balanced_indices
+from subtune_jax.data.folders import folder
 from subtune_jax.data.shifts import shift
+from subtune_jax.data.splits import balanced_indices
+from subtune_jax.data.tfds import class_names, images
 from subtune_jax.errors import InputError, require_positive, unknown
-from subtune_jax.evaluation.metrics import Metric, accuracy, worst_group_accuracy
-from subtune_jax.models.pretrained import Pretrained, load
+from subtune_jax.head import new_head
+from subtune_jax.metrics import Metric, accuracy, worst_group_accuracy
+from subtune_jax.models.load import Pretrained, load
 from subtune_jax.network import Network
-from subtune_jax.selection.labels import select
+from subtune_jax.selection.select import select
 from subtune_jax.training.loop import fit
 from subtune_jax.training.optimizers import adam
 from subtune_jax.training.phases import Phase
 from subtune_jax.training.predict import evaluate
-from subtune_jax.tuning.head import new_head
 
 PROBE_RATE, PROBE_EPOCHS = 1e-3, 30  # of a fresh head, from zeros; our choice
 DIGITS = ("contrast", "gaussian_noise", "subpopulation", "label_flip")

@@ -14,11 +14,11 @@ from experiments import sentences
 from experiments.cli import Common
 from experiments.targets import Task
 from subtune_jax.data.batches import Data
-from subtune_jax.data.sampling import balanced_indices
+from subtune_jax.data.splits import balanced_indices
 from subtune_jax.data.text import GLUE, glue, tokenizer
 from subtune_jax.errors import InputError, require_positive, unknown
-from subtune_jax.evaluation.metrics import METRICS
-from subtune_jax.models.pretrained import Pretrained, load
+from subtune_jax.metrics import METRICS
+from subtune_jax.models.load import Pretrained, load
 from subtune_jax.network import Network, rematerialized
 
 EMBEDDED = {"docstrings": sentences.TARGET, "docstrings_other": sentences.OTHER}

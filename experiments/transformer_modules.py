@@ -24,6 +24,9 @@ from pathlib import Path
 import numpy as np
 
 from experiments.cli import Common, Flags, main
+from experiments.common.report import results, tables
+from experiments.common.report.plots import heat_maps
+from experiments.common.report.results import Row
 from experiments.jobs import choice_of_first, run_jobs
 from experiments.modules import (
     Job,
@@ -37,9 +40,6 @@ from experiments.texts import TextTarget, TextTargetFlags, base_of, make_text_ta
 from experiments.trials import Task
 from subtune_jax.errors import InputError
 from subtune_jax.network import Network
-from subtune_jax.reporting import results, tables
-from subtune_jax.reporting.plots import heat_maps
-from subtune_jax.reporting.results import Row
 
 NAME = "transformer_modules"
 MODULES = (

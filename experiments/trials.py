@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from experiments.common.report.results import Row
 from experiments.targets import Task
-from subtune_jax.data.images import crop_and_flip
-from subtune_jax.evaluation.metrics import cross_entropy
+from subtune_jax.data.folders import crop_and_flip
+from subtune_jax.losses import cross_entropy
 from subtune_jax.network import Network
-from subtune_jax.reporting.results import Row
 from subtune_jax.training import mesh
 from subtune_jax.training.loop import Diverged, fit
 from subtune_jax.training.phases import Phase

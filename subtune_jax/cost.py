@@ -9,10 +9,10 @@ import jax.numpy as jnp
 
 from subtune_jax import tree
 from subtune_jax.data.batches import Batch
-from subtune_jax.evaluation.metrics import cross_entropy
 from subtune_jax.flops import contraction_flops, trained_flops
-from subtune_jax.losses import require_rows
-from subtune_jax.network import FROZEN, Labels, Network, lowest_trainable
+from subtune_jax.labels import FROZEN, lowest_trainable
+from subtune_jax.losses import cross_entropy, require_rows
+from subtune_jax.network import Labels, Network
 from subtune_jax.training.optimizers import Rule
 from subtune_jax.training.phases import Phase, Settings, Stages, check
 from subtune_jax.training.state import start

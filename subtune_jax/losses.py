@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from subtune_jax.errors import InputError
 
@@ -62,3 +63,50 @@ def weighted_mean(values: jax.Array, weight: jax.Array) -> jax.Array:
 
 def _rows(values: Any) -> int:
     return jax.tree.leaves(values)[0].shape[0]
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Returns -log softmax(logits)[label], float[batch]; labels are int[batch]."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def squared_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+    """Returns the mean over outputs of (output - target)^2, float[batch]."""
+    if outputs.shape != targets.shape:
+        raise InputError(
+            f"outputs {outputs.shape} and targets {targets.shape} differ in shape"
+        )
+    return ((outputs - targets) ** 2).reshape(len(outputs), -1).mean(axis=1)
+
+
+def span_cross_entropy(logits: jax.Array, spans: jax.Array) -> jax.Array:
+    """Returns -(log softmax(logits_0)[start] + log softmax(logits_1)[end]) / 2 over the
+    tokens, float[batch]; logits are [batch, tokens, 2], spans int[batch, 2] (both ends
+    are in it)."""
+    return cross_entropy(jnp.moveaxis(logits, 1, 2), spans).mean(axis=1)
+
+
+def entropy(logits: jax.Array, targets: jax.Array | None = None) -> jax.Array:
+    """Returns H(softmax(logits)) per example, float[batch], in nats.
+
+    The loss of TENT (Wang et al. 2021).
+    """
+    del targets
+    return _entropy(jax.nn.log_softmax(logits))
+
+
+def marginal_entropy(logits: jax.Array, targets: jax.Array | None = None) -> jax.Array:
+    """Returns H(mean over the batch of softmax(logits)) at every row, float[batch].
+
+    The loss of MEMO over the copies of one image (Zhang, Levine and Finn 2022): a mean
+    of probabilities, taken in log space. One batch is one image; no padding rows.
+    """
+    del targets
+    mean = jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - jnp.log(len(logits))
+    return jnp.full(len(logits), _entropy(mean))
+
+
+def _entropy(log_p: jax.Array) -> jax.Array:
+    """Returns -sum p log p over the last axis; finite where a p is 0."""
+    log_p = jnp.maximum(log_p, jnp.finfo(log_p.dtype).min)
+    return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)

@@ -71,7 +71,7 @@ MUTATIONS = [
     ),
     Mutation(
         "feat.budget_ignored_for_texts",
-        "subtune_jax/training/features.py",
+        "subtune_jax/training/prefix_cache.py",
         "count = len(data.y) if sizes is None else "
         "-(-int(sizes.sum()) // int(sizes.max()))",
         "count = len(data.y) if sizes is None else 1",
@@ -121,14 +121,14 @@ MUTATIONS = [
     ),
     Mutation(
         "auto.equal_scores_zero",
-        "subtune_jax/selection/automatic.py",
+        "subtune_jax/selection/rate_multipliers.py",
         'return score if how == "none" else {name: 1.0 for name in score}',
         'return score if how == "none" else {name: 0.0 for name in score}',
         "tests/selection/test_automatic.py",
     ),
     Mutation(
         "auto.batches_default",
-        "subtune_jax/selection/automatic.py",
+        "subtune_jax/selection/rate_multipliers.py",
         '    normalization: str = "minmax",\n    batches: int = 5,',
         '    normalization: str = "minmax",\n    batches: int = 1,',
         "tests/selection/test_automatic.py",
@@ -149,14 +149,14 @@ MUTATIONS = [
     ),
     Mutation(
         "auto.snr_normalizes_over_none",
-        "subtune_jax/selection/automatic.py",
+        "subtune_jax/selection/rate_multipliers.py",
         'normalization: str = "minmax",',
         'normalization: str = "max",',
         "tests/selection/test_automatic.py",
     ),
     Mutation(
         "sample.same_classes_get_more",
-        "subtune_jax/data/sampling.py",
+        "subtune_jax/data/splits.py",
         "lucky = set(rng.permutation(list(left))[:extra].tolist())",
         "lucky = set(list(left)[:extra])",
         "tests/data/test_data.py",
@@ -191,7 +191,7 @@ MUTATIONS = [
     ),
     Mutation(
         "ragged.no_pools",
-        "subtune_jax/data/ragged.py",
+        "subtune_jax/data/buckets.py",
         "32 * size",
         "2**40 * size",
         "tests/data/test_text.py",
@@ -212,14 +212,14 @@ MUTATIONS = [
     ),
     Mutation(
         "images.flip_rarely",
-        "subtune_jax/data/images.py",
+        "subtune_jax/data/folders.py",
         "flips = rng.random(n) < 0.5",
         "flips = rng.random(n) < 0.1",
         "tests/data/test_images.py",
     ),
     Mutation(
         "corr.water_color",
-        "subtune_jax/data/weather.py",
+        "subtune_jax/data/corruptions/weather.py",
         "np.array([175, 238, 238]) / 255",
         "np.array([255, 0, 0]) / 255",
         "tests/data/test_corruptions.py",
@@ -233,7 +233,7 @@ MUTATIONS = [
     ),
     Mutation(
         "prepared.newest_by_name",
-        "subtune_jax/data/prepared.py",
+        "subtune_jax/data/tfds.py",
         'key=lambda p: [int(n) for n in p.name.split(".")]',
         "key=lambda p: p.name",
         "tests/data/test_images.py",
@@ -282,7 +282,7 @@ MUTATIONS = [
     ),
     Mutation(
         "metric.f1_macro",
-        "subtune_jax/evaluation/metrics.py",
+        "subtune_jax/metrics.py",
         "f1_score(labels, called, zero_division=0)",
         'f1_score(labels, called, zero_division=0, average="macro")',
         "tests/evaluation",
@@ -352,7 +352,7 @@ MUTATIONS = [
     ),
     Mutation(
         "adapt.one_step",
-        "subtune_jax/training/adapt.py",
+        "subtune_jax/training/test_time.py",
         "for _ in range(phase.steps):",
         "for _ in range(1):",
         "tests/training/test_by_hand.py",
@@ -366,7 +366,7 @@ MUTATIONS = [
     ),
     Mutation(
         "images.nearest",
-        "subtune_jax/data/images.py",
+        "subtune_jax/data/folders.py",
         "Image.Resampling.BILINEAR",
         "Image.Resampling.NEAREST",
         "tests/data/test_images.py",

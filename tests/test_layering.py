@@ -12,10 +12,11 @@ import subtune_jax
 PACKAGE = Path(subtune_jax.__file__).parent
 RANKS = [
     {"errors", "tree", "flops", "memory"},
-    {"network", "function_identity", "losses"},
-    {"models", "data", "selection", "tuning", "evaluation"},
+    {"network", "function_identity", "losses", "metrics"},
+    {"labels", "head"},
+    {"models", "data", "selection", "tuning"},
     {"training", "deltas"},
-    {"serving", "cost", "reporting"},
+    {"serving", "cost"},
 ]
 
 

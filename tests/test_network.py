@@ -6,14 +6,9 @@ import pytest
 
 from subtune_jax.errors import InputError
 from subtune_jax.flops import contraction_flops
-from subtune_jax.network import (
-    Stage,
-    forward,
-    lowest_trainable,
-    rematerialized,
-    stages_with_batch_stats,
-)
-from subtune_jax.selection.labels import select
+from subtune_jax.labels import lowest_trainable, stages_with_batch_stats
+from subtune_jax.network import Stage, forward, rematerialized
+from subtune_jax.selection.select import select
 from tests import toy
 
 

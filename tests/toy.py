@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from subtune_jax.data.batches import Data
+from subtune_jax.head import linear
 from subtune_jax.models.bert import BertConfig, bert
 from subtune_jax.models.resnet import ResNetConfig, resnet
 from subtune_jax.models.vit import ViTConfig, vit
-from subtune_jax.network import Network, Stage, linear
+from subtune_jax.network import Network, Stage
 
 
 def hidden(params, stats, x, *, batch_stats, key):

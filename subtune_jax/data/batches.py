@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from subtune_jax.data.ragged import by_length, lengths
+from subtune_jax.data.buckets import by_length, lengths
 from subtune_jax.errors import InputError, require_positive
 
 Augment = Callable[[Any, np.random.Generator], Any]

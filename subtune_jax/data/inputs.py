@@ -13,7 +13,7 @@ import numpy as np
 
 from subtune_jax import tree
 from subtune_jax.data.batches import Data
-from subtune_jax.data.ragged import Ragged
+from subtune_jax.data.buckets import Ragged
 from subtune_jax.errors import InputError
 from subtune_jax.network import Network, Pixels, Tokens
 

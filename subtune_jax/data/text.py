@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from subtune_jax.data.batches import Data
-from subtune_jax.data.prepared import records
-from subtune_jax.data.ragged import BUCKETS, ragged
+from subtune_jax.data.buckets import BUCKETS, ragged
+from subtune_jax.data.tfds import records
 from subtune_jax.errors import InputError, require_positive, unknown
 
 

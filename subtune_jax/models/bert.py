@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from subtune_jax.errors import InputError, require_positive, unknown
+from subtune_jax.head import linear, linear_params
 from subtune_jax.models.dropout import dropout, require_dropout
-from subtune_jax.models.stages import split_stages
+from subtune_jax.models.nnx_stages import split_stages
 from subtune_jax.models.transformer import (
     DTYPES,
     INIT,
@@ -27,15 +28,7 @@ from subtune_jax.models.transformer import (
     kinds,
     require_heads,
 )
-from subtune_jax.network import (
-    Network,
-    Source,
-    Stage,
-    Tokens,
-    UnitTable,
-    linear,
-    linear_params,
-)
+from subtune_jax.network import Network, Source, Stage, Tokens, UnitTable
 
 POOLINGS = ("dense", "cls", "mean")
 HEADS = ("outputs", "span")

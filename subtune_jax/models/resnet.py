@@ -5,8 +5,6 @@ Stages: `input` (pixels to normalized floats, no parameters), `stem`,
 pre-activation networks), `head`.
 """
 
-from collections.abc import Callable
-from functools import cache
 from typing import NamedTuple
 
 import jax
@@ -14,16 +12,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from subtune_jax.errors import InputError, unknown
-from subtune_jax.models.stages import split_stages
-from subtune_jax.network import (
-    Network,
-    Pixels,
-    Source,
-    Stage,
-    UnitTable,
-    linear,
-    linear_params,
-)
+from subtune_jax.head import linear, linear_params
+from subtune_jax.models.nnx_stages import split_stages
+from subtune_jax.models.pixels import normalize
+from subtune_jax.network import Network, Pixels, Source, Stage, UnitTable
 
 NORMS = ("group", "batch")
 _INIT = nnx.initializers.he_normal()
@@ -141,19 +133,6 @@ def subsampled_shortcut(x: jax.Array, width: int) -> jax.Array:
         return x
     side = missing // 2
     return jnp.pad(x[:, ::2, ::2], ((0, 0), (0, 0), (0, 0), (side, missing - side)))
-
-
-@cache
-def normalize(mean: tuple[float, ...], std: tuple[float, ...]) -> Callable:
-    """Returns the stage (x / 255 - mean) / std; x holds pixels 0 to 255 of any dtype."""
-
-    def apply(params, stats, x, *, batch_stats, key):
-        del params, batch_stats, key
-        channels = (1, 1, 1, -1)
-        shift, scale = (jnp.asarray(v).reshape(channels) for v in (mean, std))
-        return (x / 255 - shift) / scale, stats
-
-    return apply
 
 
 def _call(module: nnx.Module, x, *, batch_stats: bool, key) -> jax.Array:

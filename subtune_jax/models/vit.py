@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from subtune_jax.errors import InputError, require_positive, unknown
+from subtune_jax.head import linear, linear_params
 from subtune_jax.models.dropout import dropout, require_dropout
-from subtune_jax.models.resnet import normalize
-from subtune_jax.models.stages import split_stages
+from subtune_jax.models.nnx_stages import split_stages
+from subtune_jax.models.pixels import normalize
 from subtune_jax.models.transformer import (
     DTYPES,
     INIT,
@@ -27,15 +28,7 @@ from subtune_jax.models.transformer import (
     kinds,
     require_heads,
 )
-from subtune_jax.network import (
-    Network,
-    Pixels,
-    Source,
-    Stage,
-    UnitTable,
-    linear,
-    linear_params,
-)
+from subtune_jax.network import Network, Pixels, Source, Stage, UnitTable
 
 POOLINGS = ("cls", "mean")
 

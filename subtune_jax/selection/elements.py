@@ -10,7 +10,8 @@ import numpy as np
 
 from subtune_jax import tree
 from subtune_jax.errors import InputError, require_positive, unknown
-from subtune_jax.network import FROZEN, Labels, Params
+from subtune_jax.labels import FROZEN
+from subtune_jax.network import Labels, Params
 
 Elements = dict[str, np.ndarray]  # {path: sorted int[k]}
 SCOPES = ("each", "all")

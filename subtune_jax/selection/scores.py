@@ -17,14 +17,15 @@ import numpy as np
 
 from subtune_jax import tree
 from subtune_jax.errors import InputError, require_positive, unknown
-from subtune_jax.network import Labels, Network, Params, trainable_half
+from subtune_jax.labels import trainable_half
+from subtune_jax.network import Labels, Network, Params
 from subtune_jax.selection.gradients import (
     Moments,
     batch_gradient,
     row_moments,
     scored_half,
 )
-from subtune_jax.selection.labels import match
+from subtune_jax.selection.select import match
 
 Score = dict[str, float]
 Groups = Mapping[str, Sequence[str]]

@@ -8,7 +8,7 @@ import numpy as np
 
 from subtune_jax import tree
 from subtune_jax.data.batches import Data
-from subtune_jax.data.ragged import Ragged
+from subtune_jax.data.buckets import Ragged
 from subtune_jax.function_identity import said
 from subtune_jax.training.plan import Plan
 

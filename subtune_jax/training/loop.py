@@ -15,10 +15,10 @@ from subtune_jax.data.batches import Data
 from subtune_jax.errors import InputError, unknown
 from subtune_jax.network import Network
 from subtune_jax.training import resume
-from subtune_jax.training.features import cached_stages, features
 from subtune_jax.training.optimizers import reset_moments, set_multipliers
 from subtune_jax.training.phases import Phase, Program
 from subtune_jax.training.plan import Plan, make_plan
+from subtune_jax.training.prefix_cache import cached_stages, features
 from subtune_jax.training.resume import Epoch, Snapshot, first_snapshot
 from subtune_jax.training.state import (
     Running,

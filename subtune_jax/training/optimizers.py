@@ -14,7 +14,7 @@ import optax
 
 from subtune_jax import tree
 from subtune_jax.errors import InputError, require_positive, unknown
-from subtune_jax.network import FROZEN
+from subtune_jax.labels import FROZEN
 from subtune_jax.tree import Tree
 
 SCHEDULES = ("constant", "cosine", "linear")

@@ -10,15 +10,13 @@ import optax
 from subtune_jax import function_identity, tree
 from subtune_jax.data.batches import Batch
 from subtune_jax.errors import InputError, require_positive
-from subtune_jax.network import (
+from subtune_jax.labels import (
     FROZEN,
-    Labels,
-    Network,
-    Stage,
     lowest_trainable,
     stages_with_batch_stats,
     stages_with_dropout,
 )
+from subtune_jax.network import Labels, Network, Stage
 from subtune_jax.training.optimizers import Rule, optimizer
 from subtune_jax.tuning.method import Parts, Tuning, trained_labels
 from subtune_jax.tuning.subset import subset

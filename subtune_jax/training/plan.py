@@ -9,11 +9,12 @@ import numpy as np
 
 from subtune_jax.data import batches
 from subtune_jax.data.batches import Augment, Data
+from subtune_jax.data.buckets import lengths
 from subtune_jax.data.inputs import require_inputs, require_numbers
-from subtune_jax.data.ragged import lengths
 from subtune_jax.errors import InputError, require_type
-from subtune_jax.evaluation.metrics import cross_entropy
-from subtune_jax.network import Network, stages_with_batch_stats
+from subtune_jax.labels import stages_with_batch_stats
+from subtune_jax.losses import cross_entropy
+from subtune_jax.network import Network
 from subtune_jax.training.mesh import Placement, placement
 from subtune_jax.training.phases import Phase, Program, Settings, Stages, check
 

@@ -7,9 +7,9 @@ import numpy as np
 from subtune_jax import tree
 from subtune_jax.data import batches
 from subtune_jax.data.batches import Data
+from subtune_jax.data.buckets import lengths
 from subtune_jax.data.inputs import require_inputs, require_numbers
-from subtune_jax.data.ragged import lengths
-from subtune_jax.evaluation.metrics import Metric, accuracy
+from subtune_jax.metrics import Metric, accuracy
 from subtune_jax.network import Network
 from subtune_jax.training.step import compiled_forward
 

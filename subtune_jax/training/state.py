@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 from subtune_jax import tree
 from subtune_jax.errors import InputError
-from subtune_jax.network import Network, Params, Stats, trainable_half
+from subtune_jax.labels import trainable_half
+from subtune_jax.network import Network, Params, Stats
 from subtune_jax.training.optimizers import carry_moments
 from subtune_jax.training.phases import (
     Phase,

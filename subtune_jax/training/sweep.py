@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from subtune_jax.data.batches import Batch, Data
-from subtune_jax.data.ragged import lengths
+from subtune_jax.data.buckets import lengths
 from subtune_jax.errors import InputError, require_positive
 from subtune_jax.network import Network
 from subtune_jax.training.loop import (

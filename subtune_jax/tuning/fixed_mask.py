@@ -13,7 +13,8 @@ import numpy as np
 
 from subtune_jax import tree
 from subtune_jax.errors import InputError, require_positive
-from subtune_jax.network import FROZEN, Labels, Params
+from subtune_jax.labels import FROZEN
+from subtune_jax.network import Labels, Params
 from subtune_jax.tuning.method import Ended, Parts, Tuning, leaf_groups, no_penalty
 
 Indices = Mapping[str, np.ndarray]  # {path: int[k], places in the flattened leaf}

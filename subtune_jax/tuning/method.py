@@ -4,7 +4,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from subtune_jax import tree
-from subtune_jax.network import FROZEN, Labels, Params
+from subtune_jax.labels import FROZEN
+from subtune_jax.network import Labels, Params
 
 
 class Parts(NamedTuple):

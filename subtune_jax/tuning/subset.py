@@ -5,7 +5,8 @@ from typing import Any
 import jax
 
 from subtune_jax import tree
-from subtune_jax.network import Labels, Params, trainable_half
+from subtune_jax.labels import trainable_half
+from subtune_jax.network import Labels, Params
 from subtune_jax.tuning.method import Ended, Parts, Tuning, leaf_groups, no_penalty
 
 

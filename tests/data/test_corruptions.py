@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 
 from subtune_jax.data.batches import Data
-from subtune_jax.data.blurs import moved
-from subtune_jax.data.corruptions import CORRUPTIONS, corrupt, elastic
-from subtune_jax.data.prepared import images
+from subtune_jax.data.corruptions import CORRUPTIONS, corrupt
+from subtune_jax.data.corruptions.digital import elastic
+from subtune_jax.data.corruptions.blur import moved
+from subtune_jax.data.corruptions.weather import plasma
 from subtune_jax.data.shifts import shift
-from subtune_jax.data.weather import plasma
+from subtune_jax.data.tfds import images
 from subtune_jax.errors import InputError
 
 pytestmark = pytest.mark.slow

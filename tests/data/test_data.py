@@ -4,9 +4,9 @@ import pytest
 
 from subtune_jax.data import batches
 from subtune_jax.data.batches import Data
-from subtune_jax.data.sampling import balanced_parts
+from subtune_jax.data.digits import digits
 from subtune_jax.data.shifts import SHIFTS, shift
-from subtune_jax.data.sources import digits
+from subtune_jax.data.splits import balanced_parts
 from subtune_jax.errors import InputError
 
 

@@ -7,10 +7,10 @@ import pytest
 
 from subtune_jax.cost import cost
 from subtune_jax.data.batches import Batch, Data
+from subtune_jax.data.buckets import ragged
 from subtune_jax.data.inputs import require_inputs, require_numbers
-from subtune_jax.data.ragged import ragged
 from subtune_jax.errors import InputError
-from subtune_jax.selection.labels import select
+from subtune_jax.selection.select import select
 from subtune_jax.training.loop import fit
 from subtune_jax.training.optimizers import adam
 from subtune_jax.training.phases import Phase

@@ -8,11 +8,11 @@ import pytest
 
 from subtune_jax.data import batches
 from subtune_jax.data.batches import Data
-from subtune_jax.data.ragged import Ragged, by_length, lengths, ragged
+from subtune_jax.data.buckets import Ragged, by_length, lengths, ragged
 from subtune_jax.data.text import GLUE, encode, glue, labelled, texts, tokenizer
 from subtune_jax.errors import InputError
-from subtune_jax.evaluation.metrics import METRICS, f1, matthews, spearman
-from subtune_jax.models.pretrained import load
+from subtune_jax.metrics import METRICS, f1, matthews, spearman
+from subtune_jax.models.load import load
 from subtune_jax.training.predict import predict
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] a cat sat on the mat".split()
@@ -179,7 +179,7 @@ def test_similar_sentences_are_near_in_minilm(real_data, minilm):
     """Mean-pooled cosine similarity on STS-B's validation split."""
     network = load(minilm, new_head=1, pooling="mean").network
     body, words = network._replace(stages=network.stages[:-1]), tokenizer(minilm)
-    from subtune_jax.data.prepared import records
+    from subtune_jax.data.tfds import records
 
     found = records("glue/stsb", "validation", real_data / "tfds")
     pairs = [found[i] for i in range(len(found))]

@@ -12,14 +12,15 @@ from safetensors.numpy import load_file, save_file
 
 from subtune_jax import tree
 from subtune_jax.data.batches import Data
-from subtune_jax.data.ragged import ragged
+from subtune_jax.data.buckets import ragged
 from subtune_jax.errors import InputError
-from subtune_jax.evaluation.metrics import span_accuracy, span_cross_entropy
+from subtune_jax.losses import span_cross_entropy
+from subtune_jax.metrics import span_accuracy
 from subtune_jax.models.bert import BertConfig, bert
-from subtune_jax.models.pretrained import load
+from subtune_jax.models.load import load
 from subtune_jax.models.vit import ViTConfig, vit
 from subtune_jax.network import Network, forward
-from subtune_jax.selection.labels import select, trainable_count
+from subtune_jax.selection.select import select, trainable_count
 from subtune_jax.training.loop import fit
 from subtune_jax.training.optimizers import adam
 from subtune_jax.training.phases import Phase

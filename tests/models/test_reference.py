@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from subtune_jax import tree
-from subtune_jax.models.pretrained import load
+from subtune_jax.models.load import load
 from subtune_jax.network import forward
 from tests.fixtures.weights import pixels, texts, weights
 

@@ -11,8 +11,8 @@ from subtune_jax.models.resnet import (
     resnet,
     subsampled_shortcut,
 )
-from subtune_jax.models.saved import restore, save
-from subtune_jax.selection.labels import match
+from subtune_jax.models.save import restore, save
+from subtune_jax.selection.select import match
 from tests import toy
 
 

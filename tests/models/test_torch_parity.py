@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from subtune_jax.models.pretrained import load
+from subtune_jax.models.load import load
 from subtune_jax.network import forward
 
 torch = pytest.importorskip(

@@ -11,11 +11,11 @@ from safetensors.numpy import save_file
 
 from subtune_jax import tree
 from subtune_jax.errors import InputError
-from subtune_jax.models.pretrained import load
+from subtune_jax.models.files.vit import hugging_face_config, timm_config
+from subtune_jax.models.load import load
 from subtune_jax.models.vit import ViTConfig, vit
-from subtune_jax.models.vit_files import hugging_face_config, timm_config
 from subtune_jax.network import Network, forward
-from subtune_jax.selection.labels import select, trainable_count
+from subtune_jax.selection.select import select, trainable_count
 
 SMALL = ViTConfig(image=8, patch=4, width=16, layers=2, heads=4, hidden=24, outputs=3)
 HUGGING_FACE = {

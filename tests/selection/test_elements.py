@@ -6,9 +6,9 @@ import pytest
 from subtune_jax import tree
 from subtune_jax.data.batches import padded
 from subtune_jax.errors import InputError
-from subtune_jax.evaluation.metrics import cross_entropy
+from subtune_jax.losses import cross_entropy
 from subtune_jax.selection import elements, scores
-from subtune_jax.selection.labels import select
+from subtune_jax.selection.select import select
 from tests import toy
 
 VALUES = {"a": np.array([3.0, -1.0, 2.0, 9.0]), "b": np.array([5.0, 0.0])}

@@ -9,8 +9,8 @@ import pytest
 from subtune_jax import tree
 from subtune_jax.data.batches import Data, padded
 from subtune_jax.errors import InputError
-from subtune_jax.evaluation.metrics import cross_entropy, squared_error
 from subtune_jax.flops import contraction_flops
+from subtune_jax.losses import cross_entropy, squared_error
 from subtune_jax.network import Network, Stage, forward
 from subtune_jax.selection import gradients, scores
 from tests import toy

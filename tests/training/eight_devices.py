@@ -14,9 +14,9 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 from subtune_jax.data.batches import padded  # noqa: E402
-from subtune_jax.evaluation.metrics import cross_entropy  # noqa: E402
+from subtune_jax.losses import cross_entropy  # noqa: E402
 from subtune_jax.selection import scores  # noqa: E402
-from subtune_jax.selection.labels import select  # noqa: E402
+from subtune_jax.selection.select import select  # noqa: E402
 from subtune_jax.training.loop import epochs, fit  # noqa: E402
 from subtune_jax.training.mesh import placement  # noqa: E402
 from subtune_jax.training.optimizers import adam  # noqa: E402

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 
 from subtune_jax.data.batches import Data
-from subtune_jax.data.ragged import ragged
-from subtune_jax.evaluation.metrics import cross_entropy
+from subtune_jax.data.buckets import ragged
+from subtune_jax.losses import cross_entropy
 from subtune_jax.network import Network, Stage
-from subtune_jax.selection.labels import select
-from subtune_jax.training.adapt import adapt
-from subtune_jax.training.features import cached_stages
+from subtune_jax.selection.select import select
 from subtune_jax.training.loop import epochs, fit
 from subtune_jax.training.optimizers import adam, sgd
 from subtune_jax.training.phases import Phase, Settings, check
 from subtune_jax.training.plan import make_plan
+from subtune_jax.training.prefix_cache import cached_stages
+from subtune_jax.training.test_time import adapt
 from subtune_jax.tuning.anchor import l1_sp, l2_sp
 from tests import toy
 

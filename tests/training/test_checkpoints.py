@@ -18,8 +18,8 @@ from flax import nnx
 
 from subtune_jax import tree
 from subtune_jax.errors import InputError
-from subtune_jax.models.adopt import adopt
-from subtune_jax.selection.labels import select
+from subtune_jax.models.from_flax import adopt
+from subtune_jax.selection.select import select
 from subtune_jax.training import checkpoints
 from subtune_jax.training.checkpoints import Saved
 from subtune_jax.training.loop import fit

@@ -10,9 +10,9 @@ import pytest
 
 from subtune_jax.data.batches import padded
 from subtune_jax.errors import InputError
-from subtune_jax.evaluation.metrics import cross_entropy
+from subtune_jax.losses import cross_entropy
 from subtune_jax.selection import scores
-from subtune_jax.selection.labels import select
+from subtune_jax.selection.select import select
 from subtune_jax.training.loop import epochs
 from subtune_jax.training.mesh import data_mesh
 from subtune_jax.training.optimizers import adam

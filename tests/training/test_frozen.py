@@ -7,9 +7,9 @@ import pytest
 from subtune_jax import tree
 from subtune_jax.cost import cost, cost_table, stage_flops
 from subtune_jax.data.batches import Batch
-from subtune_jax.evaluation.metrics import cross_entropy
-from subtune_jax.network import stages_with_batch_stats
-from subtune_jax.selection.labels import assert_frozen, select
+from subtune_jax.labels import stages_with_batch_stats
+from subtune_jax.losses import cross_entropy
+from subtune_jax.selection.select import assert_frozen, select
 from subtune_jax.training.loop import fit
 from subtune_jax.training.optimizers import adamw
 from subtune_jax.training.phases import Phase, Settings

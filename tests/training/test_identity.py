@@ -10,13 +10,13 @@ import jax
 import numpy as np
 import pytest
 
-from subtune_jax.data.images import crop_and_flip
-from subtune_jax.data.ragged import ragged
+from subtune_jax.data.buckets import ragged
+from subtune_jax.data.folders import crop_and_flip
 from subtune_jax.errors import InputError
-from subtune_jax.evaluation.metrics import cross_entropy
 from subtune_jax.function_identity import said
+from subtune_jax.losses import cross_entropy
 from subtune_jax.models.bert import BertConfig, bert
-from subtune_jax.selection.labels import select
+from subtune_jax.selection.select import select
 from subtune_jax.training.identity import identity
 from subtune_jax.training.loop import fit
 from subtune_jax.training.optimizers import sgd

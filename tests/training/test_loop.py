@@ -5,8 +5,8 @@ import pytest
 
 from subtune_jax.data.batches import Data
 from subtune_jax.errors import InputError
-from subtune_jax.evaluation.metrics import cross_entropy
-from subtune_jax.selection.labels import select
+from subtune_jax.losses import cross_entropy
+from subtune_jax.selection.select import select
 from subtune_jax.training.loop import Diverged, epochs, fit
 from subtune_jax.training.optimizers import adam, sgd
 from subtune_jax.training.phases import Phase

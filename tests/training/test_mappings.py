@@ -11,10 +11,10 @@ from flax.core import FrozenDict
 from subtune_jax import tree
 from subtune_jax.cost import cost
 from subtune_jax.data.batches import padded
-from subtune_jax.evaluation.metrics import cross_entropy
+from subtune_jax.losses import cross_entropy
 from subtune_jax.network import Network
 from subtune_jax.selection import scores
-from subtune_jax.selection.labels import assert_frozen, select
+from subtune_jax.selection.select import assert_frozen, select
 from subtune_jax.training.loop import fit
 from subtune_jax.training.optimizers import adam
 from subtune_jax.training.phases import Phase

@@ -101,7 +101,7 @@ def test_rules_that_cannot_be_are_refused(make, message):
 
 
 def test_accumulated_micro_batches_equal_one_batch():
-    from subtune_jax.selection.labels import select
+    from subtune_jax.selection.select import select
     from subtune_jax.training.loop import fit
     from subtune_jax.training.phases import Phase
     from tests import toy

@@ -8,8 +8,8 @@ import pytest
 from subtune_jax import tree
 from subtune_jax.data.batches import padded
 from subtune_jax.errors import InputError
-from subtune_jax.evaluation.metrics import cross_entropy
-from subtune_jax.selection.labels import assert_frozen, select
+from subtune_jax.losses import cross_entropy
+from subtune_jax.selection.select import assert_frozen, select
 from subtune_jax.training.loop import fit
 from subtune_jax.training.optimizers import adam, adamw, set_multipliers, sgd
 from subtune_jax.training.phases import Phase, Settings, check

@@ -9,19 +9,18 @@ from flax import nnx
 from subtune_jax.cost import cost, cost_table
 from subtune_jax.data.batches import Data, padded
 from subtune_jax.errors import InputError
-from subtune_jax.evaluation.entropy import entropy
-from subtune_jax.evaluation.metrics import cross_entropy, squared_error
-from subtune_jax.models.adopt import adopt
+from subtune_jax.head import new_head
+from subtune_jax.losses import cross_entropy, entropy, squared_error
 from subtune_jax.models.bert import BertConfig, bert
+from subtune_jax.models.from_flax import adopt
 from subtune_jax.network import Network, Stage
-from subtune_jax.selection.labels import select
-from subtune_jax.training.adapt import adapt
+from subtune_jax.selection.select import select
 from subtune_jax.training.loop import Diverged, fit
 from subtune_jax.training.optimizers import adam, adamw, sgd
 from subtune_jax.training.phases import Phase, Settings, check
 from subtune_jax.training.predict import evaluate
+from subtune_jax.training.test_time import adapt
 from subtune_jax.tuning.anchor import l1_sp, l2_sp
-from subtune_jax.tuning.head import new_head
 from subtune_jax.tuning.rescaled import rescaled
 from subtune_jax.tuning.subset import subset
 from tests import toy

@@ -6,12 +6,13 @@ import pytest
 
 from subtune_jax import tree
 from subtune_jax.data.batches import Data
-from subtune_jax.data.ragged import ragged
+from subtune_jax.data.buckets import ragged
 from subtune_jax.errors import InputError
-from subtune_jax.evaluation.metrics import cross_entropy
-from subtune_jax.network import LECUN_NORMAL, Network, Stage, linear, linear_params
-from subtune_jax.selection.automatic import auto_rgn
-from subtune_jax.selection.labels import select
+from subtune_jax.head import LECUN_NORMAL, linear, linear_params
+from subtune_jax.losses import cross_entropy
+from subtune_jax.network import Network, Stage
+from subtune_jax.selection.rate_multipliers import auto_rgn
+from subtune_jax.selection.select import select
 from subtune_jax.training.loop import Diverged, fit
 from subtune_jax.training.optimizers import adam, sgd
 from subtune_jax.training.phases import Phase

@@ -9,8 +9,8 @@ import pytest
 
 from subtune_jax import tree
 from subtune_jax.errors import InputError
-from subtune_jax.network import trainable_half
-from subtune_jax.selection.labels import select
+from subtune_jax.labels import trainable_half
+from subtune_jax.selection.select import select
 from subtune_jax.training.loop import epochs, fit
 from subtune_jax.training.optimizers import adam
 from subtune_jax.training.phases import Phase

@@ -9,14 +9,14 @@ import pytest
 from subtune_jax import tree
 from subtune_jax.cost import stage_flops
 from subtune_jax.data.batches import Batch, Data
-from subtune_jax.evaluation.metrics import cross_entropy
 from subtune_jax.flops import contraction_flops
+from subtune_jax.losses import cross_entropy
 from subtune_jax.models.bert import BertConfig, bert
 from subtune_jax.network import Network
-from subtune_jax.selection.labels import select, trainable_count
-from subtune_jax.training.features import cached_stages
+from subtune_jax.selection.select import select, trainable_count
 from subtune_jax.training.optimizers import adamw
 from subtune_jax.training.phases import Phase, Settings, check
+from subtune_jax.training.prefix_cache import cached_stages
 from subtune_jax.training.state import start
 from subtune_jax.training.step import train_step
 

@@ -8,7 +8,7 @@ number, port, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(f"localhost:{port}", 2, number)
 
-from subtune_jax.selection.labels import select  # noqa: E402
+from subtune_jax.selection.select import select  # noqa: E402
 from subtune_jax.training.loop import fit  # noqa: E402
 from subtune_jax.training.mesh import placement  # noqa: E402
 from subtune_jax.training.optimizers import adam  # noqa: E402

@@ -12,8 +12,8 @@ import pytest
 
 import subtune_jax.tuning
 from subtune_jax import tree
-from subtune_jax.evaluation.metrics import cross_entropy
-from subtune_jax.selection.labels import assert_frozen, select, trainable_count
+from subtune_jax.losses import cross_entropy
+from subtune_jax.selection.select import assert_frozen, select, trainable_count
 from subtune_jax.training.loop import fit
 from subtune_jax.training.optimizers import adam
 from subtune_jax.training.phases import Phase, Settings

@@ -6,8 +6,8 @@ import pytest
 
 from subtune_jax import tree
 from subtune_jax.errors import InputError
-from subtune_jax.evaluation.metrics import cross_entropy
-from subtune_jax.selection.labels import select
+from subtune_jax.losses import cross_entropy
+from subtune_jax.selection.select import select
 from subtune_jax.training.loop import fit
 from subtune_jax.training.optimizers import adam
 from subtune_jax.training.phases import Phase, Settings

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from subtune_jax.data.batches import Data
-from subtune_jax.selection.labels import select
+from subtune_jax.selection.select import select
 from subtune_jax.training.loop import fit
 from subtune_jax.training.optimizers import adam
 from subtune_jax.training.phases import Phase

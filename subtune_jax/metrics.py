@@ -1,0 +1,110 @@
+"""Losses per example (jitted) and metrics over a whole set (NumPy).
+
+A metric raises `InputError` for targets that are not those of its outputs in shape, and is
+NaN where an output is: a network without numbers has no score.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from subtune_jax.errors import InputError
+
+Metric = Callable[[np.ndarray, np.ndarray], float]
+
+
+def span_accuracy(logits: np.ndarray, spans: np.ndarray) -> float:
+    """Returns the share of texts whose start and end both have the largest logit, in
+    percent."""
+    right = (_classes(logits, spans, axis=1) == spans).all(axis=1)
+    return _whole(logits, 100 * float(np.mean(right)))
+
+
+def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Returns the share of rows whose largest logit is the label, in percent."""
+    right = _classes(logits, labels) == labels
+    return _whole(logits, 100 * float(np.mean(right)))
+
+
+def worst_group_accuracy(groups: np.ndarray) -> Metric:
+    """Returns the metric min over groups of accuracy, in percent; `groups` is int[rows]."""
+
+    def metric(logits: np.ndarray, labels: np.ndarray) -> float:
+        _require_shape("labels", labels, np.shape(groups))
+        found = [
+            accuracy(logits[groups == g], labels[groups == g]) for g in set(groups)
+        ]
+        return float(np.min(found))
+
+    return metric
+
+
+def f1(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Returns the F1 score of class 1, in percent (0 where nothing is or is called 1)."""
+    from sklearn.metrics import f1_score
+
+    called = _classes(logits, labels)
+    return _whole(logits, 100 * float(f1_score(labels, called, zero_division=0)))
+
+
+def matthews(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Returns Matthews' correlation of classes, in percent (0 where one is constant)."""
+    from sklearn.metrics import matthews_corrcoef
+
+    called = _classes(logits, labels)
+    return _whole(logits, 100 * float(matthews_corrcoef(labels, called)))
+
+
+def pearson(outputs: np.ndarray, targets: np.ndarray) -> float:
+    """Returns Pearson's correlation of numbers, in percent (0 where one is constant)."""
+    from scipy.stats import pearsonr
+
+    return _correlation(pearsonr, outputs, targets)
+
+
+def spearman(outputs: np.ndarray, targets: np.ndarray) -> float:
+    """Returns Spearman's rank correlation of numbers, in percent (0 where one is
+    constant)."""
+    from scipy.stats import spearmanr
+
+    return _correlation(spearmanr, outputs, targets)
+
+
+def _correlation(f: Callable, outputs: np.ndarray, targets: np.ndarray) -> float:
+    one, other = np.ravel(outputs), np.ravel(targets)
+    if one.size != other.size:
+        raise InputError(
+            f"the outputs have shape {list(np.shape(outputs))}, and the targets "
+            f"{list(np.shape(targets))}: expected one number per example in both"
+        )
+    if np.isnan(one).any():
+        return float("nan")
+    constant = np.ptp(one) == 0 or np.ptp(other) == 0
+    return 0.0 if constant else 100 * float(f(one, other)[0])
+
+
+def _classes(logits: np.ndarray, labels: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Returns the places of the largest logits; the labels must be of their shape."""
+    places = np.argmax(logits, axis=axis)
+    _require_shape("labels", labels, places.shape)
+    return places
+
+
+def _require_shape(name: str, values: np.ndarray, expected: tuple[int, ...]) -> None:
+    if np.shape(values) != tuple(expected):
+        raise InputError(
+            f"the {name} have shape {list(np.shape(values))}: expected {list(expected)}"
+        )
+
+
+def _whole(outputs: np.ndarray, score: float) -> float:
+    return float("nan") if np.isnan(outputs).any() else score
+
+
+METRICS: dict[str, Metric] = {
+    "accuracy": accuracy,
+    "f1": f1,
+    "matthews": matthews,
+    "pearson": pearson,
+    "spearman": spearman,
+}

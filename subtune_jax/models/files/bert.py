@@ -1,0 +1,109 @@
+"""Files of BERT, RoBERTa, XLM-R and CamemBERT in Hugging Face's layout."""
+
+import re
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+
+from subtune_jax.errors import InputError
+from subtune_jax.models.bert import BertConfig, bert
+from subtune_jax.models.files.convert import (
+    Family,
+    Name,
+    layer_norm_names,
+    linear_names,
+    unused,
+    with_options,
+)
+
+_BODY = r"(?:bert\.|roberta\.)?"
+_LAYER = _BODY + r"encoder\.layer\.(\d+)\."
+
+
+def _embedding(name: str, path: str) -> Name:
+    return Name(
+        rf"{_BODY}embeddings\.{name}_embeddings\.weight",
+        f"params/embeddings/{path}/embedding",
+    )
+
+
+def bert_names(dense_pooler: bool) -> list[Name]:
+    """Returns the table of BERT and RoBERTa files (Hugging Face's names).
+
+    A pooler's tensors are read where the network has one; heads of pretraining and
+    position ids are passed over.
+    """
+    passed = partial(unused, beside="params/embeddings/norm/scale")
+    pooler = rf"(?:{_BODY}pooler\.dense|classifier\.dense)"
+    return [
+        _embedding("word", "word"),
+        _embedding("position", "position"),
+        _embedding("token_type", "token_type"),
+        *layer_norm_names(rf"{_BODY}embeddings\.LayerNorm", "embeddings/norm"),
+        *(
+            name
+            for part in ("query", "key", "value")
+            for name in linear_names(
+                rf"{_LAYER}attention\.self\.{part}", rf"layer_\1/attention/{part}"
+            )
+        ),
+        *linear_names(
+            rf"{_LAYER}attention\.output\.dense", r"layer_\1/attention/output"
+        ),
+        *layer_norm_names(
+            rf"{_LAYER}attention\.output\.LayerNorm", r"layer_\1/attention/norm"
+        ),
+        *linear_names(rf"{_LAYER}intermediate\.dense", r"layer_\1/intermediate"),
+        *linear_names(rf"{_LAYER}output\.dense", r"layer_\1/output"),
+        *layer_norm_names(rf"{_LAYER}output\.LayerNorm", r"layer_\1/norm"),
+        *(
+            linear_names(pooler, "pooler/dense")
+            if dense_pooler
+            else [passed(rf"{pooler}\.(?:weight|bias)")]
+        ),
+        *linear_names(r"(?:classifier(?:\.out_proj)?|qa_outputs)", "head"),
+        passed(rf"{_BODY}embeddings\.(?:position_ids|token_type_ids)"),
+        passed(r"(?:cls|lm_head)\..*"),
+    ]
+
+
+ROBERTA_TYPES = ("roberta", "xlm-roberta", "camembert")
+
+
+def bert_family(config: Mapping[str, Any], options: Mapping[str, Any]) -> Family:
+    roberta, pad = config["model_type"] in ROBERTA_TYPES, config.get("pad_token_id")
+    if config.get("position_embedding_type", "absolute") != "absolute":
+        raise InputError(
+            f"position embeddings are {config['position_embedding_type']!r}: expected "
+            "absolute ones"
+        )
+    made = BertConfig(
+        vocabulary=config["vocab_size"],
+        width=config["hidden_size"],
+        layers=config["num_hidden_layers"],
+        heads=config["num_attention_heads"],
+        hidden=config["intermediate_size"],
+        positions=config["max_position_embeddings"],
+        types=config["type_vocab_size"],
+        epsilon=config["layer_norm_eps"],
+        activation=config["hidden_act"],
+        dropout=config["hidden_dropout_prob"],
+        pad=int(roberta) if pad is None else pad,  # Hugging Face's defaults
+        roberta=roberta,
+        outputs=len(config.get("id2label") or (0, 0)),
+    )
+    made = with_options(
+        made, options, ("pooling", "head", "dropout", "dtype", "outputs")
+    )
+    room = made.positions - (made.pad + 1 if roberta else 0)
+    dense = made.pooling == "dense" and made.head == "outputs"
+    return Family(bert(made, jax.random.key(0)), bert_names(dense), (room,), one_pooler)
+
+
+def one_pooler(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the tensors without a pooler that a classifier with its own does not use."""
+    own = any(name.startswith("classifier.dense.") for name in tensors)
+    pooler = re.compile(r"(?:\w+\.)?pooler\.dense\.\w+")
+    return {n: t for n, t in tensors.items() if not (own and pooler.fullmatch(n))}

@@ -1,0 +1,51 @@
+"""Files of residual networks of the CIFAR family: tensor names and configuration."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from subtune_jax.errors import InputError, unknown
+from subtune_jax.models.files.convert import CONV, LINEAR, Family, Name, norm_names
+from subtune_jax.models.resnet import ResNetConfig, resnet
+
+CIFAR_RESNET = [
+    Name(r"conv1\.weight", "params/stem/conv/kernel", CONV),
+    *norm_names("bn1", "stem/norm"),
+    Name(
+        r"layer(\d)\.(\d+)\.conv(\d)\.weight",
+        r"params/block\1_\2/conv\3/kernel",
+        CONV,
+    ),
+    *norm_names(r"layer(\d)\.(\d+)\.bn(\d)", r"block\1_\2/norm\3"),
+    *norm_names("bn", "pool/norm"),
+    Name(r"(?:fc|linear)\.weight", "params/head/kernel", LINEAR),
+    Name(r"(?:fc|linear)\.bias", "params/head/bias"),
+]
+
+
+def resnet_family(config: Mapping[str, Any], options: Mapping[str, Any]) -> Family:
+    norms = {"group_norm": "group", "batch_norm": "batch"}
+    blocks = {"pre-activation basic block": True, "post-activation basic block": False}
+    norm, block = config["norm"]["type"], config["block"]["type"]
+    if norm not in norms:
+        raise unknown("norm type", norm, norms)
+    if block not in blocks:
+        raise unknown("block type", block, blocks)
+    made = ResNetConfig(
+        blocks=tuple(config["blocks_per_stage"]),
+        widths=tuple(config["widths"]),
+        norm=norms[norm],
+        groups=config["norm"].get("num_groups", 0),
+        preactivation=blocks[block],
+        channels=config["input_size"][-1],
+        classes=config["num_classes"],
+        mean=tuple(config["normalization"]["mean"]),
+        std=tuple(config["normalization"]["std"]),
+    )
+    if options:
+        raise InputError(
+            f"config.json describes a residual network, which has no {', '.join(options)}"
+        )
+    network = resnet(made, jax.random.key(0))
+    return Family(network, CIFAR_RESNET, tuple(config["input_size"]))

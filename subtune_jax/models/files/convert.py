@@ -1,0 +1,148 @@
+"""Name tables: how tensors of a file (PyTorch layout) become leaves of ours."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from subtune_jax import tree
+from subtune_jax.errors import InputError, unknown
+from subtune_jax.network import Network
+
+
+class Name(NamedTuple):
+    """A tensor name as a regular expression, our path for it, and an axis order.
+
+    `path` may refer to groups of the expression, and begins with `params/` or `stats/`.
+    A tensor that is not `used` may only stand beside the leaf at that path.
+    """
+
+    pattern: str
+    path: str
+    axes: tuple[int, ...] | None = None
+    used: bool = True
+
+
+CONV = (2, 3, 1, 0)  # OIHW to HWIO
+LINEAR = (1, 0)  # (out, in) to (in, out)
+HEAD = r"(?:fc|linear|classifier|qa_outputs|head|heads\.head)(?:\.out_proj)?\.(?:weight|bias)"
+
+HINTS = {  # where a path is missing
+    "params/head/": "new_head=N gives a fresh head",
+    "params/pooler/dense": "pooling='mean' or 'cls' does without a pooler",
+}
+
+
+def norm_names(pattern: str, path: str) -> list[Name]:
+    return [
+        Name(rf"{pattern}\.weight", f"params/{path}/scale"),
+        Name(rf"{pattern}\.bias", f"params/{path}/bias"),
+        Name(rf"{pattern}\.running_mean", f"stats/{path}/mean"),
+        Name(rf"{pattern}\.running_var", f"stats/{path}/var"),
+        Name(rf"{pattern}\.num_batches_tracked", f"stats/{path}/mean", used=False),
+    ]
+
+
+_ENDINGS = {"weight": ("kernel", LINEAR), "bias": ("bias", None)}
+
+
+def linear_names(pattern: str, path: str, used: bool = True) -> list[Name]:
+    """Returns the entries of a linear layer."""
+    return [
+        Name(rf"{pattern}\.{theirs}", f"params/{path}/{ours}", axes, used)
+        for theirs, (ours, axes) in _ENDINGS.items()
+    ]
+
+
+def layer_norm_names(pattern: str, path: str) -> list[Name]:
+    """Returns the entries of a LayerNorm, under its old names too."""
+    return [
+        Name(rf"{pattern}\.(?:weight|gamma)", f"params/{path}/scale"),
+        Name(rf"{pattern}\.(?:bias|beta)", f"params/{path}/bias"),
+    ]
+
+
+def unused(pattern: str, beside: str) -> Name:
+    """Returns the entry of tensors that a network with a leaf `beside` does without."""
+    return Name(pattern, beside, used=False)
+
+
+def filled(
+    network: Network,
+    tensors: Mapping[str, np.ndarray],
+    table: Sequence[Name],
+    file: str,
+    fresh: str | None = None,
+) -> Network:
+    """Returns the network with the values of `tensors`, all of them and no others.
+
+    `fresh` names a stage that keeps the network's own values, whatever the file has for
+    it. Raises `InputError` that lists every missing, unexpected and misshapen tensor.
+    """
+    wanted = tree.flatten({"params": network.params, "stats": network.stats})
+    kept = {path: leaf for path, leaf in wanted.items() if path.split("/")[1] == fresh}
+    wanted = {path: leaf for path, leaf in wanted.items() if path not in kept}
+    found: dict[str, np.ndarray] = {}
+    unexpected, misshapen = [], []
+    for name, tensor in tensors.items():
+        known = _known(name, table)
+        path = None if known is None else known.path
+        if path in kept or (path or "").split("/")[1:2] == [fresh]:
+            continue
+        if path not in wanted or (known.used and path in found):
+            unexpected.append(name)
+        elif known.used:
+            value = _laid_out(tensor, known.axes)
+            found[path], shape = value, wanted[path].shape
+            if value.shape != shape or value.dtype.kind not in "fV":
+                said = f"{name} {value.dtype}{list(value.shape)}"
+                misshapen.append(f"{said} (expected float{list(shape)} in our layout)")
+    problems = {
+        "missing": sorted(wanted.keys() - found.keys()),
+        "unexpected": unexpected,
+        "misshapen": misshapen,
+    }
+    said = [f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names]
+    said += [h for p, h in HINTS.items() if any(p in n for n in problems["missing"])]
+    if said:
+        raise InputError(f"{file} does not fit the network: {'; '.join(said)}")
+    values = tree.map_with_path(
+        lambda path, leaf: np.asarray(found.get(path, leaf), leaf.dtype),
+        {"params": network.params, "stats": network.stats},
+    )
+    return network._replace(**values)
+
+
+def _known(name: str, table: Sequence[Name]) -> Name | None:
+    """Returns the table's entry for a tensor, its path filled in."""
+    for entry in table:
+        match = re.fullmatch(entry.pattern, name)
+        if match:
+            return entry._replace(path=match.expand(entry.path))
+    return None
+
+
+def _laid_out(tensor: np.ndarray, axes: tuple[int, ...] | None) -> np.ndarray:
+    fits = axes is not None and tensor.ndim == len(axes)
+    return tensor.transpose(axes) if fits else tensor
+
+
+class Family(NamedTuple):
+    """A network to fill, the names of its tensors in files, and the size of its inputs:
+    (height, width, channels) of images, (most tokens,) of texts. `plain` lays tensors out
+    as the names have them."""
+
+    network: Network
+    names: Sequence[Name]
+    size: tuple[int, ...]
+    plain: Callable = dict
+
+
+def with_options(
+    config: Any, options: Mapping[str, Any], allowed: Sequence[str]
+) -> Any:
+    for name in options:
+        if name not in allowed:
+            raise unknown("option", name, allowed)
+    return config._replace(**options)

@@ -1,0 +1,170 @@
+"""Activations of a frozen prefix, computed once instead of at every step."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from subtune_jax import function_identity, tree
+from subtune_jax.data import batches
+from subtune_jax.data.batches import Data
+from subtune_jax.data.buckets import Ragged, first_ragged, lengths, ragged
+from subtune_jax.errors import InputError
+from subtune_jax.flops import depends_on
+from subtune_jax.network import Network
+from subtune_jax.training.phases import Program
+from subtune_jax.training.step import compiled_forward
+
+
+def cached_stages(network: Network, program: Program, data: Data, budget: int) -> int:
+    """Returns how many leading stages can be computed once for all of `data`.
+
+    They are below the lowest stage that trains, use stored statistics and do nothing
+    random under the program's dropout; their activations for all examples fit `budget`
+    bytes and, of texts, can be cut to their lengths. The most such stages; 0 where none
+    of them has a parameter, since there is nothing to save.
+    """
+    if not budget:
+        return 0
+    sizes, wide = lengths(data.x), _at_widths(data)
+    count = len(data.y) if sizes is None else -(-int(sizes.sum()) // int(sizes.max()))
+    chains = [_deterministic(network, program, x) for x in wide.values()]
+    best, worthwhile = 0, False
+    for (stop, x), (_, narrow) in zip(*chains, strict=True):
+        worthwhile |= bool(
+            jax.tree.leaves(network.params[network.stages[stop - 1].name])
+        )
+        fits = tree.nbytes(x) * count <= budget
+        if worthwhile and fits and per_token([x, narrow], list(wide)) is not None:
+            best = stop
+    return best
+
+
+def _at_widths(data: Data) -> dict[int, Any]:
+    """Returns an example at the width of the longest text's bucket, and at half of it;
+    both are the same where nothing is ragged."""
+    first = first_ragged(data.x)
+    longest = np.array([0 if first is None else np.argmax(first.lengths)])
+    whole, width = data.take(longest).x, 1 if first is None else first[longest].shape[1]
+    if width == 1:
+        return {0: whole, 1: whole}
+
+    def cut(tokens: int) -> Any:
+        return jax.tree.map(
+            lambda leaf, part: part[:, :tokens] if isinstance(leaf, Ragged) else part,
+            data.x,
+            whole,
+        )
+
+    return {width: whole, width // 2: cut(width // 2)}
+
+
+def per_token(made: Sequence[Any], widths: Sequence[int]) -> list[bool] | None:
+    """Returns which leaves are [examples, tokens, ...], of what is made at two widths.
+
+    The others have one shape whatever the width. `None` where a leaf is neither: it
+    cannot be cut to the length of a text.
+    """
+    found = []
+    for one, other in zip(*map(jax.tree.leaves, made), strict=True):
+        axes = one.shape[1:2] + other.shape[1:2]
+        same = one.shape == other.shape
+        if not same and (axes != tuple(widths) or one.shape[2:] != other.shape[2:]):
+            return None
+        found.append(not same)
+    return found
+
+
+def _deterministic(network: Network, program: Program, x: Any) -> Iterator[tuple]:
+    """Yields (stages so far, shapes after them) while a prefix is frozen and not random."""
+    for index, (name, apply) in enumerate(network.stages):
+        if index == program.lowest or name in program.batch_stats:
+            return
+        params, stats = network.params[name], network.stats[name]
+        code = function_identity.fingerprint(apply)
+        random, x = _probe(apply, code, *_hashable((params, stats, x)))
+        if random and name in program.dropout:
+            return
+        yield index + 1, x
+
+
+def _room(examples: int, rows: np.ndarray) -> np.ndarray:
+    return np.empty((examples, *rows.shape[1:]), rows.dtype)
+
+
+def _hashable(values) -> tuple:
+    leaves, structure = jax.tree.flatten(values)
+    return structure, tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves)
+
+
+@lru_cache(1024)
+def _probe(apply: Callable, code: str, structure, leaves: tuple) -> tuple[bool, Any]:
+    """Returns whether a stage's activations depend on its key, and their shapes."""
+    del code  # part of the key: what the stage reads may have changed
+    params, stats, x = jax.tree.unflatten(structure, leaves)
+
+    def run(params, stats, x, key):
+        return apply(params, stats, x, batch_stats=False, key=key)[0]
+
+    args = params, stats, x, jax.eval_shape(lambda: jax.random.key(0))
+    return depends_on(run, [False, False, False, True], *args), jax.eval_shape(
+        run, *args
+    )
+
+
+def features(network: Network, stop: int, data: Data, batch_size: int = 256) -> Data:
+    """Returns `data` with x replaced by the activations after `stop` stages, in NumPy.
+
+    Stored statistics, no dropout. As many examples as before, in the same order; of
+    ragged inputs, activations with an entry per token are ragged too.
+    """
+    if lengths(data.x) is not None:
+        return _ragged_features(network, stop, data, batch_size)
+    run, made, begin = compiled_forward(network, 0, stop), None, 0
+    for batch in batches.in_order(data, batch_size):
+        x = tree.beside(batch.x, network.params)
+        rows = jax.device_get(run(network.params, network.stats, x))
+        if made is None:
+            made = jax.tree.map(partial(_room, len(data.y)), rows)
+        end = min(begin + batch_size, len(data.y))
+        for whole, part in zip(*map(jax.tree.leaves, (made, rows)), strict=True):
+            whole[begin:end] = part[: end - begin]
+        begin = end
+    return Data(made, data.y)
+
+
+def _ragged_features(network: Network, stop: int, data: Data, batch_size: int) -> Data:
+    first = first_ragged(data.x)
+    order = np.argsort(first.lengths, kind="stable")  # like lengths together
+    run, made = compiled_forward(network, 0, stop), []
+    wide = _at_widths(data)
+    shapes = [
+        jax.eval_shape(run, network.params, network.stats, x) for x in wide.values()
+    ]
+    cut = per_token(shapes, list(wide))
+    if cut is None:
+        raise InputError(
+            f"activations after {stop} stages cannot be cut to their texts"
+        )
+    for batch in batches.in_order(data.only(order), batch_size):
+        x = tree.beside(batch.x, network.params)
+        x = jax.device_get(run(network.params, network.stats, x))
+        leaves, structure = jax.tree.flatten(x)
+        taken = order[len(made) : len(made) + batch_size]
+        made += [
+            [
+                leaf[i, :length] if tokens else leaf[i]
+                for leaf, tokens in zip(leaves, cut, strict=True)
+            ]
+            for i, length in enumerate(first.lengths[taken])
+        ]
+    back = np.argsort(order)
+    joined = [
+        ragged([made[i][k] for i in back], first.buckets)
+        if tokens
+        else np.stack([made[i][k] for i in back])
+        for k, tokens in enumerate(cut)
+    ]
+    return Data(jax.tree.unflatten(structure, joined), data.y)
