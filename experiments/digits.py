@@ -7,10 +7,10 @@ import numpy as np
 
 from experiments.cli import cache_dir
 from subtune_jax import tree
-from subtune_jax.data.batches import Data
+from subtune_jax.data.batches import Dataset
 from subtune_jax.data.digits import digits
 from subtune_jax.data.shifts import Shift
-from subtune_jax.data.splits import balanced_parts
+from subtune_jax.data.splits import split_balanced
 from subtune_jax.models.resnet import ResNetConfig, resnet
 from subtune_jax.models.save import restore, save
 from subtune_jax.network import Network
@@ -22,9 +22,9 @@ from subtune_jax.training.phases import Phase
 STEPS, RATE = 600, 3e-3
 
 
-def pools() -> dict[str, Data]:
+def pools() -> dict[str, Dataset]:
     """Returns the halves of the digits for the source and the target task (disjoint)."""
-    return balanced_parts(
+    return split_balanced(
         digits(), {"source": 880, "target": None}, np.random.default_rng(0)
     )
 
@@ -35,7 +35,7 @@ def pretrained(shift: Shift, norm: str) -> Network:
     `norm` is `group` or `batch`. Pretraining: AdamW, cosine, 600 steps of 64.
     """
     source = shift.source(pools()["source"])
-    config = ResNetConfig(norm=norm, channels=1, classes=int(source.y.max()) + 1)
+    config = ResNetConfig(norm=norm, channels=1, num_classes=int(source.y.max()) + 1)
     network = resnet(config, jax.random.key(0))
     recipe = f"{config} {STEPS} {RATE} {tree.fingerprint(source._asdict())}"
     file = (
@@ -45,7 +45,7 @@ def pretrained(shift: Shift, norm: str) -> Network:
     if not file.exists():
         phase = Phase(
             select(network, {"all": [".*"]}),
-            adamw(RATE, schedule="cosine", clip=1.0),
+            adamw(RATE, schedule="cosine", clip_norm=1.0),
             STEPS,
         )
         save(

@@ -13,8 +13,8 @@ from experiments.common.report.results import Row
 from experiments.methods import Variant, labels
 from experiments.surgical import Recipe, tune
 from experiments.targets import Target, Task
-from subtune_jax.models.load import load
-from subtune_jax.selection.select import trainable_count
+from subtune_jax.models.load import load_pretrained
+from subtune_jax.selection.select import count_trainable
 from subtune_jax.tree import count
 
 FREE = ("out", "seeds", "data_dir", "weights")  # they do not change what a run is
@@ -87,7 +87,11 @@ def variant_of_first(
 
 def base_of(target: Target, common: Common) -> str | None:
     """Returns the fingerprint of the weights; the digits' are of their code."""
-    return None if target.dataset == "digits" else load(common.weights).fingerprint
+    return (
+        None
+        if target.dataset == "digits"
+        else load_pretrained(common.weights).source.fingerprint
+    )
 
 
 def task_name(target: Target, shift: str) -> str:
@@ -124,7 +128,7 @@ def tuned_rows(
         "method": method,
         "seed": seed,
         "metric": task.metric,
-        "trainable_params": trainable_count(task.network.params, trained),
+        "trainable_params": count_trainable(task.network, trained),
         "total_params": count(task.network.params),
         "commit": results.commit(),
     }

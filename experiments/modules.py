@@ -16,12 +16,12 @@ from experiments.texts import EMBEDDED
 from experiments.trials import CHOICES, Fitting, Task, choose
 from subtune_jax.data import batches
 from subtune_jax.errors import InputError, require_positive, unknown
-from subtune_jax.head import LECUN_NORMAL, new_head
+from subtune_jax.head import LECUN_NORMAL, replace_head
 from subtune_jax.losses import cross_entropy, squared_error
 from subtune_jax.network import Labels, Network
 from subtune_jax.selection import elements
 from subtune_jax.selection.scores import fisher_elements
-from subtune_jax.selection.select import select, trainable_count
+from subtune_jax.selection.select import count_trainable, select
 from subtune_jax.training import mesh
 from subtune_jax.training.optimizers import Rule, adamw
 from subtune_jax.training.phases import Phase
@@ -76,7 +76,7 @@ class ModuleRecipe:
         require_positive(**{k: v for k, v in sizes.items() if v is not None})
         heads = () if self.head_rate is None else (self.head_rate,)
         for rate in (*(self.full_rates or ()), *(self.rates or ()), *heads):
-            require_positive(rate=rate)
+            require_positive(learning_rate=rate)
         for flag in ("full_rates", "rates"):
             if getattr(self, flag) == ():
                 raise InputError(f"--{flag.replace('_', '-')} needs at least one value")
@@ -136,7 +136,7 @@ def tuning_of(task: Task, module: str, seed: int, batch_size: int = 16) -> Tunin
         norms = select(network, {"g": ["layer_norms"]})
         values = elements.of_group(network.params, labels, "module")
         kernels = {p: v for p, v in values.items() if p.endswith("kernel")}
-        n = trainable_count(network.params, norms)
+        n = count_trainable(network, norms)
         nothing = {path: np.zeros(0, int) for path in values}
         return fixed_mask(nothing | elements.random(kernels, n, seed, "all"))
     if wanted is None:
@@ -150,7 +150,7 @@ def tuning_of(task: Task, module: str, seed: int, batch_size: int = 16) -> Tunin
         return fixed_mask(elements.random(values, int(n), seed))
     if rule == "fisher":
         outputs, key = network.params["head"]["bias"].size, jax.random.key(seed)
-        headed = new_head(network, outputs, key, LECUN_NORMAL)
+        headed = replace_head(network, outputs, key, init=LECUN_NORMAL)
         stream = batches.in_order(task.train, batch_size)
         squares = fisher_elements(headed, stream, loss_of(task), labels)
         values = elements.of_group(squares, labels, "module")
@@ -178,7 +178,11 @@ def rules_of(
 ) -> dict[str, Rule]:
     """Returns the rules of a module and its head, clipped at a norm of 1 in each group; a
     `frozen` module has a head alone, with the rate that is tried."""
-    shape = {"schedule": "linear", "warmup": int(recipe.warmup * steps), "clip": 1.0}
+    shape = {
+        "schedule": "linear",
+        "warmup": int(recipe.warmup * steps),
+        "clip_norm": 1.0,
+    }
     if module == "frozen":
         return {"head": adamw(rate, **shape)}
     return {"module": adamw(rate, **shape), "head": adamw(recipe.head_rate, **shape)}

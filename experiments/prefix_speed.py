@@ -21,13 +21,13 @@ import numpy as np
 from experiments.cli import Common, Flags, as_config, main
 from experiments.common.report import results
 from subtune_jax.cost import stage_flops
-from subtune_jax.data.batches import Data
+from subtune_jax.data.batches import Dataset
 from subtune_jax.errors import InputError, require_positive
 from subtune_jax.losses import cross_entropy
 from subtune_jax.models.bert import BertConfig, bert
 from subtune_jax.models.resnet import ResNetConfig, resnet
 from subtune_jax.network import Network
-from subtune_jax.selection.select import select, trainable_count
+from subtune_jax.selection.select import count_trainable, select
 from subtune_jax.training import phases
 from subtune_jax.training.loop import fit
 from subtune_jax.training.optimizers import adam
@@ -90,7 +90,7 @@ def run(settings: Settings) -> None:
     print(table)
 
 
-def images(settings: Settings) -> tuple[Network, Data]:
+def images(settings: Settings) -> tuple[Network, Dataset]:
     """Returns ResNet-26 and images of CIFAR's size; the smoke setting's are few."""
     small = settings.common.smoke
     network = resnet(
@@ -98,26 +98,27 @@ def images(settings: Settings) -> tuple[Network, Data]:
     )
     rng, n = np.random.default_rng(0), 8 if small else settings.examples
     pixels = rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
-    return network, Data(pixels, np.arange(n, dtype=np.int32) % 10)
+    return network, Dataset(pixels, np.arange(n, dtype=np.int32) % 10)
 
 
-def texts(settings: Settings) -> tuple[Network, Data]:
+def texts(settings: Settings) -> tuple[Network, Dataset]:
     """Returns an encoder of MiniLM's shape (6 layers of width 384) and token ids."""
     small, tokens = settings.common.smoke, settings.tokens or 128
     require_positive(tokens=tokens)
-    shape = {"layers": 3, "width": 24} if small else {"layers": 6, "width": 384}
+    shape = {"num_layers": 3, "hidden_size": 24}
+    shape = shape if small else {"num_layers": 6, "hidden_size": 384}
     config = BertConfig(
         **shape,
-        hidden=4 * shape["width"],
-        positions=max(512, tokens),
+        intermediate_size=4 * shape["hidden_size"],
+        max_positions=max(512, tokens),
         dropout=0.0,
         pooling="mean",
     )
     rng, n = np.random.default_rng(0), 8 if small else settings.examples
-    ids = rng.integers(1, config.vocabulary, (n, tokens), dtype=np.int32)
+    ids = rng.integers(1, config.vocab_size, (n, tokens), dtype=np.int32)
     x = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
     x["token_type_ids"] = np.zeros_like(ids)
-    return bert(config, jax.random.key(0)), Data(x, np.arange(n, dtype=np.int32) % 2)
+    return bert(config, jax.random.key(0)), Dataset(x, np.arange(n, dtype=np.int32) % 2)
 
 
 def default_units(network: Network) -> list[str]:
@@ -128,7 +129,11 @@ def default_units(network: Network) -> list[str]:
 
 
 def timed(
-    network: Network, selection: list[str], budget: int, data: Data, settings: Settings
+    network: Network,
+    selection: list[str],
+    budget: int,
+    data: Dataset,
+    settings: Settings,
 ) -> dict:
     """Returns a row: seconds of the first epoch and of one after it, FLOPs of a step."""
     labels = select(network, {"tuned": selection})
@@ -157,7 +162,7 @@ def timed(
         "value": float(np.median(spent[1:])),
         "first_epoch": float(spent[0]),
         "step_flops": sum(f for name, f in flops.items() if name not in skipped),
-        "trainable_params": trainable_count(network.params, labels),
+        "trainable_params": count_trainable(network, labels),
         "total_params": count(network.params),
         "steps": per_epoch * (1 + settings.epochs),
         "seconds": float(spent.sum()),

@@ -20,9 +20,9 @@ import jax
 import numpy as np
 
 from experiments.cli import cache_dir
-from subtune_jax.data.batches import Data
+from subtune_jax.data.batches import Dataset
 from subtune_jax.data.text import encode
-from subtune_jax.head import new_head
+from subtune_jax.head import replace_head
 from subtune_jax.models.bert import BertConfig, bert
 from subtune_jax.models.save import restore, save
 from subtune_jax.network import Network
@@ -43,15 +43,15 @@ SOURCE = (
 TARGET = ("logging", "_pydecimal", "mailbox", "http")
 OTHER = ("tarfile", "urllib", "pydoc", "turtle")  # a second target, to carry modules to
 CONFIG = BertConfig(
-    vocabulary=1200,
-    width=48,
-    layers=4,
-    heads=4,
-    hidden=96,
-    positions=32,
+    vocab_size=1200,
+    hidden_size=48,
+    num_layers=4,
+    num_heads=4,
+    intermediate_size=96,
+    max_positions=32,
     dropout=0.0,
     pooling="mean",
-    outputs=len(SOURCE),
+    num_classes=len(SOURCE),
 )
 STEPS, RATE = 500, 2e-3
 # Of the training, since the recipe cannot tell: 2 draws an epoch's remainder at random.
@@ -96,14 +96,16 @@ def words() -> Any:
     letters = sorted({letter for word in counts for letter in word})
     common = sorted(counts.keys() - set(letters), key=lambda w: (-counts[w], w))
     pieces = [*SPECIAL, *letters, *(f"##{letter}" for letter in letters), *common]
-    numbers = {piece: i for i, piece in enumerate(pieces[: CONFIG.vocabulary])}
+    numbers = {piece: i for i, piece in enumerate(pieces[: CONFIG.vocab_size])}
     return tokenizers.BertWordPieceTokenizer(numbers, lowercase=True)
 
 
-def data(modules: tuple[str, ...]) -> Data:
+def data(modules: tuple[str, ...]) -> Dataset:
     """Returns the sentences of modules as token ids, labelled by module."""
     texts, labels = sentences(modules)
-    return Data(encode(words(), [[text] for text in texts], CONFIG.positions), labels)
+    return Dataset(
+        encode(words(), [[text] for text in texts], CONFIG.max_positions), labels
+    )
 
 
 def pretrained() -> Network:
@@ -115,7 +117,7 @@ def pretrained() -> Network:
     file = cache_dir() / f"sentences-{recipe[:16]}.safetensors"
     if not file.exists():
         every = select(network, {"all": [".*"]})
-        phase = Phase(every, adamw(RATE, schedule="cosine", clip=1.0), STEPS)
+        phase = Phase(every, adamw(RATE, schedule="cosine", clip_norm=1.0), STEPS)
         save(fit(network, phase, data(SOURCE), key=jax.random.key(1)).network, file)
     body = restore(network, file)
-    return new_head(body, len(TARGET), jax.random.key(2))
+    return replace_head(body, len(TARGET), jax.random.key(2))

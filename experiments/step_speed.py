@@ -28,13 +28,13 @@ import numpy as np
 from experiments.cli import Common, Flags, as_config, main
 from experiments.common.report import results
 from experiments.prefix_speed import default_units
-from subtune_jax.data.batches import Data, padded
+from subtune_jax.data.batches import Dataset, padded
 from subtune_jax.errors import InputError, require_positive
 from subtune_jax.losses import cross_entropy
 from subtune_jax.memory import keep_freed_memory
 from subtune_jax.models.bert import BertConfig, bert
 from subtune_jax.network import Network
-from subtune_jax.selection.select import select, trainable_count
+from subtune_jax.selection.select import count_trainable, select
 from subtune_jax.training.optimizers import adam
 from subtune_jax.training.phases import Phase
 from subtune_jax.training.phases import Settings as Run
@@ -99,7 +99,7 @@ def run(settings: Settings) -> None:
                 "metric": "seconds per step",
                 "split": "train",
                 "value": value,
-                "trainable_params": trainable_count(network.params, labels),
+                "trainable_params": count_trainable(network, labels),
                 "total_params": count(network.params),
                 "steps": times,
                 "seconds": value * times,
@@ -113,19 +113,22 @@ def run(settings: Settings) -> None:
     print(table)
 
 
-def encoder(settings: Settings) -> tuple[BertConfig, Network, Data]:
+def encoder(settings: Settings) -> tuple[BertConfig, Network, Dataset]:
     """Returns an encoder of MiniLM's shape and a batch of texts; the smoke's are small."""
     small = settings.common.smoke
-    shape = {"layers": 2, "width": 24} if small else {"layers": 6, "width": 384}
+    shape = {"num_layers": 2, "hidden_size": 24}
+    shape = shape if small else {"num_layers": 6, "hidden_size": 384}
     tokens, texts = (8, 4) if small else (settings.tokens, settings.batch_size)
     words = 50 if small else 30_522
-    config = BertConfig(words, **shape, hidden=4 * shape["width"], pooling="dense")
-    ids = np.random.default_rng(0).integers(1, config.vocabulary, (texts, tokens))
+    config = BertConfig(
+        words, **shape, intermediate_size=4 * shape["hidden_size"], pooling="dense"
+    )
+    ids = np.random.default_rng(0).integers(1, config.vocab_size, (texts, tokens))
     ids = ids.astype(np.int32)
     x = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
     x["token_type_ids"] = np.zeros_like(ids)
     network = bert(config, jax.random.key(0))
-    return config, network, Data(x, np.arange(texts, dtype=np.int32) % 2)
+    return config, network, Dataset(x, np.arange(texts, dtype=np.int32) % 2)
 
 
 def selections(network: Network) -> dict[str, list[str]]:
@@ -138,7 +141,7 @@ def selections(network: Network) -> dict[str, list[str]]:
     }
 
 
-def ours(network: Network, data: Data, entries: list[str], *, placed: bool) -> Step:
+def ours(network: Network, data: Dataset, entries: list[str], *, placed: bool) -> Step:
     """Returns one step of ours, the state kept from call to call."""
     phase = Phase(select(network, {"tuned": entries}), adam(1e-3), steps=10_000)
     run = Run(cross_entropy, dropout="tuned" if placed else "all")
@@ -161,7 +164,7 @@ def ours(network: Network, data: Data, entries: list[str], *, placed: bool) -> S
 
 
 def torch_step(
-    config: BertConfig, network: Network, data: Data, entries: list[str]
+    config: BertConfig, network: Network, data: Dataset, entries: list[str]
 ) -> Step:
     """Returns one step of PyTorch's encoder of the same shape with the same selection."""
     import torch
@@ -169,11 +172,11 @@ def torch_step(
 
     model = transformers.BertForSequenceClassification(
         transformers.BertConfig(
-            vocab_size=config.vocabulary,
-            hidden_size=config.width,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.heads,
-            intermediate_size=config.hidden,
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            intermediate_size=config.intermediate_size,
             attention_probs_dropout_prob=0.0,  # as ours
         )
     ).train()

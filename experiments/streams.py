@@ -7,14 +7,14 @@ import jax
 import numpy as np
 
 from subtune_jax.data.augmix import augmix_copies
-from subtune_jax.data.batches import Data
+from subtune_jax.data.batches import Dataset
 from subtune_jax.losses import entropy, marginal_entropy
 from subtune_jax.network import Labels, Network
-from subtune_jax.training.loop import Diverged
+from subtune_jax.training.loop import DivergedError
 from subtune_jax.training.optimizers import adam, sgd
 from subtune_jax.training.phases import Phase
 from subtune_jax.training.predict import predict
-from subtune_jax.training.test_time import adapt
+from subtune_jax.training.test_time import adapt_to_stream
 
 ADAPTATIONS = ("memo", "tent")
 
@@ -30,7 +30,7 @@ class Way(NamedTuple):
 
 def stream_outputs(
     network: Network,
-    data: Data,
+    data: Dataset,
     chosen: Labels,
     way: Way,
     *,
@@ -49,7 +49,7 @@ def stream_outputs(
         "tent": (tent_views(data, batch), adam, entropy),
     }[way.adaptation]
     plain = {"momentum": 0.0} if rule is sgd else {}
-    adapted = adapt(
+    adapted = adapt_to_stream(
         network,
         Phase(chosen, rule(way.rate, **plain), steps=1),
         views,
@@ -61,19 +61,19 @@ def stream_outputs(
     made = [predict(network, data.only(np.arange(1)))[:0]]
     try:
         made.extend(adapted)
-    except Diverged:
+    except DivergedError:
         return np.concatenate(made), "diverged"
     return np.concatenate(made), "ok"
 
 
-def memo_views(data: Data, copies: int, seed: int) -> Iterator[tuple]:
+def memo_views(data: Dataset, copies: int, seed: int) -> Iterator[tuple]:
     """Yields the AugMix copies of every image, and the image."""
     for index, image in enumerate(data.x[:]):
         rng = np.random.default_rng([seed, index + 1])  # [seed, 0] drew the task
         yield augmix_copies(image, copies, rng), image[None]
 
 
-def tent_views(data: Data, size: int) -> Iterator[tuple]:
+def tent_views(data: Dataset, size: int) -> Iterator[tuple]:
     """Yields batches of images twice: to adapt to, and to predict."""
     for begin in range(0, len(data.y), size):
         batch = data.x[begin : begin + size]

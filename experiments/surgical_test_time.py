@@ -35,7 +35,7 @@ from experiments.targets import Target, TargetFlags, Task, make_task
 from experiments.trials import CHOICES
 from subtune_jax.errors import InputError, require_positive, unknown
 from subtune_jax.labels import NORM_MODES
-from subtune_jax.selection.select import trainable_count
+from subtune_jax.selection.select import count_trainable
 from subtune_jax.training.predict import predict
 from subtune_jax.tree import count
 
@@ -77,7 +77,7 @@ class Settings:
         self.target.check(self.common)
         require_positive(copies=self.copies, tent_batch=self.tent_batch)
         for rate in (*self.memo_rates, *self.tent_rates):
-            require_positive(rate=rate)
+            require_positive(learning_rate=rate)
         for flag in ("methods", "adaptations", "modes", "memo_rates", "tent_rates"):
             if not getattr(self, flag):
                 raise InputError(f"--{flag.replace('_', '-')} needs at least one value")
@@ -194,7 +194,7 @@ def stream_row(
         "value": task.metrics[split](outputs, data.y) if whole else None,
         "status": status,
         "curve": np.round(100 * np.cumsum(hits) / seen, 1).tolist(),
-        "trainable_params": trainable_count(task.network.params, chosen),
+        "trainable_params": count_trainable(task.network, chosen),
         "total_params": count(task.network.params),
         "steps": len(hits),
         "seconds": time.perf_counter() - begin,

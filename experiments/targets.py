@@ -13,16 +13,16 @@ import tyro
 
 from experiments import digits
 from experiments.cli import Common
-from subtune_jax.data.batches import Data, steps_per_epoch
+from subtune_jax.data.batches import Dataset, steps_per_epoch
 from subtune_jax.data.breeds import BENCHMARKS, SPLITS, breeds, subpopulations
 from subtune_jax.data.folders import folder
 from subtune_jax.data.shifts import shift
 from subtune_jax.data.splits import balanced_indices
 from subtune_jax.data.tfds import class_names, images
 from subtune_jax.errors import InputError, require_positive, unknown
-from subtune_jax.head import new_head
+from subtune_jax.head import replace_head
 from subtune_jax.metrics import Metric, accuracy, worst_group_accuracy
-from subtune_jax.models.load import Pretrained, load
+from subtune_jax.models.load import load_pretrained
 from subtune_jax.network import Network
 from subtune_jax.selection.select import select
 from subtune_jax.training.loop import fit
@@ -148,19 +148,19 @@ class Task(NamedTuple):
     """
 
     network: Network
-    train: Data
-    validation: Data
-    test: Data
+    train: Dataset
+    validation: Dataset
+    test: Dataset
     metrics: Mapping[str, Metric] = {"validation": accuracy, "test": accuracy}
     metric: str = "accuracy"
-    also: Mapping[str, tuple[Data, Metric]] = {}
+    also: Mapping[str, tuple[Dataset, Metric]] = {}
 
 
 class Pool(NamedTuple):
     """Labelled images to draw a target from; `groups` (int[n]) if they have any, and the
     names of their classes."""
 
-    data: Data
+    data: Dataset
     groups: np.ndarray | None = None
     classes: tuple[str, ...] = ()
 
@@ -184,9 +184,9 @@ def make_task(target: Target, common: Common, name: str, seed: int) -> Task:
         network = digits.pretrained(shift(name), target.network_norm)
         pool = Pool(digits.pools()["target"])
     else:
-        pretrained = load(common.weights)
-        whole, network = real_images(target, common, pretrained), pretrained.network
-        require_fit(whole, target, pretrained)
+        network = load_pretrained(common.weights)
+        whole = real_images(target, common, network)
+        require_fit(whole, target, network)
         wanted = {"target": pool_size(target, whole.pairs)}
         pool = whole.take(balanced_indices(whole.pairs, wanted, rng)["target"])
     shifted = pool._replace(data=shift(name).target(pool.data, rng))
@@ -199,7 +199,7 @@ def probed(task: Task, seed: int) -> Task:
     the best of `PROBE_EPOCHS` epochs on validation data kept."""
     head, train = task.network.stages[-1].name, task.train
     classes = 1 + max(int(part.y.max()) for part in (train, task.validation, task.test))
-    network = new_head(task.network, classes, jax.random.key(seed))
+    network = replace_head(task.network, classes, jax.random.key(seed))
     steps = PROBE_EPOCHS * steps_per_epoch(len(train.y), 64, drop=False)
     fitted = fit(
         network,
@@ -249,9 +249,9 @@ def pool_size(target: Target, pairs: np.ndarray) -> int | None:
     return needed * len(counts) if needed <= counts.min() else None
 
 
-def real_images(target: Target, common: Common, pretrained: Pretrained) -> Pool:
+def real_images(target: Target, common: Common, network: Network) -> Pool:
     """Returns all images of a folder or of a prepared TFDS split, none of them read."""
-    size = pretrained.size[0] if target.resize else None
+    size = network.source.reads.size[0] if target.resize else None
     if Path(target.dataset).is_dir():
         found = folder(target.dataset, size)
         if target.groups and len(found.group_names) < 2:
@@ -275,21 +275,23 @@ def real_images(target: Target, common: Common, pretrained: Pretrained) -> Pool:
     return Pool(subpopulations(pool.data, classes, "target"), None, names)
 
 
-def require_fit(pool: Pool, target: Target, pretrained: Pretrained) -> None:
+def require_fit(pool: Pool, target: Target, network: Network) -> None:
     """Raises `InputError` where the network cannot take the data, or its head is one of
     other classes."""
     found = pool.data.x[np.arange(1)].shape[1:]
-    if found != pretrained.size:
+    reads = network.source.reads
+    expected = (*reads.size, reads.channels)
+    if found != expected:
         raise InputError(
             f"images of {target.dataset} are {found} (height, width, channels): the "
-            f"network takes {pretrained.size}; --resize changes height and width"
+            f"network takes {expected}; --resize changes height and width"
         )
     if target.new_head:
         return
-    told = pretrained.network.source.classes
+    told = network.source.classes
     if not told or [*map(_plain, told)] != [*map(_plain, pool.classes)]:
         raise InputError(
-            f"the head of {pretrained.folder.name} is of {_listed(told)}, and "
+            f"the head of {Path(network.source.folder).name} is of {_listed(told)}, and "
             f"{target.dataset} has {_listed(pool.classes)}: give --new-head for a fresh head"
         )
 

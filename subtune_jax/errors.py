@@ -26,7 +26,7 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> InputError:
 
 
 def require_positive(**values: float) -> None:
-    """Raises `InputError` naming the first value that is no positive finite number."""
+    """Raises `InputError` naming the first value that is not a positive finite number."""
     for name, value in values.items():
         number = isinstance(value, Real) and not isinstance(value, bool)
         if not number or not 0 < value < float("inf"):

@@ -1,7 +1,7 @@
 """Contraction FLOPs of a function, counted from the shapes in its jaxpr.
 
 A contraction (`dot_general`, convolution) costs F = 2 x multiply-adds. Positions in
-padding or between dilated elements are no multiply-adds. A scan's body counts as often
+padding or between dilated elements are not multiply-adds. A scan's body counts as often
 as it runs.
 """
 

@@ -34,17 +34,19 @@ class Stage(NamedTuple):
 
 class Pixels(NamedTuple):
     """A network that reads pixels from 0 to 255 of any dtype, [batch, height, width,
-    channels]."""
+    channels]. size: the height and width of its images, where it has a size."""
 
     channels: int
+    size: tuple[int, int] | None = None
 
 
 class Tokens(NamedTuple):
-    """A network that reads `input_ids` below `vocabulary`, and `token_type_ids` below
-    `types`."""
+    """A network that reads `input_ids` below `vocab_size`, and `token_type_ids` below
+    `type_vocab_size`. max_length: the most tokens of a text."""
 
-    vocabulary: int
-    types: int
+    vocab_size: int
+    type_vocab_size: int
+    max_length: int | None = None
 
 
 class Source(NamedTuple):
@@ -113,7 +115,7 @@ def forward(
     return x, stats
 
 
-def rematerialized(network: Network) -> Network:
+def remat(network: Network) -> Network:
     """Returns the network with what happens inside a stage computed again in the backward
     pass instead of kept: less memory, one more forward pass from the lowest tuned stage."""
     stages = tuple(

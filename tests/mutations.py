@@ -304,8 +304,8 @@ MUTATIONS = [
     Mutation(
         "texts.validation_overlaps_test",
         "experiments/texts.py",
-        'train = glue(name, "train", home, read, most)',
-        'train = glue(name, "validation", home, read, most)',
+        'train = glue(name, "train", home, read, max_length)',
+        'train = glue(name, "validation", home, read, max_length)',
         "tests/test_transformer_experiments.py::test_training_and_validation_sentences_are_those_of_the_training_split",
     ),
     Mutation(

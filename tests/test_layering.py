@@ -71,7 +71,7 @@ def test_no_module_imports_upward(file):
         ("tuning", "def f():\n import subtune_jax.training.loop", ["training"]),
         ("training", "from subtune_jax import cost", ["cost"]),
         ("cost", "from experiments import cli", ["experiments"]),
-        ("training", "from subtune_jax.data.batches import Data", []),
+        ("training", "from subtune_jax.data.batches import Dataset", []),
     ],
 )
 def test_an_upward_import_is_found(part, line, found):

@@ -7,7 +7,7 @@ import pytest
 from subtune_jax.errors import InputError
 from subtune_jax.flops import contraction_flops
 from subtune_jax.labels import lowest_trainable, stages_with_batch_stats
-from subtune_jax.network import Stage, forward, rematerialized
+from subtune_jax.network import Stage, forward, remat
 from subtune_jax.selection.select import select
 from tests import toy
 
@@ -46,11 +46,11 @@ def test_rematerialized_stages_give_the_same_gradients_for_more_flops():
         return jax.grad(loss), contraction_flops(jax.grad(loss), net.params)
 
     whole, cost = gradient(net)
-    again, dearer = gradient(rematerialized(net))
+    again, dearer = gradient(remat(net))
     body = net._replace(stages=net.stages[:2])  # the head's outputs are not needed
     assert dearer == cost + contraction_flops(body, batch.x)
     chex.assert_trees_all_equal(whole(net.params), again(net.params))
-    np.testing.assert_array_equal(net(batch.x), rematerialized(net)(batch.x))
+    np.testing.assert_array_equal(net(batch.x), remat(net)(batch.x))
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from subtune_jax.data.batches import Data
+from subtune_jax.data.batches import Dataset
 from subtune_jax.head import linear
 from subtune_jax.models.bert import BertConfig, bert
 from subtune_jax.models.resnet import ResNetConfig, resnet
@@ -62,33 +62,44 @@ def mlp(width: int = 6, traces: list | None = None, dtype=jnp.float32) -> Networ
 
 def small_resnet(norm: str = "batch") -> Network:
     """A residual network of 3 blocks with 8 to 16 channels."""
-    config = ResNetConfig(widths=(8, 8, 16), groups=4, norm=norm, channels=1, classes=3)
+    config = ResNetConfig(
+        widths=(8, 8, 16), groups=4, norm=norm, channels=1, num_classes=3
+    )
     return resnet(config, jax.random.key(0))
 
 
-def points(examples: int = 48, seed: int = 0) -> Data:
+def points(examples: int = 48, seed: int = 0) -> Dataset:
     """Three separable classes in four dimensions."""
     rng = np.random.default_rng(seed)
     y = np.arange(examples, dtype=np.int32) % 3
     x = rng.normal(size=(examples, 4)) + 2 * np.eye(3, 4)[y]
-    return Data(x.astype(np.float32), y)
+    return Dataset(x.astype(np.float32), y)
 
 
-def images(examples: int = 24, seed: int = 0) -> Data:
+def images(examples: int = 24, seed: int = 0) -> Dataset:
     """Three classes of 8 x 8 images that differ in brightness."""
     rng = np.random.default_rng(seed)
     y = np.arange(examples, dtype=np.int32) % 3
     x = 100 + 30 * (rng.normal(size=(examples, 8, 8, 1)) + y[:, None, None, None])
-    return Data(np.clip(x, 0, 255).astype(np.uint8), y)
+    return Dataset(np.clip(x, 0, 255).astype(np.uint8), y)
 
 
-def transformer(family: str) -> tuple[Network, Data]:
+def transformer(family: str) -> tuple[Network, Dataset]:
     """A text (`bert`) or vision (`vit`) transformer of two layers, and 12 examples."""
     y = np.arange(12, dtype=np.int32) % 3
     if family == "vit":
-        config = ViTConfig(8, 4, 1, width=16, layers=2, heads=4, hidden=24, outputs=3)
+        config = ViTConfig(
+            8,
+            4,
+            1,
+            hidden_size=16,
+            num_layers=2,
+            num_heads=4,
+            intermediate_size=24,
+            num_classes=3,
+        )
         return vit(config, jax.random.key(0)), images(12)
-    text = BertConfig(40, 16, 2, 4, 24, 12, dropout=0.1, outputs=3)
+    text = BertConfig(40, 16, 2, 4, 24, 12, dropout=0.1, num_classes=3)
     ids = np.random.default_rng(0).integers(1, 40, (12, 8)).astype(np.int32)
     x = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-    return bert(text, jax.random.key(0)), Data(x, y)
+    return bert(text, jax.random.key(0)), Dataset(x, y)

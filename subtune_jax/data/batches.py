@@ -12,23 +12,23 @@ from subtune_jax.errors import InputError, require_positive
 Augment = Callable[[Any, np.random.Generator], Any]
 
 
-class Data(NamedTuple):
+class Dataset(NamedTuple):
     """Inputs (a pytree of arrays, example first) and targets [examples, ...]."""
 
     x: Any
     y: np.ndarray
 
-    def take(self, index: Sequence[int] | np.ndarray) -> "Data":
+    def take(self, index: Sequence[int] | np.ndarray) -> "Dataset":
         """Returns the examples at `index`, in that order."""
-        return Data(jax.tree.map(lambda leaf: leaf[index], self.x), self.y[index])
+        return Dataset(jax.tree.map(lambda leaf: leaf[index], self.x), self.y[index])
 
-    def only(self, index: np.ndarray) -> "Data":
+    def only(self, index: np.ndarray) -> "Dataset":
         """Returns the examples at `index`; images that are read when taken stay unread."""
 
         def part(leaf):
             return leaf.only(index) if hasattr(leaf, "only") else leaf[index]
 
-        return Data(jax.tree.map(part, self.x), self.y[index])
+        return Dataset(jax.tree.map(part, self.x), self.y[index])
 
 
 class Batch(NamedTuple):
@@ -55,7 +55,7 @@ def steps_per_epoch(examples: int, size: int, *, drop: bool) -> int:
 
 
 def epoch(
-    data: Data,
+    data: Dataset,
     size: int,
     *,
     seed: Sequence[int],
@@ -93,13 +93,13 @@ def epoch(
     yield from steps.map(make).to_iter_dataset(ahead)
 
 
-def in_order(data: Data, size: int) -> Iterator[Batch]:
+def in_order(data: Dataset, size: int) -> Iterator[Batch]:
     """Yields all examples once, in order, the last batch padded."""
     for begin in range(0, len(data.y), size):
         yield padded(data.take(slice(begin, begin + size)), size)
 
 
-def padded(data: Data, size: int) -> Batch:
+def padded(data: Dataset, size: int) -> Batch:
     """Returns a batch of `size` rows: the examples, then copies of the first, weight 0."""
     missing = size - len(data.y)
     index = np.concatenate([np.arange(len(data.y)), np.zeros(missing, int)])

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from subtune_jax.data.batches import Data
+from subtune_jax.data.batches import Dataset
 from subtune_jax.errors import InputError, unknown
 
 FILES = ("class_hierarchy.txt", "node_names.txt", "dataset_class_info.json")
@@ -200,7 +200,7 @@ def _apart(groups: list[list[str]], half: int) -> tuple[list[str], list[str]]:
     return source, target
 
 
-def subpopulations(data: Data, classes: list[Superclass], side: str) -> Data:
+def subpopulations(data: Dataset, classes: list[Superclass], side: str) -> Dataset:
     """Returns the images of the superclasses' `source` or `target` classes, labelled by
     superclass; raises `InputError` for another side or where none of them is there."""
     if side not in ("source", "target"):

@@ -13,7 +13,7 @@ BUCKETS = (16, 32, 64, 128, 256, 512)
 
 @dataclass(frozen=True)
 class Ragged:
-    """An array of rows [length_i, ...] one after the other, a leaf of `Data.x`.
+    """An array of rows [length_i, ...] one after the other, a leaf of `Dataset.x`.
 
     `ragged[index]` with an integer array or a slice returns [n, bucket, ...]: the rows
     padded with zeros to the smallest bucket that holds the longest, so that batches

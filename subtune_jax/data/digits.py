@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from subtune_jax.data.batches import Data
+from subtune_jax.data.batches import Dataset
 
 
-def digits() -> Data:
+def digits() -> Dataset:
     """Returns scikit-learn's real handwritten digits, which need no download.
 
     x: uint8[1797, 8, 8, 1], the set's 17 grey levels spread over 0 to 255; y:
@@ -15,4 +15,4 @@ def digits() -> Data:
 
     loaded = load_digits()
     images = np.round(loaded.images[..., None] * (255 / 16)).astype(np.uint8)
-    return Data(images, loaded.target.astype(np.int32))
+    return Dataset(images, loaded.target.astype(np.int32))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from subtune_jax.data.batches import Data
+from subtune_jax.data.batches import Dataset
 from subtune_jax.errors import InputError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
@@ -74,7 +74,7 @@ class LazyImages:
 class Folder(NamedTuple):
     """Labelled images; `groups` is int32[n], an index into `group_names` (or all 0)."""
 
-    data: Data
+    data: Dataset
     groups: np.ndarray
     class_names: tuple[str, ...]
     group_names: tuple[str, ...]
@@ -101,7 +101,7 @@ def folder(root: str | Path, size: int | None = None) -> Folder:
     classes, y = _numbered([part[0] for part in parts])
     names, groups = _numbered([part[1] if len(part) > 1 else "" for part in parts])
     pixels = LazyImages(lambda i: _read(files[i]), np.arange(len(files)), size)
-    return Folder(Data(pixels, y), groups, classes, names)
+    return Folder(Dataset(pixels, y), groups, classes, names)
 
 
 def _numbered(names: list[str]) -> tuple[tuple[str, ...], np.ndarray]:
@@ -114,11 +114,11 @@ def _size(file: Path) -> tuple[int, int]:
         with Image.open(file) as picture:  # the header alone
             return picture.size
     except OSError as error:
-        raise InputError(f"{file} is no readable image: {error}") from None
+        raise InputError(f"{file} is not a readable image: {error}") from None
 
 
 def _read(file: Path) -> np.ndarray:
     try:
         return np.asarray(Image.open(file).convert("RGB"))
     except OSError as error:
-        raise InputError(f"{file} is no readable image: {error}") from None
+        raise InputError(f"{file} is not a readable image: {error}") from None

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from subtune_jax import tree
-from subtune_jax.data.batches import Data
+from subtune_jax.data.batches import Dataset
 from subtune_jax.data.buckets import Ragged
 from subtune_jax.errors import InputError
 from subtune_jax.network import Network, Pixels, Tokens
 
 
-def require_inputs(network: Network, data: Data) -> None:
+def require_inputs(network: Network, data: Dataset) -> None:
     """Raises `InputError` for data that the network would take and misread.
 
     Inputs and targets must be as many, and inputs finite; what a network with a `source`
@@ -35,14 +35,14 @@ def require_inputs(network: Network, data: Data) -> None:
 
 
 def require_numbers(targets: Any) -> None:
-    """Raises `InputError` for targets that are no numbers, such as the names of classes."""
+    """Raises `InputError` for targets that are not numbers, such as the names of classes."""
     values = np.asarray(targets)
     if values.dtype.kind in "OUS":
         first = f": the first is {str(values.ravel()[0])!r}" if values.size else ""
         raise InputError(f"targets must be numbers (classes from 0 up){first}")
 
 
-def require_pairs(data: Data) -> None:
+def require_pairs(data: Dataset) -> None:
     """Raises `InputError` unless every input array has a row for every target."""
     for leaf in jax.tree.leaves(data.x):
         rows = len(leaf) if hasattr(leaf, "__len__") else len(data.y)
@@ -50,7 +50,7 @@ def require_pairs(data: Data) -> None:
             raise InputError(f"there are {rows} inputs and {len(data.y)} targets")
 
 
-def require_finite(data: Data) -> None:
+def require_finite(data: Dataset) -> None:
     """Raises `InputError` for an input in memory that is NaN or infinite."""
     for path, values in _in_memory(data.x).items():
         inexact = jnp.issubdtype(values.dtype, jnp.inexact)  # bfloat16 too
@@ -76,7 +76,7 @@ def _require_pixels(reads: Pixels, x: Any) -> None:
 
 
 def _require_tokens(reads: Tokens, x: Any) -> None:
-    rows = {"input_ids": reads.vocabulary, "token_type_ids": reads.types}
+    rows = {"input_ids": reads.vocab_size, "token_type_ids": reads.type_vocab_size}
     if not isinstance(x, dict) or "input_ids" not in x:
         raise InputError("the network takes texts: a dict with input_ids, see `texts`")
     for name, values in _in_memory(x).items():

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from subtune_jax.data.batches import Data
+from subtune_jax.data.batches import Dataset
 from subtune_jax.data.corruptions import CORRUPTIONS, corrupt
 from subtune_jax.errors import InputError, unknown
 
@@ -19,8 +19,8 @@ class Shift(NamedTuple):
     (pixels change), `feature` (sub-populations change) or `output` (labels change)."""
 
     level: str
-    source: Callable[[Data], Data]
-    target: Callable[[Data, np.random.Generator], Data]
+    source: Callable[[Dataset], Dataset]
+    target: Callable[[Dataset, np.random.Generator], Dataset]
 
 
 def shift(name: str) -> Shift:
@@ -34,37 +34,39 @@ def shift(name: str) -> Shift:
     return Shift("input", _same, partial(_corrupted, corruption, int(severity)))
 
 
-def _corrupted(name: str, severity: int, data: Data, rng: np.random.Generator) -> Data:
+def _corrupted(
+    name: str, severity: int, data: Dataset, rng: np.random.Generator
+) -> Dataset:
     return data._replace(x=corrupt(data.x, name, severity, rng))
 
 
-def _same(data: Data, rng: np.random.Generator | None = None) -> Data:
+def _same(data: Dataset, rng: np.random.Generator | None = None) -> Dataset:
     return data
 
 
-def _with_pixels(data: Data, pixels: np.ndarray) -> Data:
+def _with_pixels(data: Dataset, pixels: np.ndarray) -> Dataset:
     return data._replace(x=np.clip(np.round(pixels), 0, 255).astype(np.uint8))
 
 
-def gaussian_noise(data: Data, rng: np.random.Generator) -> Data:
+def gaussian_noise(data: Dataset, rng: np.random.Generator) -> Dataset:
     """Adds N(0, 102^2) to every pixel (0.4 of the range)."""
     return _with_pixels(data, data.x + rng.normal(0, 102, data.x.shape))
 
 
-def blur(data: Data, rng: np.random.Generator) -> Data:
+def blur(data: Dataset, rng: np.random.Generator) -> Dataset:
     """Blurs with a Gaussian of 1 pixel."""
     from scipy.ndimage import gaussian_filter
 
     return _with_pixels(data, gaussian_filter(data.x.astype(np.float32), (0, 1, 1, 0)))
 
 
-def contrast(data: Data, rng: np.random.Generator) -> Data:
+def contrast(data: Dataset, rng: np.random.Generator) -> Dataset:
     """Shrinks every image's pixels to 15 % of their distance from its mean."""
     mean = data.x.mean(axis=(1, 2), keepdims=True)
     return _with_pixels(data, mean + 0.15 * (data.x - mean))
 
 
-def half_population(data: Data, upper: bool) -> Data:
+def half_population(data: Dataset, upper: bool) -> Dataset:
     """Returns one sub-population of each superclass, labelled by superclass.
 
     Of K classes, c and c + K/2 form superclass c; the lower half is one
@@ -80,12 +82,12 @@ def half_population(data: Data, upper: bool) -> Data:
     return chosen._replace(y=chosen.y % (classes // 2))
 
 
-def label_flip(data: Data, rng: np.random.Generator) -> Data:
+def label_flip(data: Dataset, rng: np.random.Generator) -> Dataset:
     """Relabels class y of K as K - 1 - y (CIFAR-Flip, papers/surgical.md 2.2)."""
     return data._replace(y=data.y.max() - data.y)
 
 
-def label_permutation(data: Data, rng: np.random.Generator) -> Data:
+def label_permutation(data: Dataset, rng: np.random.Generator) -> Dataset:
     """Relabels classes by a random permutation without fixed points."""
     classes = int(data.y.max()) + 1
     order = np.arange(classes)

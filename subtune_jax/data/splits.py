@@ -4,13 +4,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from subtune_jax.data.batches import Data
+from subtune_jax.data.batches import Dataset
 from subtune_jax.errors import InputError, require_positive
 
 
-def balanced_parts(
-    data: Data, sizes: Mapping[str, int | None], seed: int | np.random.Generator
-) -> dict[str, Data]:
+def split_balanced(
+    data: Dataset, sizes: Mapping[str, int | None], seed: int | np.random.Generator
+) -> dict[str, Dataset]:
     """Returns disjoint named parts, each with the classes as even as its size allows.
 
     See `balanced_indices`.

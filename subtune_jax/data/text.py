@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from subtune_jax.data.batches import Data
+from subtune_jax.data.batches import Dataset
 from subtune_jax.data.buckets import BUCKETS, ragged
 from subtune_jax.data.tfds import records
 from subtune_jax.errors import InputError, require_positive, unknown
@@ -81,15 +81,15 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 
 def encode(
-    tokenizer: Any, sentences: Sequence[Sequence[str]], most: int
+    tokenizer: Any, sentences: Sequence[Sequence[str]], max_length: int
 ) -> dict[str, Any]:
     """Returns `input_ids`, `attention_mask`, `token_type_ids` as ragged int32 arrays.
 
     `sentences` has one or two texts per example, the same number for all; examples are
-    cut to `most` tokens. Raises `InputError` for another number, for no example, and
-    where `most` leaves no room for a word beside the special tokens.
+    cut to `max_length` tokens. Raises `InputError` for another number, for no example, and
+    where `max_length` leaves no room for a word beside the special tokens.
     """
-    require_positive(most=most, examples=len(sentences))
+    require_positive(max_length=max_length, examples=len(sentences))
     parts = {len(example) for example in sentences}
     if parts not in ({1}, {2}):
         raise InputError(
@@ -97,11 +97,12 @@ def encode(
             "or two, the same for all"
         )
     special = tokenizer.num_special_tokens_to_add(parts == {2})
-    if most <= special:
+    if max_length <= special:
         raise InputError(
-            f"most is {most}: {special} are special tokens, so expected {special + 1} or more"
+            f"max_length is {max_length}: {special} are special tokens, so expected "
+            f"{special + 1} or more"
         )
-    tokenizer.enable_truncation(most)
+    tokenizer.enable_truncation(max_length)
     inputs = [e[0] if len(e) == 1 else tuple(e) for e in sentences]
     found = tokenizer.encode_batch(inputs)
     columns = {
@@ -109,7 +110,7 @@ def encode(
         "attention_mask": [one.attention_mask for one in found],
         "token_type_ids": [one.type_ids for one in found],
     }
-    buckets = (*(size for size in BUCKETS if size < most), most)
+    buckets = (*(size for size in BUCKETS if size < max_length), max_length)
     return {
         name: ragged([np.array(row, np.int32) for row in rows], buckets)
         for name, rows in columns.items()
@@ -117,8 +118,8 @@ def encode(
 
 
 def glue(
-    task: str, split: str, data_dir: str | Path, tokenizer: Any, most: int = 128
-) -> Data:
+    task: str, split: str, data_dir: str | Path, tokenizer: Any, max_length: int = 128
+) -> Dataset:
     """Returns a task of GLUE (`rte`; also `glue/rte`), read without TensorFlow.
 
     x: as `encode`; y: int32[n], or float32[n, 1] for `stsb`. What GLUE publishes with
@@ -132,7 +133,7 @@ def glue(
     rows = [found[i] for i in range(len(found))]
     sentences = [texts(row, GLUE[name].fields, f"glue/{name}") for row in rows]
     labels = labelled([row["label"] for row in rows], GLUE[name].outputs, split)
-    return Data(encode(tokenizer, sentences, most), labels)
+    return Dataset(encode(tokenizer, sentences, max_length), labels)
 
 
 def texts(row: dict[str, Any], fields: Sequence[str], name: str) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from subtune_jax.data.batches import Data
+from subtune_jax.data.batches import Dataset
 from subtune_jax.data.folders import LazyImages
 from subtune_jax.errors import InputError, nearest
 
@@ -94,7 +94,7 @@ def class_names(name: str, data_dir: str | Path) -> tuple[str, ...]:
 
 def images(
     name: str, split: str, data_dir: str | Path, size: int | None = None
-) -> Data:
+) -> Dataset:
     """Returns a TFDS image set: pixels are read when taken, labels are here.
 
     x: uint8[n, h, w, c] as `LazyImages`; y: int32[n]. Raises `InputError` as `records`
@@ -104,11 +104,11 @@ def images(
     features = list(source[0])
     if not {"image", "label"} <= set(features):
         raise InputError(
-            f"{name} is no image set: its features are {', '.join(features)}"
+            f"{name} is not an image set: its features are {', '.join(features)}"
         )
     from tensorflow_datasets import decode
 
     labels = records(name, split, data_dir, decoders={"image": decode.SkipDecoding()})
     y = np.array([labels[i]["label"] for i in range(len(labels))], np.int32)
     pixels = LazyImages(lambda i: source[i]["image"], np.arange(len(y)), size)
-    return Data(pixels, y)
+    return Dataset(pixels, y)

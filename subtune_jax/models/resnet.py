@@ -35,7 +35,7 @@ class ResNetConfig(NamedTuple):
     groups: int = 8
     preactivation: bool = True
     channels: int = 3
-    classes: int = 10
+    num_classes: int = 10
     mean: tuple[float, ...] = (0.5,)  # of pixels in [0, 1], per channel or for all
     std: tuple[float, ...] = (0.5,)
 
@@ -169,7 +169,7 @@ def resnet(config: ResNetConfig, key: jax.Array) -> Network:
     modules["pool"] = Pool(config, rngs)
     stages, params, stats = split_stages(modules, _call)
     pixels = Stage("input", normalize(config.mean, config.std))
-    params |= {"input": {}, "head": linear_params(head_key, inputs, config.classes)}
+    params |= {"input": {}, "head": linear_params(head_key, inputs, config.num_classes)}
     stats |= {"input": {}, "head": {}}
     stages = (pixels, *stages, Stage("head", linear))
     source = Source(Pixels(config.channels))

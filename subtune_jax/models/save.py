@@ -36,7 +36,9 @@ def restore(network: Network, file: Path) -> Network:
     try:
         found = load_file(file)
     except Exception as error:  # safetensors raises its own class for a damaged header
-        raise InputError(f"{file} is no readable safetensors file: {error}") from None
+        raise InputError(
+            f"{file} is not a readable safetensors file: {error}"
+        ) from None
     if {k: v.shape for k, v in found.items()} != {
         k: v.shape for k, v in expected.items()
     }:

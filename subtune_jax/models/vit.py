@@ -42,13 +42,13 @@ class ViTConfig(NamedTuple):
     computation; parameters are float32. mean, std: of pixels in [0, 1].
     """
 
-    image: int = 224
-    patch: int = 16
+    image_size: int = 224
+    patch_size: int = 16
     channels: int = 3
-    width: int = 768
-    layers: int = 12
-    heads: int = 12
-    hidden: int = 3072
+    hidden_size: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    intermediate_size: int = 3072
     epsilon: float = 1e-6
     activation: str = "gelu"
     dropout: float = 0.0
@@ -56,7 +56,7 @@ class ViTConfig(NamedTuple):
     pooling: str = "cls"
     pre_norm: bool = False
     patch_bias: bool = True
-    outputs: int = 1000
+    num_classes: int = 1000
     dtype: str = "float32"
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.5,)
@@ -66,8 +66,8 @@ class Embeddings(nnx.Module):
     """Patches through one linear map, the class token before them, plus positions."""
 
     def __init__(self, config: ViTConfig, rngs: nnx.Rngs):
-        width, dtype, patch = config.width, config.dtype, config.patch
-        self.image = config.image
+        width, dtype, patch = config.hidden_size, config.dtype, config.patch_size
+        self.image = config.image_size
         self.patch = nnx.Conv(
             config.channels,
             width,
@@ -79,7 +79,7 @@ class Embeddings(nnx.Module):
             kernel_init=INIT,
             rngs=rngs,
         )
-        tokens = (config.image // patch) ** 2
+        tokens = (config.image_size // patch) ** 2
         if config.class_token:
             self.class_token = nnx.Param(INIT(rngs.params(), (width,), jnp.float32))
             tokens += 1
@@ -109,12 +109,12 @@ class Layer(nnx.Module):
     """x + attention(norm(x)), then x + output(f(intermediate(norm(x))))."""
 
     def __init__(self, config: ViTConfig, rngs: nnx.Rngs):
-        width, dtype = config.width, config.dtype
+        width, dtype = config.hidden_size, config.dtype
         norm = LayerNorm(width, config.epsilon, dtype)
-        self.attention = Attention(width, config.heads, dtype, rngs, norm)
+        self.attention = Attention(width, config.num_heads, dtype, rngs, norm)
         self.norm = LayerNorm(width, config.epsilon, dtype)
-        self.intermediate = dense(width, config.hidden, dtype, rngs)
-        self.output = dense(config.hidden, width, dtype, rngs)
+        self.intermediate = dense(width, config.intermediate_size, dtype, rngs)
+        self.output = dense(config.intermediate_size, width, dtype, rngs)
         self.dropout1 = dropout(config.dropout, rngs)
         self.dropout2 = dropout(config.dropout, rngs)
         self.activation = activation(config.activation)
@@ -130,7 +130,7 @@ class Pooler(nnx.Module):
 
     def __init__(self, config: ViTConfig, rngs: nnx.Rngs):
         self.pooling, self.first = config.pooling, int(config.class_token)
-        self.norm = LayerNorm(config.width, config.epsilon, config.dtype)
+        self.norm = LayerNorm(config.hidden_size, config.epsilon, config.dtype)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """float[batch, tokens, width] to float[batch, width]."""
@@ -149,30 +149,30 @@ def vit(config: ViTConfig, key: jax.Array) -> Network:
     body_key, head_key = jax.random.split(key)
     rngs = nnx.Rngs(body_key)
     modules: dict[str, nnx.Module] = {"embeddings": Embeddings(config, rngs)}
-    modules |= {f"layer_{i}": Layer(config, rngs) for i in range(config.layers)}
+    modules |= {f"layer_{i}": Layer(config, rngs) for i in range(config.num_layers)}
     modules["pooler"] = Pooler(config, rngs)
     stages, params, stats = split_stages(modules, call)
     pixels = Stage("input", normalize(config.mean, config.std))
-    head = linear_params(head_key, config.width, config.outputs, INIT)
+    head = linear_params(head_key, config.hidden_size, config.num_classes, INIT)
     params = {"input": {}, **params, "head": head}
     stats = {"input": {}, **stats, "head": {}}
     stages = (pixels, *stages, Stage("head", linear))
-    source = Source(Pixels(config.channels))
+    source = Source(Pixels(config.channels, (config.image_size,) * 2))
     return Network(stages, params, stats, units(config), source=source)
 
 
 def _check(config: ViTConfig) -> None:
-    require_heads(config.width, config.heads)
+    require_heads(config.hidden_size, config.num_heads)
     require_dropout(config.dropout)
-    sizes = ("image", "patch", "layers", "outputs")
+    sizes = ("image_size", "patch_size", "num_layers", "num_classes")
     require_positive(**{name: getattr(config, name) for name in sizes})
     for name, choices in {"pooling": POOLINGS, "dtype": DTYPES}.items():
         if getattr(config, name) not in choices:
             raise unknown(name, getattr(config, name), choices)
-    if config.image % config.patch:
+    if config.image_size % config.patch_size:
         raise InputError(
-            f"images of {config.image} pixels do not divide into patches of "
-            f"{config.patch}"
+            f"images of {config.image_size} pixels do not divide into patches of "
+            f"{config.patch_size}"
         )
     if config.pooling == "cls" and not config.class_token:
         raise InputError("pooling 'cls' needs a class token: use pooling 'mean'")
@@ -185,7 +185,7 @@ def units(config: ViTConfig) -> UnitTable:
     `surgical` is the mapping of surgical fine-tuning for ViT-B/16 (papers/surgical.md
     2.1): embedding, first three layers, last three, last (the head).
     """
-    layers = [f"layer_{i}" for i in range(config.layers)]
+    layers = [f"layer_{i}" for i in range(config.num_layers)]
     parts = {"patch_embeddings": "patch", "position_embeddings": "position"}
     parts |= {"class_token": "class_token"} if config.class_token else {}
     parts |= {"embedding_norm": "norm"} if config.pre_norm else {}

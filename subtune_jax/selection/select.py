@@ -77,7 +77,7 @@ def _matches(pattern: str, name: str) -> bool:
         return re.search(rf"(?:^|/)(?:{pattern})(?:/|$)", name) is not None
     except re.error as error:
         raise InputError(
-            f"selector {pattern!r} is no regular expression: {error}"
+            f"selector {pattern!r} is not a regular expression: {error}"
         ) from None
 
 
@@ -96,9 +96,9 @@ def coverage(network: Network, labels: Labels) -> list[tuple[str, str, int, int]
     )
 
 
-def trainable_count(params: Params, labels: Labels) -> int:
-    """Returns how many numbers of `params` are not frozen."""
-    return tree.count(trainable_half(params, labels))
+def count_trainable(network: Network, labels: Labels) -> int:
+    """Returns how many parameters of a network are not frozen."""
+    return tree.count(trainable_half(network.params, labels))
 
 
 def assert_frozen(before: Params, after: Params, labels: Labels) -> None:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from subtune_jax import tree
-from subtune_jax.data.batches import Data
+from subtune_jax.data.batches import Dataset
 from subtune_jax.data.buckets import Ragged
 from subtune_jax.function_identity import said
 from subtune_jax.training.plan import Plan
@@ -44,7 +44,7 @@ def identity(plan: Plan, scored: str | None = None) -> dict[str, str]:
     }
 
 
-def _seen(data: Data) -> dict[str, Any]:
+def _seen(data: Dataset) -> dict[str, Any]:
     """Returns what of the data is fingerprinted: all that is in memory, and 64 rows of
     what is read when taken."""
     rows = np.unique(np.linspace(0, len(data.y) - 1, 64).astype(int))

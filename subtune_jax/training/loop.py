@@ -11,7 +11,7 @@ import numpy as np
 
 from subtune_jax import tree
 from subtune_jax.data import batches
-from subtune_jax.data.batches import Data
+from subtune_jax.data.batches import Dataset
 from subtune_jax.errors import InputError, unknown
 from subtune_jax.network import Network
 from subtune_jax.training import resume
@@ -33,7 +33,7 @@ from subtune_jax.training.step import compiled_step
 MODES = ("max", "min")
 
 
-class Fit(NamedTuple):
+class FitResult(NamedTuple):
     """The kept epoch of a finished run; `scores` are those of all epochs that may be kept.
 
     trainable: the trainable leaves of all phases.
@@ -49,16 +49,18 @@ class Fit(NamedTuple):
         score = (
             f"score {scores[-1]}, the last of {len(scores)}" if scores else "no score"
         )
-        return f"Fit({tuned:,} tuned parameters, kept epoch {self.epoch}, {score})"
+        return (
+            f"FitResult({tuned:,} tuned parameters, kept epoch {self.epoch}, {score})"
+        )
 
 
-class Diverged(ArithmeticError):
+class DivergedError(ArithmeticError):
     """Loss, gradient or weights were not finite at `step` (counted from 1).
 
     kept: the best epoch before that, as `fit` would have returned it, or `None`.
     """
 
-    def __init__(self, step: int, loss: float, kept: Fit | None = None):
+    def __init__(self, step: int, loss: float, kept: FitResult | None = None):
         super().__init__(f"the run diverged at step {step}, where the loss was {loss}")
         self.step, self.loss, self.kept = step, loss, kept
 
@@ -66,7 +68,7 @@ class Diverged(ArithmeticError):
 def fit(
     network: Network,
     phases: Phase | Sequence[Phase],
-    data: Data,
+    data: Dataset,
     *,
     key: jax.Array,
     validate: Callable[[Network], float] | None = None,
@@ -74,7 +76,7 @@ def fit(
     checkpoint: str | Path | None = None,
     checkpoint_seconds: float = 60.0,
     **settings,
-) -> Fit:
+) -> FitResult:
     """Returns the network after the phases, or at the epoch that `validate` scores best.
 
     Best is the highest score, or under mode `min` the lowest; the first of equal scores
@@ -84,7 +86,7 @@ def fit(
     them. With a `checkpoint` folder the run is saved every `checkpoint_seconds` and at
     its end, and the same call continues it, or returns at once when it had ended. Raises
     `InputError` for settings that cannot be, for the checkpoint of another base or run,
-    and where nothing can learn, and `Diverged`, with the best epoch so far, when the loss
+    and where nothing can learn, and `DivergedError`, with the best epoch so far, when the loss
     is not finite.
     """
     require_mode(mode)
@@ -110,7 +112,7 @@ def fit(
             scores.append(float(validate(point.network)))
             if better(scores[-1], scores[:-1], mode):
                 kept = point
-    except Diverged as error:
+    except DivergedError as error:
         error.kept = None if kept is None else _finished(kept, scores)
         raise
     if kept is None:
@@ -118,8 +120,8 @@ def fit(
     return _finished(kept, scores)
 
 
-def _finished(kept: Epoch, scores: Sequence[float]) -> Fit:
-    return Fit(kept.network, kept.trainable, kept.number, list(scores))
+def _finished(kept: Epoch, scores: Sequence[float]) -> FitResult:
+    return FitResult(kept.network, kept.trainable, kept.number, list(scores))
 
 
 def better(score: float, before: Sequence[float], mode: str) -> bool:
@@ -198,7 +200,9 @@ def live_network(plan: Plan, running: Running, state: State) -> Network:
     return plan.network._replace(params=params, stats=state.stats)
 
 
-def _prepared(plan: Plan, running: Running, state: State) -> tuple[Program, Data, Any]:
+def _prepared(
+    plan: Plan, running: Running, state: State
+) -> tuple[Program, Dataset, Any]:
     """Returns a phase's program, data and frozen parameters, past the prefix that need
     not run again."""
     phase, program = plan.phases[running.index], running.program
@@ -233,7 +237,9 @@ def refreshed(plan: Plan, running: Running, state: State, step: int) -> State:
     )
 
 
-def segment(plan: Plan, index: int, step: int, data: Data) -> Iterator[batches.Batch]:
+def segment(
+    plan: Plan, index: int, step: int, data: Dataset
+) -> Iterator[batches.Batch]:
     """Returns the batches from `step` to the end of its epoch or phase."""
     number, begin = divmod(step, plan.per_epoch)
     stream = batches.epoch(
@@ -254,7 +260,7 @@ def finished_epoch(
 ) -> Epoch:
     """Returns where the run stands.
 
-    Raises `Diverged` for what is not finite, and `InputError` where the gradient was 0 in
+    Raises `DivergedError` for what is not finite, and `InputError` where the gradient was 0 in
     every step of an epoch: nothing can learn.
     """
     logs = jax.device_get(list(logs))
@@ -265,7 +271,7 @@ def finished_epoch(
     finite = np.array([log.finite for log in logs])
     if not finite.all():
         first = int(np.argmin(finite))
-        raise Diverged(step - len(logs) + first + 1, float(losses[first]))
+        raise DivergedError(step - len(logs) + first + 1, float(losses[first]))
     if not norms.any():
         raise InputError(
             f"the gradient of all that trains was exactly 0 in steps "

@@ -23,44 +23,104 @@ SCHEDULES = ("constant", "cosine", "linear")
 class Rule(NamedTuple):
     """How one group of leaves is updated; made by `sgd`, `adam` or `adamw`.
 
-    u = direction(clip(g) + l2 * w) + decay * w;  w <- w - rate * s(t) * multiplier * u
+    u = direction(clip(g) + l2 * w) + weight_decay * w
+    w <- w - learning_rate * s(t) * multiplier * u
+
+    direction: `sgd` or `adam`. clip_norm: the largest L2 norm of the group's gradient.
+    schedule: `constant`, `cosine` or `linear` (both to 0 at the end of the phase).
+    warmup: the number of updates over which the learning rate rises linearly from 0.
     """
 
-    rate: float
+    learning_rate: float
     direction: str
     momentum: float = 0.0
     l2: float = 0.0
-    decay: float = 0.0
-    clip: float | None = None
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
     schedule: str = "constant"
     warmup: int = 0
 
 
-def sgd(rate: float, *, momentum: float = 0.9, l2: float = 0.0, **settings) -> Rule:
-    """SGD with (PyTorch's, undamped) momentum; `l2` is added to the gradient."""
-    return _checked(Rule(rate, "sgd", momentum=momentum, l2=l2, **settings))
+def sgd(
+    learning_rate: float,
+    *,
+    momentum: float = 0.9,
+    l2: float = 0.0,
+    clip_norm: float | None = None,
+    schedule: str = "constant",
+    warmup: int = 0,
+) -> Rule:
+    """SGD with PyTorch's momentum (undamped); `l2 * w` is added to the gradient.
 
-
-def adam(rate: float, *, l2: float = 0.0, **settings) -> Rule:
-    """Adam with coupled L2: `l2 * w` joins the gradient before the moments, as in
-    `torch.optim.Adam(weight_decay=l2)`; b1 0.9, b2 0.999, eps 1e-8."""
-    return _checked(Rule(rate, "adam", l2=l2, **settings))
-
-
-def adamw(rate: float, *, decay: float = 0.01, **settings) -> Rule:
-    """AdamW: `decay * w` joins the update after the moments (decoupled).
-
-    Further settings of every rule: `clip` bounds the L2 norm of the group's gradient;
-    `schedule` is `constant`, `cosine` or `linear` (both to 0 at the end of the phase);
-    `warmup` is the number of updates over which the rate rises linearly from 0.
+    See `Rule` for the other arguments. Raises `InputError` for a number out of range.
     """
-    return _checked(Rule(rate, "adam", decay=decay, **settings))
+    return _checked(
+        Rule(
+            learning_rate,
+            "sgd",
+            momentum=momentum,
+            l2=l2,
+            clip_norm=clip_norm,
+            schedule=schedule,
+            warmup=warmup,
+        )
+    )
+
+
+def adam(
+    learning_rate: float,
+    *,
+    l2: float = 0.0,
+    clip_norm: float | None = None,
+    schedule: str = "constant",
+    warmup: int = 0,
+) -> Rule:
+    """Adam with coupled L2: `l2 * w` joins the gradient before the moments.
+
+    As in `torch.optim.Adam(weight_decay=l2)`; b1 0.9, b2 0.999, eps 1e-8. See `Rule` for
+    the other arguments. Raises `InputError` for a number out of range.
+    """
+    return _checked(
+        Rule(
+            learning_rate,
+            "adam",
+            l2=l2,
+            clip_norm=clip_norm,
+            schedule=schedule,
+            warmup=warmup,
+        )
+    )
+
+
+def adamw(
+    learning_rate: float,
+    *,
+    weight_decay: float = 0.01,
+    clip_norm: float | None = None,
+    schedule: str = "constant",
+    warmup: int = 0,
+) -> Rule:
+    """AdamW: `weight_decay * w` joins the update after the moments (decoupled).
+
+    b1 0.9, b2 0.999, eps 1e-8. See `Rule` for the other arguments. Raises `InputError`
+    for a number out of range.
+    """
+    return _checked(
+        Rule(
+            learning_rate,
+            "adam",
+            weight_decay=weight_decay,
+            clip_norm=clip_norm,
+            schedule=schedule,
+            warmup=warmup,
+        )
+    )
 
 
 def _checked(rule: Rule) -> Rule:
-    require_positive(rate=rule.rate)
-    if rule.clip is not None:
-        require_positive(clip=rule.clip)
+    require_positive(learning_rate=rule.learning_rate)
+    if rule.clip_norm is not None:
+        require_positive(clip_norm=rule.clip_norm)
     if rule.schedule not in SCHEDULES:
         raise unknown("schedule", rule.schedule, SCHEDULES)
     if rule.warmup != int(rule.warmup):
@@ -68,7 +128,7 @@ def _checked(rule: Rule) -> Rule:
             f"warmup is a whole number of updates, got {rule.warmup!r}: multiply a share "
             "by the updates of the phase"
         )
-    for name in ("warmup", "l2", "decay", "momentum"):
+    for name in ("warmup", "l2", "weight_decay", "momentum"):
         if not 0 <= getattr(rule, name) < float("inf"):
             value = getattr(rule, name)
             raise InputError(f"{name} must be a number from 0 up, got {value!r}")
@@ -86,10 +146,10 @@ class MoveState(NamedTuple):
     count: jax.Array
     direction: Any
     multipliers: Tree
-    rate: jax.Array
+    learning_rate: jax.Array
     momentum: jax.Array
     l2: jax.Array
-    decay: jax.Array
+    weight_decay: jax.Array
     warmup: jax.Array
     updates: jax.Array  # of the phase: the length of its schedules
 
@@ -120,7 +180,7 @@ def optimizer(
 
 def _clip(rule: Rule) -> optax.GradientTransformation:
     """Clips to a norm that is a value in the state; whether to clip is the program's."""
-    if rule.clip is None:
+    if rule.clip_norm is None:
         return optax.identity()
 
     def update(grads: Tree, most: jax.Array, params: Tree = None):
@@ -131,7 +191,7 @@ def _clip(rule: Rule) -> optax.GradientTransformation:
             lambda g: jnp.where(norm < bound, g, g / norm * bound), grads
         ), most
 
-    return optax.GradientTransformation(lambda _: jnp.float32(rule.clip), update)
+    return optax.GradientTransformation(lambda _: jnp.float32(rule.clip_norm), update)
 
 
 def _moves(rule: Rule, updates: int) -> optax.GradientTransformation:
@@ -142,7 +202,7 @@ def _moves(rule: Rule, updates: int) -> optax.GradientTransformation:
         trace = jax.tree.map(jnp.zeros_like, params)
         values = {
             name: jnp.float32(getattr(rule, name))
-            for name in ("rate", "momentum", "l2", "decay", "warmup")
+            for name in ("learning_rate", "momentum", "l2", "weight_decay", "warmup")
         }
         return MoveState(
             count=jnp.zeros((), jnp.int32),
@@ -161,10 +221,10 @@ def _moves(rule: Rule, updates: int) -> optax.GradientTransformation:
                 lambda g, t: g + s.momentum.astype(t.dtype) * t, u, s.direction
             )
             direction = u
-        size = -s.rate * _schedule(rule.schedule, s)
+        size = -s.learning_rate * _schedule(rule.schedule, s)
         u = jax.tree.map(
             lambda u, w, m: (
-                (size * m).astype(u.dtype) * (u + s.decay.astype(w.dtype) * w)
+                (size * m).astype(u.dtype) * (u + s.weight_decay.astype(w.dtype) * w)
             ),
             u,
             params,

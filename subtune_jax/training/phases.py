@@ -271,5 +271,5 @@ def phase_optimizer(
 
 def _form(rule: Rule) -> Rule:
     """Returns the part of a rule that is compiled: all numbers are values of the state."""
-    clip = None if rule.clip is None else 1.0
-    return Rule(1.0, rule.direction, schedule=rule.schedule, clip=clip)
+    clip = None if rule.clip_norm is None else 1.0
+    return Rule(1.0, rule.direction, schedule=rule.schedule, clip_norm=clip)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from subtune_jax.data import batches
-from subtune_jax.data.batches import Augment, Data
+from subtune_jax.data.batches import Augment, Dataset
 from subtune_jax.data.buckets import lengths
 from subtune_jax.data.inputs import require_inputs, require_numbers
 from subtune_jax.errors import InputError, require_type
@@ -27,7 +27,7 @@ class Plan(NamedTuple):
     settings: Settings
     ends: tuple[int, ...]  # the number of steps up to and with each phase
     per_epoch: int  # steps of a pass over the data
-    data: Data
+    data: Dataset
     sizes: np.ndarray | None  # lengths of ragged rows, which order the batches
     batch_size: int
     drop: bool
@@ -45,7 +45,7 @@ class Plan(NamedTuple):
 def make_plan(
     network: Network,
     phases: Phase | Sequence[Phase],
-    data: Data,
+    data: Dataset,
     *,
     key: jax.Array,
     loss: Callable = cross_entropy,
@@ -68,7 +68,7 @@ def make_plan(
     computed once; 0 turns that off.
     """
     require_type(Network, network=network)
-    require_type(Data, data=data)
+    require_type(Dataset, data=data)
     require_key(key)
     require_inputs(network, data)
     require_numbers(data.y)
@@ -125,7 +125,7 @@ def require_key(key: jax.Array) -> None:
         raise InputError(f"key must be one jax.random.key(seed), got {dtype}")
 
 
-def require_labels(network: Network, data: Data) -> None:
+def require_labels(network: Network, data: Dataset) -> None:
     """Raises `InputError` for labels that a linear head has no output for."""
     head = network.params[network.stages[-1].name]
     kernel = head.get("kernel") if isinstance(head, dict) else None
@@ -134,5 +134,5 @@ def require_labels(network: Network, data: Data) -> None:
     if low < 0 or (outputs is not None and high >= outputs):
         raise InputError(
             f"labels are {low} to {high}: the network has {outputs} outputs, so labels "
-            f"0 to {(outputs or 1) - 1} are expected (see new_head)"
+            f"0 to {(outputs or 1) - 1} are expected (see replace_head)"
         )

@@ -6,7 +6,7 @@ import numpy as np
 
 from subtune_jax import tree
 from subtune_jax.data import batches
-from subtune_jax.data.batches import Data
+from subtune_jax.data.batches import Dataset
 from subtune_jax.data.buckets import lengths
 from subtune_jax.data.inputs import require_inputs, require_numbers
 from subtune_jax.metrics import Metric, accuracy
@@ -14,7 +14,7 @@ from subtune_jax.network import Network
 from subtune_jax.training.step import compiled_forward
 
 
-def predict(network: Network, data: Data, *, batch_size: int = 256) -> np.ndarray:
+def predict(network: Network, data: Dataset, *, batch_size: int = 256) -> np.ndarray:
     """Returns the outputs for all examples, in order: stored statistics, no dropout.
 
     Outputs per token are padded to the longest text's bucket with the lowest number.
@@ -52,7 +52,7 @@ def _as_wide(rows: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def evaluate(
-    network: Network, data: Data, metric: Metric = accuracy, *, batch_size: int = 256
+    network: Network, data: Dataset, metric: Metric = accuracy, *, batch_size: int = 256
 ) -> float:
     """Returns metric(outputs, targets) over all of `data`, each example counted once."""
     require_numbers(data.y)

@@ -9,7 +9,7 @@ import numpy as np
 
 from subtune_jax import function_identity, tree
 from subtune_jax.data import batches
-from subtune_jax.data.batches import Data
+from subtune_jax.data.batches import Dataset
 from subtune_jax.data.buckets import Ragged, first_ragged, lengths, ragged
 from subtune_jax.errors import InputError
 from subtune_jax.flops import depends_on
@@ -18,7 +18,9 @@ from subtune_jax.training.phases import Program
 from subtune_jax.training.step import compiled_forward
 
 
-def cached_stages(network: Network, program: Program, data: Data, budget: int) -> int:
+def cached_stages(
+    network: Network, program: Program, data: Dataset, budget: int
+) -> int:
     """Returns how many leading stages can be computed once for all of `data`.
 
     They are below the lowest stage that trains, use stored statistics and do nothing
@@ -42,7 +44,7 @@ def cached_stages(network: Network, program: Program, data: Data, budget: int) -
     return best
 
 
-def _at_widths(data: Data) -> dict[int, Any]:
+def _at_widths(data: Dataset) -> dict[int, Any]:
     """Returns an example at the width of the longest text's bucket, and at half of it;
     both are the same where nothing is ragged."""
     first = first_ragged(data.x)
@@ -114,7 +116,9 @@ def _probe(apply: Callable, code: str, structure, leaves: tuple) -> tuple[bool, 
     )
 
 
-def features(network: Network, stop: int, data: Data, batch_size: int = 256) -> Data:
+def features(
+    network: Network, stop: int, data: Dataset, batch_size: int = 256
+) -> Dataset:
     """Returns `data` with x replaced by the activations after `stop` stages, in NumPy.
 
     Stored statistics, no dropout. As many examples as before, in the same order; of
@@ -132,10 +136,12 @@ def features(network: Network, stop: int, data: Data, batch_size: int = 256) -> 
         for whole, part in zip(*map(jax.tree.leaves, (made, rows)), strict=True):
             whole[begin:end] = part[: end - begin]
         begin = end
-    return Data(made, data.y)
+    return Dataset(made, data.y)
 
 
-def _ragged_features(network: Network, stop: int, data: Data, batch_size: int) -> Data:
+def _ragged_features(
+    network: Network, stop: int, data: Dataset, batch_size: int
+) -> Dataset:
     first = first_ragged(data.x)
     order = np.argsort(first.lengths, kind="stable")  # like lengths together
     run, made = compiled_forward(network, 0, stop), []
@@ -167,4 +173,4 @@ def _ragged_features(network: Network, stop: int, data: Data, batch_size: int) -
         else np.stack([made[i][k] for i in back])
         for k, tokens in enumerate(cut)
     ]
-    return Data(jax.tree.unflatten(structure, joined), data.y)
+    return Dataset(jax.tree.unflatten(structure, joined), data.y)

@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from subtune_jax.data.batches import Batch, Data
+from subtune_jax.data.batches import Batch, Dataset
 from subtune_jax.data.buckets import lengths
 from subtune_jax.errors import InputError, require_positive
 from subtune_jax.network import Network
 from subtune_jax.training.loop import (
-    Diverged,
-    Fit,
+    DivergedError,
+    FitResult,
     better,
     finished_epoch,
     refreshed,
@@ -53,20 +53,20 @@ class Progress(NamedTuple):
 
     kept: Epoch | None = None
     scores: tuple[float, ...] = ()
-    diverged: Diverged | None = None
+    diverged: DivergedError | None = None
 
 
 def sweep(
     network: Network,
     lanes: Sequence[Lane],
-    data: Data,
+    data: Dataset,
     *,
     validate: Callable[[Network], float] | None = None,
     mode: str = "max",
     chunk: int = 16,
     **settings,
-) -> list[Fit | ArithmeticError]:
-    """Returns what `fit` gives for every lane, or the error (`Diverged`) it would raise.
+) -> list[FitResult | ArithmeticError]:
+    """Returns what `fit` gives for every lane, or the error (`DivergedError`) it would raise.
 
     The lanes' steps are one `vmap`, scanned over `chunk` steps at a time. `settings` are
     those of `plan.make_plan` but `place`; a frozen prefix is not cached. Raises
@@ -225,7 +225,7 @@ def _progress(
     ]
     try:
         point = finished_epoch(plan, running, state, step, own)
-    except Diverged as error:
+    except DivergedError as error:
         error.kept = None if before.kept is None else _fit(before)
         return before._replace(diverged=error)
     if not plan.phases[running.index].keeps:
@@ -237,12 +237,12 @@ def _progress(
     return before._replace(kept=kept, scores=(*before.scores, score))
 
 
-def _fit(now: Progress) -> Fit:
+def _fit(now: Progress) -> FitResult:
     point = now.kept
-    return Fit(point.network, point.trainable, point.number, list(now.scores))
+    return FitResult(point.network, point.trainable, point.number, list(now.scores))
 
 
-def _result(now: Progress) -> Fit | ArithmeticError:
+def _result(now: Progress) -> FitResult | ArithmeticError:
     if now.diverged is not None:
         return now.diverged
     if now.kept is None:

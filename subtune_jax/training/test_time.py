@@ -11,14 +11,14 @@ from subtune_jax import function_identity, tree
 from subtune_jax.data.batches import Batch
 from subtune_jax.errors import InputError
 from subtune_jax.network import Network, Stage, forward
-from subtune_jax.training.loop import Diverged
+from subtune_jax.training.loop import DivergedError
 from subtune_jax.training.optimizers import Rule
 from subtune_jax.training.phases import Phase, Settings, Stages, check
 from subtune_jax.training.state import Running, State, live_params, start
 from subtune_jax.training.step import PROGRAMS, compiled_step
 
 
-def adapt(
+def adapt_to_stream(
     network: Network,
     phase: Phase,
     views: Iterable[tuple[Any, Any]],
@@ -38,7 +38,7 @@ def adapt(
     `dropout` as in `fit`, of the steps alone. episodic: the network is as it was before
     every input; otherwise it is online, and keeps what it learnt. Raises `InputError`
     for a phase that cannot be, or has multipliers, a schedule or a warm-up, and
-    `Diverged` when a loss or gradient is not finite.
+    `DivergedError` when a loss or gradient is not finite.
     """
     _require_endless(phase)
     settings = Settings(loss, norm, dropout)
@@ -73,7 +73,7 @@ def _adapted(
         for _ in range(phase.steps):
             state, log = step(state, network.params, batch)
             if not jax.device_get(log.finite):
-                raise Diverged(int(state.step), float(log.loss))
+                raise DivergedError(int(state.step), float(log.loss))
         params = live_params(network.params, running, state, (phase,))
         yield jax.device_get(predict(params, state.stats, jax.device_put(seen)))
 

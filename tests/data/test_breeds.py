@@ -10,7 +10,7 @@ import json
 import numpy as np
 import pytest
 
-from subtune_jax.data.batches import Data
+from subtune_jax.data.batches import Dataset
 from subtune_jax.data.breeds import (
     BENCHMARKS,
     Benchmark,
@@ -82,7 +82,7 @@ def test_a_node_is_as_deep_as_its_longest_way_and_leads_to_a_class(folder):
 
 def test_images_are_relabelled_by_superclass(folder):
     classes = breeds("living17", folder, "bad")
-    data = Data(np.arange(9), np.arange(9, dtype=np.int32))
+    data = Dataset(np.arange(9), np.arange(9, dtype=np.int32))
     parts = {side: subpopulations(data, classes, side) for side in ("source", "target")}
     for side, part in parts.items():
         want = {
@@ -108,5 +108,5 @@ def test_what_cannot_be_is_refused(folder, tmp_path):
     with pytest.raises(InputError, match="the hierarchy has no superclass"):
         breeds("entity13", folder)
     with pytest.raises(InputError, match="no image of a target class"):
-        data = Data(np.zeros(1), np.array([8], np.int32))
+        data = Dataset(np.zeros(1), np.array([8], np.int32))
         subpopulations(data, breeds("living17", folder), "target")

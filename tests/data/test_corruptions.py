@@ -4,10 +4,10 @@ import chex
 import numpy as np
 import pytest
 
-from subtune_jax.data.batches import Data
+from subtune_jax.data.batches import Dataset
 from subtune_jax.data.corruptions import CORRUPTIONS, corrupt
-from subtune_jax.data.corruptions.digital import elastic
 from subtune_jax.data.corruptions.blur import moved
+from subtune_jax.data.corruptions.digital import elastic
 from subtune_jax.data.corruptions.weather import plasma
 from subtune_jax.data.shifts import shift
 from subtune_jax.data.tfds import images
@@ -164,7 +164,7 @@ def test_a_corruption_is_a_shift_by_name_and_severity():
     x = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), dtype=np.uint8)
     made = shift("contrast_4")
     assert made.level == "input"
-    found = made.target(Data(x, np.arange(3)), np.random.default_rng(0)).x
+    found = made.target(Dataset(x, np.arange(3)), np.random.default_rng(0)).x
     np.testing.assert_array_equal(
         found, corrupt(x, "contrast", 4, np.random.default_rng(0))
     )

@@ -3,16 +3,16 @@ import numpy as np
 import pytest
 
 from subtune_jax.data import batches
-from subtune_jax.data.batches import Data
+from subtune_jax.data.batches import Dataset
 from subtune_jax.data.digits import digits
 from subtune_jax.data.shifts import SHIFTS, shift
-from subtune_jax.data.splits import balanced_parts
+from subtune_jax.data.splits import split_balanced
 from subtune_jax.errors import InputError
 
 
 def numbered(examples=30, classes=3):
     index = np.arange(examples)
-    return Data(
+    return Dataset(
         np.stack([index, index], 1).astype(np.float32),
         (index % classes).astype(np.int32),
     )
@@ -35,7 +35,7 @@ def test_an_epoch_has_every_example_once_in_an_order_of_its_own():
 def test_parts_are_disjoint_balanced_and_seeded():
     data = numbered(90)
     parts, again, other = (
-        balanced_parts(
+        split_balanced(
             data, {"train": 30, "validation": 9, "test": None}, np.random.default_rng(s)
         )
         for s in (0, 0, 1)
@@ -53,7 +53,7 @@ def test_parts_are_disjoint_balanced_and_seeded():
 
 
 def test_a_size_that_classes_do_not_divide_is_as_even_as_it_can_be():
-    parts = balanced_parts(numbered(), {"train": 10}, np.random.default_rng(0))
+    parts = split_balanced(numbered(), {"train": 10}, np.random.default_rng(0))
     assert sorted(np.bincount(parts["train"].y).tolist()) == [3, 3, 4]
 
 
@@ -61,14 +61,14 @@ def test_more_examples_than_there_are_is_refused():
     with pytest.raises(
         InputError, match="60 train examples are more than there are: class 0 has 10"
     ):
-        balanced_parts(numbered(), {"train": 60}, np.random.default_rng(0))
+        split_balanced(numbered(), {"train": 60}, np.random.default_rng(0))
     with pytest.raises(InputError, match="train examples must be a positive number"):
-        balanced_parts(numbered(), {"train": 0}, np.random.default_rng(0))
+        split_balanced(numbered(), {"train": 0}, np.random.default_rng(0))
 
 
 def test_parts_that_leave_nothing_for_the_rest_are_refused():
     with pytest.raises(InputError, match="no test examples are left"):
-        balanced_parts(numbered(), {"train": 30, "test": None}, 0)
+        split_balanced(numbered(), {"train": 30, "test": None}, 0)
 
 
 def test_digits_are_the_real_ones():
@@ -119,10 +119,10 @@ def test_subpopulations_share_superclasses_and_no_image():
 
 def test_contrast_and_flip_of_a_literal_image():
     x = np.array([0, 200, 100, 100], np.uint8).reshape(1, 2, 2, 1)
-    made = shift("contrast").target(Data(x, np.array([3])), np.random.default_rng(0))
+    made = shift("contrast").target(Dataset(x, np.array([3])), np.random.default_rng(0))
     assert made.x.ravel().tolist() == [85, 115, 100, 100]
     flipped = shift("label_flip").target(
-        Data(x, np.arange(10)), np.random.default_rng(0)
+        Dataset(x, np.arange(10)), np.random.default_rng(0)
     )
     assert flipped.y.tolist() == list(range(9, -1, -1))
 
@@ -137,21 +137,21 @@ def test_an_unknown_shift_shows_the_nearest():
 def test_every_class_may_get_the_example_that_is_left_over():
     more = set()
     for seed in range(20):
-        part = balanced_parts(numbered(), {"train": 10}, np.random.default_rng(seed))
+        part = split_balanced(numbered(), {"train": 10}, np.random.default_rng(seed))
         more.add(int(np.argmax(np.bincount(part["train"].y))))
     assert more == {0, 1, 2}
 
 
 def test_contrast_keeps_the_mean_of_every_image():
     x = np.stack([np.full((2, 2, 1), 40), np.full((2, 2, 1), 200)]).astype(np.uint8)
-    made = shift("contrast").target(Data(x, np.arange(2)), np.random.default_rng(0))
+    made = shift("contrast").target(Dataset(x, np.arange(2)), np.random.default_rng(0))
     np.testing.assert_array_equal(made.x, x)
 
 
 def test_blur_is_a_gaussian_of_one_pixel_in_each_channel():
     x = np.zeros((1, 9, 9, 2), np.uint8)
     x[0, 4, 4, 0] = 250
-    made = shift("blur").target(Data(x, np.arange(1)), np.random.default_rng(0)).x
+    made = shift("blur").target(Dataset(x, np.arange(1)), np.random.default_rng(0)).x
     taps = np.exp(-(np.arange(-4, 5) ** 2) / 2)
     taps /= taps.sum()
     expected = np.round(250 * np.outer(taps, taps))
@@ -162,7 +162,7 @@ def test_blur_is_a_gaussian_of_one_pixel_in_each_channel():
 def test_noise_has_a_deviation_of_102_levels():
     x = np.full((50, 20, 20, 1), 128, np.uint8)
     made = shift("gaussian_noise").target(
-        Data(x, np.arange(50)), np.random.default_rng(0)
+        Dataset(x, np.arange(50)), np.random.default_rng(0)
     )
     inside = np.mean((made.x > 128 - 102) & (made.x < 128 + 102))
     assert inside == pytest.approx(0.683, abs=0.01)

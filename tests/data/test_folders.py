@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from subtune_jax.data import batches
-from subtune_jax.data.batches import Data
+from subtune_jax.data.batches import Dataset
 from subtune_jax.data.folders import crop_and_flip, folder, resized
 from subtune_jax.data.tfds import find, images, records
 from subtune_jax.errors import InputError
@@ -59,7 +59,7 @@ def test_a_corrupted_set_is_of_the_same_images(real_data):
         ("glue/mrpc", "test", "need TensorFlow for that, not for reading: pip install"),
         ("cifar10", "dev", "has no split 'dev': expected one of train, test"),
         ("cifar10", "test[:x]", "cannot read split 'test\\[:x\\]'"),
-        ("glue/rte", "validation", "is no image set: its features are"),
+        ("glue/rte", "validation", "is not an image set: its features are"),
     ],
 )
 def test_what_is_not_there_is_said_with_how_to_get_it(real_data, name, split, message):
@@ -94,7 +94,7 @@ def test_crops_and_flips_come_from_the_image():
 
 
 def test_augmentation_is_a_function_of_seed_epoch_and_place():
-    data = Data(np.arange(8 * 64, dtype=np.uint8).reshape(8, 8, 8, 1), np.arange(8))
+    data = Dataset(np.arange(8 * 64, dtype=np.uint8).reshape(8, 8, 8, 1), np.arange(8))
 
     def run(number, start=0):
         stream = batches.epoch(
@@ -146,7 +146,7 @@ def test_a_folder_of_classes_only_and_of_many_sizes(tmp_path):
 def test_a_file_that_is_no_image_is_named(tmp_path):
     paint(tmp_path / "a" / "1.png", (0, 0, 0))
     (tmp_path / "a" / "2.png").write_bytes(b"no image")
-    with pytest.raises(InputError, match="a/2.png is no readable image"):
+    with pytest.raises(InputError, match="a/2.png is not a readable image"):
         folder(tmp_path)
 
 

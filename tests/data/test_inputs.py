@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from subtune_jax.cost import cost
-from subtune_jax.data.batches import Batch, Data
+from subtune_jax.cost import step_cost
+from subtune_jax.data.batches import Batch, Dataset
 from subtune_jax.data.buckets import ragged
 from subtune_jax.data.inputs import require_inputs, require_numbers
 from subtune_jax.errors import InputError
@@ -51,7 +51,7 @@ def test_an_input_that_is_no_number(lost):
 
 def test_inputs_without_a_target():
     refused(
-        toy.mlp(), Data(toy.points(64).x, toy.points(60).y), "64 inputs and 60 targets"
+        toy.mlp(), Dataset(toy.points(64).x, toy.points(60).y), "64 inputs and 60 targets"
     )
 
 
@@ -67,9 +67,9 @@ def test_names_of_classes_instead_of_numbers():
     phase = Phase(select(toy.mlp(), {"g": ["head"]}), adam(1e-2), 2)
     batch = Batch(data.x, named.y, np.ones(8, np.float32))
     with pytest.raises(InputError, match="targets of a batch must be numbers"):
-        cost(toy.mlp(), phase, batch)
+        step_cost(toy.mlp(), phase, batch)
     with pytest.raises(InputError, match="the weights of a batch have shape"):
-        cost(toy.mlp(), phase, batch._replace(y=data.y, weight=np.ones((8, 1))))
+        step_cost(toy.mlp(), phase, batch._replace(y=data.y, weight=np.ones((8, 1))))
     require_numbers(data.y)
 
 

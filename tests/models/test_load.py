@@ -12,7 +12,8 @@ from safetensors.numpy import load_file, save_file
 from subtune_jax import tree
 from subtune_jax.data.tfds import images
 from subtune_jax.errors import InputError
-from subtune_jax.models.load import load
+from subtune_jax.models.load import load_pretrained
+from subtune_jax.network import Pixels
 from subtune_jax.training.predict import evaluate
 
 pytestmark = pytest.mark.slow
@@ -32,17 +33,17 @@ def test_every_set_of_weights_is_tested(real_data):
 @pytest.mark.parametrize("name", ACCURACY)
 def test_logits_are_pytorchs(real_data, name):
     expected = np.load(real_data / "fixtures" / f"{name}.npz")
-    made = load(real_data / "weights" / name)
-    assert made.size == (32, 32, 3)
+    made = load_pretrained(real_data / "weights" / name)
+    assert made.source.reads == Pixels(3, (32, 32))
     difference = np.abs(
-        np.asarray(made.network(expected["images"])) - expected["logits"]
+        np.asarray(made(expected["images"])) - expected["logits"]
     )
     assert difference.max() <= 1e-4
 
 
 @pytest.mark.parametrize("name", ACCURACY)
 def test_accuracy_is_the_stated_one(real_data, name):
-    network = load(real_data / "weights" / name).network
+    network = load_pretrained(real_data / "weights" / name)
     split, stated = ACCURACY[name]
     found = evaluate(network, images("cifar10", split, real_data / "tfds"))
     assert found == pytest.approx(stated, abs=0.05)
@@ -50,16 +51,16 @@ def test_accuracy_is_the_stated_one(real_data, name):
 
 def test_a_new_head(real_data):
     folder = real_data / "weights" / "resnet20_cifar10"
-    network = load(folder, new_head=3).network
+    network = load_pretrained(folder, num_classes=3)
     chex.assert_shape(network.params["head"]["kernel"], (64, 3))
     assert not np.any(network.params["head"]["kernel"])
-    drawn = load(folder, new_head=3, key=jax.random.key(0)).network
+    drawn = load_pretrained(folder, num_classes=3, key=jax.random.key(0))
     assert np.all(drawn.params["head"]["kernel"])
-    assert network.stages == load(folder).network.stages
+    assert network.stages == load_pretrained(folder).stages
 
 
 def test_the_fingerprint_is_of_the_stored_tensors_without_the_head(folder):
-    before = load(folder).fingerprint
+    before = load_pretrained(folder).source.fingerprint
 
     def other_head(tensors):
         tensors["linear.bias"] = tensors["linear.bias"] + 1
@@ -71,11 +72,11 @@ def test_the_fingerprint_is_of_the_stored_tensors_without_the_head(folder):
         tensors["bn1.bias"] = tensors["bn1.bias"].astype(np.float16)
 
     respoil(folder, other_head)
-    assert load(folder).fingerprint == before
+    assert load_pretrained(folder).source.fingerprint == before
     respoil(folder, narrower)
-    after = load(folder).fingerprint
+    after = load_pretrained(folder).source.fingerprint
     respoil(folder, other_body)
-    assert len({before, after, load(folder).fingerprint}) == 3
+    assert len({before, after, load_pretrained(folder).source.fingerprint}) == 3
 
 
 @pytest.fixture
@@ -101,7 +102,7 @@ def test_missing_unexpected_and_misshapen_tensors_are_listed_at_once(folder):
 
     respoil(folder, change)
     with pytest.raises(InputError) as error:
-        load(folder)
+        load_pretrained(folder)
     said = str(error.value)
     assert "missing: params/block1_0/conv1/kernel, params/head/bias;" in said
     assert "unexpected: layer9.0.conv1.weight;" in said
@@ -122,7 +123,7 @@ def test_what_would_be_overwritten_or_has_no_norm_is_unexpected(folder):
 
     respoil(folder, change)
     with pytest.raises(InputError, match="unexpected: ") as error:
-        load(folder)
+        load_pretrained(folder)
     said = str(error.value)
     assert "layer9.9.bn9.num_batches_tracked" in said and " bn1.num" not in said
     assert "linear.bias" in said or "fc.bias" in said
@@ -153,7 +154,7 @@ def write(name, content):
             "has no model.safetensors",
         ),
         (drop("config.json"), "has no config.json"),
-        (write("config.json", b"{"), "is no JSON"),
+        (write("config.json", b"{"), "is not a JSON file"),
         (write("config.json", b"[]"), "is a JSON list: expected an object"),
         (
             write("config.json", b"{}"),
@@ -171,13 +172,13 @@ def write(name, content):
             spoil_config(norm={"type": "group_norm", "num_groups": 7}),
             "do not divide into 7 groups",
         ),
-        (write("model.safetensors", b"x" * 100), "is no readable safetensors file"),
+        (write("model.safetensors", b"x" * 100), "is not a readable safetensors file"),
     ],
 )
 def test_a_folder_that_cannot_be_used_is_said_in_a_sentence(folder, spoil, message):
     spoil(folder)
     with pytest.raises(InputError, match=message) as error:
-        load(folder)
+        load_pretrained(folder)
     assert "\n" not in str(error.value)
 
 
@@ -189,15 +190,15 @@ def test_a_pickle_is_refused_and_how_to_convert_it_is_said(folder, name):
     with pytest.raises(
         InputError, match=f"a pickle \\({name}\\).*safetensors.torch.save_file"
     ):
-        load(folder)
+        load_pretrained(folder)
 
 
 def test_a_hub_id_without_network_is_said(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(
-        InputError, match="nobody/nothing is no folder here and could not be had"
+        InputError, match="nobody/nothing is not a folder here and could not be downloaded"
     ):
-        load("nobody/nothing")
+        load_pretrained("nobody/nothing")
 
 
 def test_a_hub_repository_without_safetensors_is_said(monkeypatch, tmp_path):
@@ -205,12 +206,12 @@ def test_a_hub_repository_without_safetensors_is_said(monkeypatch, tmp_path):
         "huggingface_hub.snapshot_download", lambda *a, **k: str(tmp_path)
     )
     with pytest.raises(InputError, match="has no model.safetensors"):
-        load("somebody/pickles")
+        load_pretrained("somebody/pickles")
 
 
 def test_values_are_the_files(real_data):
     folder = real_data / "weights" / "resnet32_cifar10"
-    tensors, network = load_file(folder / "model.safetensors"), load(folder).network
+    tensors, network = load_file(folder / "model.safetensors"), load_pretrained(folder)
     flat = tree.flatten({"params": network.params, "stats": network.stats})
     conv = tensors["layer2.3.conv2.weight"]
     np.testing.assert_array_equal(

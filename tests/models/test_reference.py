@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from subtune_jax import tree
-from subtune_jax.models.load import load
+from subtune_jax.models.load import load_pretrained
 from subtune_jax.network import forward
 from tests.fixtures.weights import pixels, texts, weights
 
@@ -24,7 +24,7 @@ def loaded(case, folder):
     if "images" in case:
         (folder / "preprocessor_config.json").write_text(json.dumps(case["images"]))
     new_head = 2 if case["config"].get("model_type") == "clip_vision_model" else None
-    return load(folder, new_head=new_head, **case.get("options", {})).network
+    return load_pretrained(folder, num_classes=new_head, **case.get("options", {}))
 
 
 def inputs(case):

@@ -109,5 +109,5 @@ def test_a_saved_network_is_restored_bit_for_bit_and_another_is_refused(tmp_path
     with pytest.raises(InputError, match="holds another network"):
         restore(toy.mlp(), file)
     file.write_bytes(b"x" * 20)
-    with pytest.raises(InputError, match="no readable safetensors file"):
+    with pytest.raises(InputError, match="not a readable safetensors file"):
         restore(network, file)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from subtune_jax.models.load import load
+from subtune_jax.models.load import load_pretrained
 from subtune_jax.network import forward
 
 torch = pytest.importorskip(
@@ -44,14 +44,14 @@ def saved(model, folder, config=None):
     """Writes the model as a folder that `load` reads."""
     if config is None:
         model.save_pretrained(folder, safe_serialization=True)
-        return load(folder)
+        return load_pretrained(folder)
     tensors = {k: v.detach().numpy() for k, v in model.state_dict().items()}
     save_file(
         {k: np.ascontiguousarray(v) for k, v in tensors.items()},
         folder / "model.safetensors",
     )
     (folder / "config.json").write_text(json.dumps(config))
-    return load(folder)
+    return load_pretrained(folder)
 
 
 def texts(pad):
@@ -84,7 +84,7 @@ def test_bert(tmp_path, activation):
     model = shaken(transformers.BertForSequenceClassification(config))
     x = texts(0)
     theirs = model(**{k: torch.tensor(v.astype(np.int64)) for k, v in x.items()})
-    agree(saved(model, tmp_path).network(x), theirs.logits)
+    agree(saved(model, tmp_path)(x), theirs.logits)
 
 
 def test_roberta(tmp_path):
@@ -93,7 +93,7 @@ def test_roberta(tmp_path):
     x = texts(1)
     x["token_type_ids"][:] = 0
     theirs = model(**{k: torch.tensor(v.astype(np.int64)) for k, v in x.items()})
-    agree(saved(model, tmp_path).network(x), theirs.logits)
+    agree(saved(model, tmp_path)(x), theirs.logits)
 
 
 def test_bert_spans(tmp_path):
@@ -102,7 +102,7 @@ def test_bert_spans(tmp_path):
     x = texts(0)
     theirs = model(**{k: torch.tensor(v.astype(np.int64)) for k, v in x.items()})
     model.save_pretrained(tmp_path, safe_serialization=True)
-    ours = np.asarray(load(tmp_path, head="span").network(x))
+    ours = np.asarray(load_pretrained(tmp_path, head="span")(x))
     both = torch.stack([theirs.start_logits, theirs.end_logits], -1)
     real = x["attention_mask"] == 1
     agree(ours[real], both[torch.tensor(real)])
@@ -113,20 +113,20 @@ def test_vit_of_transformers(tmp_path):
         transformers.ViTForImageClassification(transformers.ViTConfig(**IMAGE))
     )
     theirs = model(normalized(images(), 0.5, 0.5)).logits
-    agree(saved(model, tmp_path).network(images()), theirs)
+    agree(saved(model, tmp_path)(images()), theirs)
 
 
 def test_the_image_tower_of_clip(tmp_path):
     shape = {k: v for k, v in IMAGE.items() if "drop" not in k and k != "num_labels"}
     model = shaken(transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**shape)))
     model.save_pretrained(tmp_path, safe_serialization=True)
-    found = load(tmp_path, new_head=2)
+    found = load_pretrained(tmp_path, num_classes=2)
     mean, std = (
         (0.48145466, 0.4578275, 0.40821073),
         (0.26862954, 0.26130258, 0.27577711),
     )
     theirs = model(normalized(images(), mean, std)).pooler_output
-    network = found.network
+    network = found
     ours, _ = forward(network.stages, network.params, network.stats, images(), stop=-1)
     agree(ours, theirs)
 
@@ -146,7 +146,7 @@ def test_vit_of_timm(tmp_path, pooling):
         "pretrained_cfg": {"input_size": [3, 32, 32], "mean": [0.5], "std": [0.5]},
     }
     theirs = shaken(model)(normalized(images(), 0.5, 0.5))
-    agree(saved(model, tmp_path, config).network(images()), theirs)
+    agree(saved(model, tmp_path, config)(images()), theirs)
 
 
 def test_vit_of_torchvision(tmp_path):
@@ -165,4 +165,4 @@ def test_vit_of_torchvision(tmp_path):
     names = {"layer_norm_eps": 1e-6, "hidden_act": "gelu", "model_type": "vit"}
     config = IMAGE | names | {"id2label": {"0": "a", "1": "b", "2": "c"}}
     theirs = model(normalized(images(), 0.5, 0.5))
-    agree(saved(model, tmp_path, config).network(images()), theirs)
+    agree(saved(model, tmp_path, config)(images()), theirs)

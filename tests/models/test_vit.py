@@ -12,12 +12,20 @@ from safetensors.numpy import save_file
 from subtune_jax import tree
 from subtune_jax.errors import InputError
 from subtune_jax.models.files.vit import hugging_face_config, timm_config
-from subtune_jax.models.load import load
+from subtune_jax.models.load import load_pretrained
 from subtune_jax.models.vit import ViTConfig, vit
-from subtune_jax.network import Network, forward
-from subtune_jax.selection.select import select, trainable_count
+from subtune_jax.network import Network, Pixels, forward
+from subtune_jax.selection.select import count_trainable, select
 
-SMALL = ViTConfig(image=8, patch=4, width=16, layers=2, heads=4, hidden=24, outputs=3)
+SMALL = ViTConfig(
+    image_size=8,
+    patch_size=4,
+    hidden_size=16,
+    num_layers=2,
+    num_heads=4,
+    intermediate_size=24,
+    num_classes=3,
+)
 HUGGING_FACE = {
     "model_type": "vit",
     "image_size": 8,
@@ -155,12 +163,12 @@ def test_files_of_every_layout_are_read(layout, tmp_path):
         tensors["visual_projection.weight"] = np.ones((3, 16), "float32")
     save_file(tensors, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(CONFIGS[layout]))
-    found = load(tmp_path, new_head=3 if layout == "clip" else None)
-    assert found.size == (8, 8, 3)
+    found = load_pretrained(tmp_path, num_classes=3 if layout == "clip" else None)
+    assert found.source.reads == Pixels(3, (8, 8))
     for name in network.params.keys() - ({"head"} if layout == "clip" else set()):
         jax.tree.map(
             np.testing.assert_array_equal,
-            found.network.params[name],
+            found.params[name],
             network.params[name],
         )
     tensors.pop(LAYOUTS[layout]["embeddings/class_token"])
@@ -168,7 +176,7 @@ def test_files_of_every_layout_are_read(layout, tmp_path):
     with pytest.raises(
         InputError, match="does not fit the network: missing: .*class_token"
     ):
-        load(tmp_path, new_head=3 if layout == "clip" else None)
+        load_pretrained(tmp_path, num_classes=3 if layout == "clip" else None)
 
 
 def test_pixels_are_normalized_as_the_files_say(tmp_path):
@@ -179,7 +187,7 @@ def test_pixels_are_normalized_as_the_files_say(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(HUGGING_FACE))
     images = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.2, 0.5, 1.0]}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(images))
-    network = load(tmp_path).network
+    network = load_pretrained(tmp_path)
     pixels = np.full((1, 8, 8, 3), 255, np.uint8)
     found, _ = forward(network.stages, network.params, network.stats, pixels, stop=1)
     np.testing.assert_allclose(found[0, 0, 0], [4.5, 1.6, 0.7], rtol=1e-6)
@@ -189,7 +197,7 @@ def test_counts_of_vit_base():
     """86,567,656 with 1,000 classes, as timm and torchvision have it; kinds as BERT's."""
     shapes = jax.eval_shape(lambda key: vit(ViTConfig(), key).params, jax.random.key(0))
     assert tree.count(shapes) == 86_567_656
-    small = vit(SMALL._replace(layers=12), jax.random.key(0))
+    small = vit(SMALL._replace(num_layers=12), jax.random.key(0))
     base = Network(small.stages, shapes, small.stats, small.units)
     counts = {
         "query": 7_087_104,
@@ -205,7 +213,7 @@ def test_counts_of_vit_base():
         "surgical:first3": 3 * 7_087_872,
     }
     for entry, count in counts.items():
-        assert trainable_count(shapes, select(base, {"g": [entry]})) == count, entry
+        assert count_trainable(base, select(base, {"g": [entry]})) == count, entry
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
@@ -252,13 +260,13 @@ def test_dropout_and_bfloat16():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"patch": 3}, "images of 8 pixels do not divide into patches of 3"),
-        ({"heads": 3}, "width 16 does not divide into 3 attention heads"),
+        ({"patch_size": 3}, "images of 8 pixels do not divide into patches of 3"),
+        ({"num_heads": 3}, "width 16 does not divide into 3 attention heads"),
         ({"class_token": False}, "pooling 'cls' needs a class token"),
         ({"pooling": "max"}, "unknown pooling 'max'"),
         ({"dtype": "int8"}, "unknown dtype 'int8'"),
         ({"dropout": 1.0}, "dropout must be from 0 up to 1, got 1.0"),
-        ({"layers": 0}, "layers"),
+        ({"num_layers": 0}, "num_layers"),
         ({"activation": "gleu"}, "unknown activation 'gleu'"),
     ],
 )
@@ -277,16 +285,16 @@ def test_other_image_sizes_are_said():
 
 def test_timm_architectures():
     made = timm_config({"architecture": "vit_small_patch32_384", "num_classes": 7})
-    assert made[:7] == (384, 32, 3, 384, 12, 6, 1536) and made.outputs == 7
+    assert made[:7] == (384, 32, 3, 384, 12, 6, 1536) and made.num_classes == 7
     made = timm_config(TIMM | {"global_pool": "avg"})
-    assert made.pooling == "mean" and made.hidden == 24
-    assert timm_config(TIMM | {"num_classes": 0}).outputs == 2  # no head in the file
+    assert made.pooling == "mean" and made.intermediate_size == 24
+    assert timm_config(TIMM | {"num_classes": 0}).num_classes == 2  # no head in the file
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"architecture": "convnext_tiny"}, "no architecture that is known"),
+        ({"architecture": "convnext_tiny"}, "not an architecture that is known"),
         ({"architecture": "vit_smal_patch16_224"}, "unknown size of ViT 'smal'"),
         ({"global_pool": "max"}, "unknown timm pooling 'max'"),
         (
@@ -302,7 +310,7 @@ def test_what_timm_has_and_we_have_not_is_said(change, said):
 
 def test_what_hugging_face_writes_in_other_ways(tmp_path):
     made = hugging_face_config(HUGGING_FACE | {"image_size": [8, 8]}, {})
-    assert made.image == 8
+    assert made.image_size == 8
     with pytest.raises(InputError, match=r"must be square, got \[8, 4\]"):
         hugging_face_config(HUGGING_FACE | {"image_size": [8, 4]}, {})
     made = hugging_face_config(HUGGING_FACE, {"do_normalize": False})
@@ -317,5 +325,7 @@ def test_a_classifier_beside_clip_is_not_read(tmp_path):
     save_file(tensors, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(CLIP))
     with pytest.raises(InputError, match="missing: params/head/bias"):
-        load(tmp_path)
-    chex.assert_shape(load(tmp_path, new_head=5).network.params["head"]["bias"], (5,))
+        load_pretrained(tmp_path)
+    chex.assert_shape(
+        load_pretrained(tmp_path, num_classes=5).params["head"]["bias"], (5,)
+    )

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from subtune_jax import tree
-from subtune_jax.data.batches import Data, padded
+from subtune_jax.data.batches import Dataset, padded
 from subtune_jax.errors import InputError
 from subtune_jax.flops import contraction_flops
 from subtune_jax.losses import cross_entropy, squared_error
@@ -33,7 +33,7 @@ def linear_network():
 
 X = np.array([[1.0, 0.0], [0.0, 2.0]], np.float32)
 Y = np.array([[1.0], [0.0]], np.float32)
-BATCH = padded(Data(X, Y), 2)
+BATCH = padded(Dataset(X, Y), 2)
 
 # By hand: hidden = [[1, 2], [0, 2]]; outputs = [-1, -2]; residuals e = [-2, -2].
 # Loss of an example (o - y)^2, its gradients: dv = 2 e h, dB = 2 e x^T v^T.
@@ -57,7 +57,7 @@ def test_relative_gradient_norm():
 
 def test_it_is_the_mean_of_ratios_over_batches_and_infinite_at_norm_zero():
     network = linear_network()
-    other = padded(Data(X[::-1] * 3, Y), 2)
+    other = padded(Dataset(X[::-1] * 3, Y), 2)
     one, two, both = (
         scores.relative_gradient_norm(network, b, squared_error)["last/w"]
         for b in ([BATCH], [other], [BATCH, other])
@@ -69,7 +69,7 @@ def test_it_is_the_mean_of_ratios_over_batches_and_infinite_at_norm_zero():
     )
     # A head of zeros passes no gradient on to the body, and has one of its own.
     assert found == {"first/w": 0.0, "last/w": float("inf")}
-    still = padded(Data(X, np.zeros((2, 1), np.float32)), 2)
+    still = padded(Dataset(X, np.zeros((2, 1), np.float32)), 2)
     found = scores.relative_gradient_norm(
         network._replace(params=zero), [still], squared_error
     )
@@ -89,7 +89,7 @@ def test_signal_to_noise_over_examples():
 
 
 def test_signal_to_noise_over_microbatches():
-    data = Data(np.repeat(X, 2, axis=0), np.repeat(Y, 2, axis=0))
+    data = Dataset(np.repeat(X, 2, axis=0), np.repeat(Y, 2, axis=0))
     micro = scores.signal_to_noise(
         linear_network(), [padded(data, 4)], squared_error, mode="microbatch", micro=2
     )
@@ -365,7 +365,7 @@ def test_leaves_that_cannot_train_have_no_score_and_half_ones_are_float32():
         }
     }
     network = Network((Stage("one", apply),), params, {"one": {}}, {})
-    batch = padded(Data(np.full((2, 2), 1.0, np.float32), np.zeros((2, 1))), 2)
+    batch = padded(Dataset(np.full((2, 2), 1.0, np.float32), np.zeros((2, 1))), 2)
     # f = 600, so that the gradient 1,200 of each weight has a square beyond float16.
     for score in (scores.fisher, scores.relative_gradient_norm, scores.signal_to_noise):
         assert list(score(network, [batch], squared_error)) == ["one/w"]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from subtune_jax.data.batches import Data
+from subtune_jax.data.batches import Dataset
 from subtune_jax.data.buckets import ragged
 from subtune_jax.losses import cross_entropy
 from subtune_jax.network import Network, Stage
@@ -15,7 +15,7 @@ from subtune_jax.training.optimizers import adam, sgd
 from subtune_jax.training.phases import Phase, Settings, check
 from subtune_jax.training.plan import make_plan
 from subtune_jax.training.prefix_cache import cached_stages
-from subtune_jax.training.test_time import adapt
+from subtune_jax.training.test_time import adapt_to_stream
 from subtune_jax.tuning.anchor import l1_sp, l2_sp
 from tests import toy
 
@@ -46,7 +46,7 @@ def half_square(outputs, targets):
 def moved(rule, steps, *, loss=output, x=X, batch_size=3, **phase):
     """Returns how far w moves."""
     labels = {"one": {"w": "g"}}
-    data = Data(x, np.zeros((len(x), 1), np.float32))
+    data = Dataset(x, np.zeros((len(x), 1), np.float32))
     made = fit(
         network(),
         Phase(labels, rule, steps, **phase),
@@ -88,7 +88,7 @@ def test_adam_is_that_of_its_paper():
 
 def test_the_loss_of_an_epoch_is_the_mean_of_its_steps():
     x = np.array([[1.0, 0.0], [5.0, 0.0], [9.0, 0.0], [1.0, 0.0]], np.float32)
-    data = Data(x, np.zeros((4, 1), np.float32))
+    data = Dataset(x, np.zeros((4, 1), np.float32))
     phase = Phase({"one": {"w": "g"}}, sgd(1e-6), 4)
     settings = {"key": KEY, "loss": output, "batch_size": 2, "cache_bytes": 0}
     points = list(epochs(make_plan(network(), phase, data, **settings)))
@@ -109,7 +109,7 @@ def test_multipliers_see_the_network_as_it_stands():
 
 
 def test_a_ragged_batch_is_dropped_under_accumulation():
-    data = Data(np.ones((5, 2), np.float32), np.zeros((5, 1), np.float32))
+    data = Dataset(np.ones((5, 2), np.float32), np.zeros((5, 1), np.float32))
 
     def steps(accumulate):
         phase = Phase({"one": {"w": "g"}}, sgd(0.1), 4)
@@ -122,7 +122,7 @@ def test_a_ragged_batch_is_dropped_under_accumulation():
 def test_adaptation_takes_the_steps_of_its_phase():
     for steps in (1, 2, 3):
         phase = Phase({"one": {"w": "g"}}, sgd(0.1, momentum=0.0), steps)
-        (found,) = adapt(network(), phase, [(X, X)], loss=output, key=KEY)
+        (found,) = adapt_to_stream(network(), phase, [(X, X)], loss=output, key=KEY)
         w = np.array([1.0, 2.0]) - 0.1 * steps * SLOPE
         np.testing.assert_allclose(found[:, 0], X @ w, rtol=1e-5)
 
@@ -149,7 +149,7 @@ def test_the_bytes_of_texts_are_those_of_their_tokens():
         name: ragged([row[:n] for row, n in zip(rows, lengths, strict=False)], (8,))
         for name, rows in data.x.items()
     }
-    data = Data(x, data.y[:3])
+    data = Dataset(x, data.y[:3])
     phase = Phase(select(base, {"g": ["layer_1"]}), sgd(0.1), 9)
     (program,) = check(base, [phase], Settings(cross_entropy))
     # 16 tokens of 16 float32 numbers and a mask of a byte.

@@ -18,7 +18,7 @@ from flax import nnx
 
 from subtune_jax import tree
 from subtune_jax.errors import InputError
-from subtune_jax.models.from_flax import adopt
+from subtune_jax.models.from_flax import from_nnx
 from subtune_jax.selection.select import select
 from subtune_jax.training import checkpoints
 from subtune_jax.training.checkpoints import Saved
@@ -54,7 +54,7 @@ def phases(network):
         select(network, {"h": ["head"]}),
         select(network, {"b": ["block3", "head"]}),
     )
-    return [Phase(head, adam(1e-2), 10), Phase(body, adamw(1e-3, clip=1.0), 30)]
+    return [Phase(head, adam(1e-2), 10), Phase(body, adamw(1e-3, clip_norm=1.0), 30)]
 
 
 def run(network, folder, seconds=0.0):
@@ -284,7 +284,7 @@ class LowRank(nnx.Module):
 
 
 def test_leaves_without_elements_are_saved_and_come_back(tmp_path):
-    network = adopt(LowRank(0, nnx.Rngs(0)))
+    network = from_nnx(LowRank(0, nnx.Rngs(0)))
     phase = Phase(select(network, {"t": ["a", "b", "base"]}), adam(1e-2), 6)
     settings = {"key": KEY, "batch_size": 16, "validate": lambda net: 1.0}
     plain = fit(network, phase, toy.points(), **settings)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from subtune_jax import tree
-from subtune_jax.cost import cost, cost_table, stage_flops
+from subtune_jax.cost import cost_table, stage_flops, step_cost
 from subtune_jax.data.batches import Batch
 from subtune_jax.labels import stages_with_batch_stats
 from subtune_jax.losses import cross_entropy
@@ -25,7 +25,7 @@ SELECTIONS = {
     "one leaf": ["block2_0/conv2"],
     "all": [".*"],
 }
-RULE = adamw(1e-2, decay=0.1, clip=0.5)
+RULE = adamw(1e-2, weight_decay=0.1, clip_norm=0.5)
 
 
 def phase_of(network, name, steps=20):
@@ -85,7 +85,7 @@ def test_the_optimizer_state_has_leaves_for_trainable_parameters_only(name, accu
 def test_contraction_flops_of_a_step_are_at_the_floor(name, norm):
     network, data = toy.small_resnet(norm), toy.images(16)
     batch = Batch(data.x, data.y, np.ones(16, np.float32))
-    found = cost(network, phase_of(network, name), batch, loss=cross_entropy)
+    found = step_cost(network, phase_of(network, name), batch, loss=cross_entropy)
     assert found.floor <= found.flops <= 1.05 * found.floor
     # XLA counts elementwise work as well: up to 15 % of so narrow a network's.
     assert found.flops <= found.compiled_flops <= 1.15 * found.flops + 1e5
@@ -110,7 +110,7 @@ def test_the_table_shows_any_selection_beside_full_tuning_and_the_floor():
     network, data = toy.small_resnet(), toy.images(8)
     batch = Batch(data.x, data.y, np.ones(8, np.float32))
     head, every = (
-        cost(network, phase_of(network, n), batch, loss=cross_entropy)
+        step_cost(network, phase_of(network, n), batch, loss=cross_entropy)
         for n in ("head", "all")
     )
     assert head.optimizer_bytes < 0.1 * every.optimizer_bytes

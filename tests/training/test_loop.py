@@ -3,11 +3,11 @@ import jax
 import numpy as np
 import pytest
 
-from subtune_jax.data.batches import Data
+from subtune_jax.data.batches import Dataset
 from subtune_jax.errors import InputError
 from subtune_jax.losses import cross_entropy
 from subtune_jax.selection.select import select
-from subtune_jax.training.loop import Diverged, epochs, fit
+from subtune_jax.training.loop import DivergedError, epochs, fit
 from subtune_jax.training.optimizers import adam, sgd
 from subtune_jax.training.phases import Phase
 from subtune_jax.training.plan import make_plan
@@ -58,7 +58,7 @@ def test_a_loss_that_is_not_finite_names_its_step():
         return cross_entropy(outputs, labels) / 0 - np.inf
 
     with pytest.raises(
-        Diverged, match="diverged at step 1, where the loss was nan"
+        DivergedError, match="diverged at step 1, where the loss was nan"
     ) as error:
         fit(network, phase(network), toy.points(), key=KEY, loss=loss)
     assert error.value.step == 1
@@ -76,12 +76,12 @@ def test_inputs_that_are_not_finite_are_refused_when_they_are_taken(bad):
         lambda d: predict(network, d),
     ):
         with pytest.raises(InputError, match="the inputs must be finite numbers"):
-            use(Data(x, data.y))
+            use(Dataset(x, data.y))
 
 
 def test_a_rate_that_is_too_high_diverges_at_a_later_step():
     network = toy.mlp()
-    with pytest.raises(Diverged) as error:
+    with pytest.raises(DivergedError) as error:
         fit(
             network, phase(network, sgd(1e38), 12), toy.points(), key=KEY, batch_size=16
         )
@@ -127,7 +127,7 @@ def test_evaluation_counts_each_example_once():
 
 def test_weights_that_are_not_finite_are_no_result():
     network = toy.mlp()
-    with pytest.raises(Diverged, match="diverged at step 1"):
+    with pytest.raises(DivergedError, match="diverged at step 1"):
         fit(network, phase(network, sgd(3e38, l2=10.0), 1), toy.points(), key=KEY)
 
 
@@ -148,14 +148,14 @@ def test_inputs_and_targets_of_different_number_are_refused():
     [
         ({"key": 0}, r"key must be one jax.random.key\(seed\), got int"),
         ({"key": jax.random.split(KEY)}, "key must be one"),
-        ({"data": ([1], [0])}, "data must be a Data, got tuple"),
+        ({"data": ([1], [0])}, "data must be a Dataset, got tuple"),
         ({"network": "resnet"}, "network must be a Network, got str"),
         (
-            {"data": Data(np.zeros((2, 4), np.float32), np.array([0, 7]))},
+            {"data": Dataset(np.zeros((2, 4), np.float32), np.array([0, 7]))},
             "labels are 0 to 7: the network has 3 outputs, so labels 0 to 2",
         ),
         (
-            {"data": Data(np.zeros((2, 4), np.float32), np.array([-1, 1]))},
+            {"data": Dataset(np.zeros((2, 4), np.float32), np.array([-1, 1]))},
             "labels are -1 to 1",
         ),
     ],
@@ -168,7 +168,7 @@ def test_wrong_kinds_of_arguments_are_one_sentence(change, message):
 
 
 def test_a_rate_must_be_a_number():
-    with pytest.raises(InputError, match="rate must be a positive number, got '1e-2'"):
+    with pytest.raises(InputError, match="learning_rate must be a positive number, got '1e-2'"):
         adam("1e-2")
 
 
@@ -176,4 +176,4 @@ def test_networks_and_results_are_shown_in_a_line():
     network = toy.mlp()
     assert repr(network) == "Network(93 parameters in stages one, two, head)"
     result = fit(network, phase(network, steps=1), toy.points(), key=KEY)
-    assert repr(result) == "Fit(93 tuned parameters, kept epoch 1, no score)"
+    assert repr(result) == "FitResult(93 tuned parameters, kept epoch 1, no score)"

@@ -9,7 +9,7 @@ import pytest
 from flax.core import FrozenDict
 
 from subtune_jax import tree
-from subtune_jax.cost import cost
+from subtune_jax.cost import step_cost
 from subtune_jax.data.batches import padded
 from subtune_jax.losses import cross_entropy
 from subtune_jax.network import Network
@@ -85,7 +85,7 @@ def test_scores_costs_evaluation_and_lanes_are_the_same(kind):
             {
                 "rgn": scores.relative_gradient_norm(network, [batch], cross_entropy),
                 "fisher": scores.fisher(network, [batch], cross_entropy),
-                "cost": cost(network, one, batch)._asdict(),
+                "cost": step_cost(network, one, batch)._asdict(),
                 "score": evaluate(lane.network, data),
             }
         )

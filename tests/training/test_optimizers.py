@@ -42,7 +42,7 @@ def test_adam_with_coupled_l2_puts_decay_before_the_moments():
 
 
 def test_adamw_decay_is_outside_the_moments():
-    (seen,) = trajectory(adamw(0.01, decay=0.5), 1)
+    (seen,) = trajectory(adamw(0.01, weight_decay=0.5), 1)
     w = np.array([1.0, -2.0])
     np.testing.assert_allclose(
         seen, w - 0.01 * (np.sign([0.3, 0.4]) + 0.5 * w), rtol=1e-5
@@ -50,9 +50,11 @@ def test_adamw_decay_is_outside_the_moments():
 
 
 def test_the_clip_bounds_the_gradient_of_the_whole_group():
-    (seen,) = trajectory(sgd(1.0, momentum=0.0, clip=0.05), 1)
+    (seen,) = trajectory(sgd(1.0, momentum=0.0, clip_norm=0.05), 1)
     np.testing.assert_allclose(seen, [1 - 0.03, -2 - 0.04], rtol=1e-6)
-    tx = optimizer({"g": sgd(1.0, clip=1.0)}, {"a": "g", "b": "g"}, {"a": 0, "b": 1}, 0)
+    tx = optimizer(
+        {"g": sgd(1.0, clip_norm=1.0)}, {"a": "g", "b": "g"}, {"a": 0, "b": 1}, 0
+    )
     trees = {"a": jnp.array([3.0]), "b": jnp.array([4.0])}
     updates, _ = tx.update(trees, tx.init(trees), trees)
     np.testing.assert_allclose(updates["a"], [-0.6], rtol=1e-6)
@@ -78,7 +80,7 @@ def test_schedules(schedule, warmup, sizes):
 def test_the_rate_is_a_float32_array_in_the_state():
     def rate(value):
         state = optimizer({"g": adam(value)}, GROUPS, WAVES, 0).init(W)
-        return state["move"].inner_states["g@0"].inner_state.rate
+        return state["move"].inner_states["g@0"].inner_state.learning_rate
 
     assert rate(0.25) == 0.25
     assert jax.tree.map(jnp.asarray, rate(0.25)).dtype == jnp.float32
@@ -88,10 +90,16 @@ def test_the_rate_is_a_float32_array_in_the_state():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: adam(0), "rate must be a positive number, got 0"),
-        (lambda: adam(float("nan")), "rate must be a positive number, got nan"),
-        (lambda: sgd(0.1, clip=-1.0), "clip must be a positive number"),
-        (lambda: adamw(0.1, decay=-1.0), "decay must be a number from 0 up, got -1.0"),
+        (lambda: adam(0), "learning_rate must be a positive number, got 0"),
+        (
+            lambda: adam(float("nan")),
+            "learning_rate must be a positive number, got nan",
+        ),
+        (lambda: sgd(0.1, clip_norm=-1.0), "clip_norm must be a positive number"),
+        (
+            lambda: adamw(0.1, weight_decay=-1.0),
+            "weight_decay must be a number from 0 up, got -1.0",
+        ),
         (lambda: sgd(0.1, schedule="cosin"), "unknown schedule 'cosin'.*mean 'cosine'"),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 
 from subtune_jax import tree
 from subtune_jax.cost import stage_flops
-from subtune_jax.data.batches import Data, padded
+from subtune_jax.data.batches import Dataset, padded
 from subtune_jax.data.buckets import Ragged, ragged
 from subtune_jax.errors import InputError
 from subtune_jax.flops import contraction_flops
@@ -101,7 +101,7 @@ def test_twenty_steps_in_float64_are_those_without_the_cache(entry):
         wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), network.params)
         network = network._replace(params=wide)
         phase = Phase(
-            select(network, {"g": [entry]}), adamw(1e-2, decay=0.1, clip=1.0), 20
+            select(network, {"g": [entry]}), adamw(1e-2, weight_decay=0.1, clip_norm=1.0), 20
         )
         results = [
             fit(
@@ -176,7 +176,7 @@ def test_the_prefix_is_computed_once(monkeypatch):
     fit(network, phase, toy.images(), key=KEY, batch_size=8)
     assert calls == [6]
     assert tree.count(network.params["head"]) == 51
-    assert isinstance(toy.images(), Data)
+    assert isinstance(toy.images(), Dataset)
 
 
 def texts_of(lengths, rng):
@@ -186,7 +186,7 @@ def texts_of(lengths, rng):
         "attention_mask": ragged([np.ones_like(row) for row in ids], (8, 16, 30)),
         "token_type_ids": ragged([np.zeros_like(row) for row in ids], (8, 16, 30)),
     }
-    return Data(x, np.array([int(row[0] > 20) for row in ids], np.int32))
+    return Dataset(x, np.array([int(row[0] > 20) for row in ids], np.int32))
 
 
 def test_what_cannot_be_cut_to_its_texts_is_not_cached():

@@ -6,20 +6,20 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from subtune_jax.cost import cost, cost_table
-from subtune_jax.data.batches import Data, padded
+from subtune_jax.cost import cost_table, step_cost
+from subtune_jax.data.batches import Dataset, padded
 from subtune_jax.errors import InputError
-from subtune_jax.head import new_head
+from subtune_jax.head import replace_head
 from subtune_jax.losses import cross_entropy, entropy, squared_error
 from subtune_jax.models.bert import BertConfig, bert
-from subtune_jax.models.from_flax import adopt
+from subtune_jax.models.from_flax import from_nnx
 from subtune_jax.network import Network, Stage
 from subtune_jax.selection.select import select
-from subtune_jax.training.loop import Diverged, fit
+from subtune_jax.training.loop import DivergedError, fit
 from subtune_jax.training.optimizers import adam, adamw, sgd
 from subtune_jax.training.phases import Phase, Settings, check
 from subtune_jax.training.predict import evaluate
-from subtune_jax.training.test_time import adapt
+from subtune_jax.training.test_time import adapt_to_stream
 from subtune_jax.tuning.anchor import l1_sp, l2_sp
 from subtune_jax.tuning.rescaled import rescaled
 from subtune_jax.tuning.subset import subset
@@ -57,8 +57,8 @@ def test_a_loss_is_known_by_what_it_reads(tmp_path):
     [
         [adam(1e-2, l2=value) for value in (0.0, 1e-4, 0.1)],
         [sgd(1e-2, momentum=value) for value in (0.0, 0.5, 0.9)],
-        [adamw(1e-2, decay=value) for value in (0.0, 0.1, 0.2)],
-        [adam(1e-2, clip=value) for value in (0.1, 1.0, 10.0)],
+        [adamw(1e-2, weight_decay=value) for value in (0.0, 0.1, 0.2)],
+        [adam(1e-2, clip_norm=value) for value in (0.1, 1.0, 10.0)],
         [adam(1e-2, schedule="linear", warmup=value) for value in (0, 1, 2)],
         [2, 4, 6],
         [l2_sp(value) for value in (0.1, 0.2, 0.3)],
@@ -103,13 +103,13 @@ def test_narrow_weights_move_under_small_rates():
 def test_a_finite_float16_gradient_is_not_divergence():
     x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
     half = nnx.Linear(4, 1, rngs=nnx.Rngs(0), dtype=jnp.float16, param_dtype=jnp.float16)
-    network = adopt(half)
+    network = from_nnx(half)
 
     def loss(outputs, targets):
         return ((outputs.astype(jnp.float32) - targets) ** 2).mean(1)
 
-    phase = Phase(select(network, {"t": ["kernel"]}), adam(1e-3, clip=1.0), steps=3)
-    fitted = fit(network, phase, Data(x, 300 * x[:, :1]), key=KEY, loss=loss)
+    phase = Phase(select(network, {"t": ["kernel"]}), adam(1e-3, clip_norm=1.0), steps=3)
+    fitted = fit(network, phase, Dataset(x, 300 * x[:, :1]), key=KEY, loss=loss)
     moved = fitted.network.params["model"]["kernel"] - network.params["model"]["kernel"]
     np.testing.assert_allclose(np.abs(moved).ravel()[:1], 3e-3, rtol=0.1)
 
@@ -128,7 +128,7 @@ def test_a_run_that_diverges_late_has_its_best_epoch():
     network = toy.mlp()
     labels = select(network, {"g": ["head"]})
     phases = [Phase(labels, adam(1e-2), 6), Phase(labels, sgd(1e38), 6)]
-    with pytest.raises(Diverged) as error:
+    with pytest.raises(DivergedError) as error:
         fit(
             network,
             phases,
@@ -155,7 +155,7 @@ def test_the_lowest_score_is_kept_where_lower_is_better():
 
 
 def test_a_selection_that_cannot_learn_is_an_error():
-    network = new_head(toy.mlp(), 3, KEY)
+    network = replace_head(toy.mlp(), 3, KEY)
     phase = Phase(select(network, {"g": ["two"]}), adam(1e-2), 6)
     with pytest.raises(InputError, match="exactly 0 in steps 1 to 3.*nothing can learn"):
         fit(network, phase, toy.points(), key=KEY, batch_size=16)
@@ -167,7 +167,7 @@ def test_a_stream_has_no_schedule(rule):
     phase = Phase(select(network, {"g": ["two"]}), rule, 2)
     views = [(toy.points().x, toy.points().x)]
     with pytest.raises(InputError, match="a stream has none: expected a constant rate"):
-        list(adapt(network, phase, views, loss=entropy, key=KEY))
+        list(adapt_to_stream(network, phase, views, loss=entropy, key=KEY))
 
 
 def test_a_warm_up_that_never_reaches_its_rate_is_refused():
@@ -209,7 +209,7 @@ def test_only_tuned_stages_drop_out_and_phases_may_say_otherwise():
     stages = tuple(Stage(n, stage(n)) for n in "abc")
     network = Network(stages, params, {n: {} for n in params}, {})
     labels = select(network, {"g": ["b"]})
-    data = Data(toy.points(8).x, np.zeros((8, 4), np.float32))
+    data = Dataset(toy.points(8).x, np.zeros((8, 4), np.float32))
 
     def drawn(**phase):
         seen.clear()
@@ -238,12 +238,12 @@ def test_leaves_of_every_type_are_trained_or_refused_by_name(tuning):
         "none": jnp.zeros((0, 3)),
     }
     network = Network((Stage("one", scaled),), {"one": params}, {"one": {}}, {})
-    data = Data(np.ones((8, 2), np.float32), np.zeros((8, 1), np.float32))
-    phase = Phase(select(network, {"g": ["w", "none"]}), adam(1e-2, clip=1.0), 4, tuning)
+    data = Dataset(np.ones((8, 2), np.float32), np.zeros((8, 1), np.float32))
+    phase = Phase(select(network, {"g": ["w", "none"]}), adam(1e-2, clip_norm=1.0), 4, tuning)
     settings = {"loss": squared_error, "batch_size": 4}
     moved = fit(network, phase, data, key=KEY, **settings).network.params["one"]["w"]
     assert moved.dtype == jnp.float16 and np.all(np.asarray(moved) < 3)
-    assert cost(network, phase, padded(data, 8), loss=squared_error).trainable == 2
+    assert step_cost(network, phase, padded(data, 8), loss=squared_error).trainable == 2
     table = cost_table(network, {"w": phase}, padded(data, 8), loss=squared_error)
     assert "| all | 2 |" in table
     for name, dtype in (("times", "int32"), ("phase", "complex64")):

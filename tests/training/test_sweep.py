@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from subtune_jax import tree
-from subtune_jax.data.batches import Data
+from subtune_jax.data.batches import Dataset
 from subtune_jax.data.buckets import ragged
 from subtune_jax.errors import InputError
 from subtune_jax.head import LECUN_NORMAL, linear, linear_params
@@ -13,7 +13,7 @@ from subtune_jax.losses import cross_entropy
 from subtune_jax.network import Network, Stage
 from subtune_jax.selection.rate_multipliers import auto_rgn
 from subtune_jax.selection.select import select
-from subtune_jax.training.loop import Diverged, fit
+from subtune_jax.training.loop import DivergedError, fit
 from subtune_jax.training.optimizers import adam, sgd
 from subtune_jax.training.phases import Phase
 from subtune_jax.training.predict import evaluate
@@ -83,7 +83,7 @@ def test_rows_of_different_lengths_come_in_the_order_of_the_loop():
 
     rng = np.random.default_rng(0)
     rows = [rng.normal(size=(n, 4)).astype(np.float32) for n in rng.integers(1, 40, 22)]
-    data = Data(ragged(rows), rng.integers(0, 3, 22))
+    data = Dataset(ragged(rows), rng.integers(0, 3, 22))
     params = {"head": linear_params(jax.random.key(0), 4, 3, LECUN_NORMAL)}
     network = Network((Stage("head", summed),), params, {"head": {}}, {})
     labels = select(network, {"g": ["head"]})
@@ -145,9 +145,9 @@ def test_a_lane_that_diverges_leaves_the_others_alone():
     rates = (1e-2, 1e38, 1e-3)
     made = [Lane(Phase(every, sgd(r), 6), jax.random.key(0)) for r in rates]
     good, lost, other = sweep(network, made, data, batch_size=6)
-    with pytest.raises(Diverged) as alone:
+    with pytest.raises(DivergedError) as alone:
         fit(network, made[1].phases, data, key=made[1].key, batch_size=6)
-    assert isinstance(lost, Diverged) and lost.step == alone.value.step
+    assert isinstance(lost, DivergedError) and lost.step == alone.value.step
     for lane, result in ((made[0], good), (made[2], other)):
         alone = fit(network, lane.phases, data, key=lane.key, batch_size=6)
         for name, leaf in tree.flatten(result.trainable).items():

@@ -9,10 +9,10 @@ from subtune_jax.errors import InputError
 from subtune_jax.losses import entropy, marginal_entropy
 from subtune_jax.network import forward
 from subtune_jax.selection.select import select
-from subtune_jax.training.loop import Diverged
+from subtune_jax.training.loop import DivergedError
 from subtune_jax.training.optimizers import sgd
 from subtune_jax.training.phases import Phase
-from subtune_jax.training.test_time import adapt
+from subtune_jax.training.test_time import adapt_to_stream
 from tests import toy
 
 KEY = jax.random.key(0)
@@ -25,7 +25,7 @@ def stream(count=4, size=6):
 
 def run(network, views, *, units=("one",), rate=0.1, loss=marginal_entropy, **settings):
     phase = Phase(select(network, {"g": list(units)}), sgd(rate, momentum=0.0), 1)
-    return list(adapt(network, phase, views, loss=loss, key=KEY, **settings))
+    return list(adapt_to_stream(network, phase, views, loss=loss, key=KEY, **settings))
 
 
 def test_a_step_is_plain_gradient_descent_on_the_marginal_entropy():
@@ -78,7 +78,9 @@ def test_batch_statistics_are_those_of_the_batch_that_is_predicted():
     network = toy.small_resnet()
     x = toy.images(12).x
     phase = Phase(select(network, {"g": ["kinds:norms"]}), sgd(1e-9), 1)
-    (found,) = adapt(network, phase, [(x, x)], loss=entropy, key=KEY, norm="batch")
+    (found,) = adapt_to_stream(
+        network, phase, [(x, x)], loss=entropy, key=KEY, norm="batch"
+    )
     every = frozenset(stage.name for stage in network.stages)
     want, _ = forward(
         network.stages, network.params, network.stats, x, batch_stats=every
@@ -93,11 +95,13 @@ def test_what_cannot_be_is_refused_or_said():
     every = select(network, {"g": [".*"]})
     with pytest.raises(InputError, match="phase 0 trains nothing"):
         next(
-            adapt(network, Phase(frozen, sgd(0.1), 1), stream(), loss=entropy, key=KEY)
+            adapt_to_stream(
+                network, Phase(frozen, sgd(0.1), 1), stream(), loss=entropy, key=KEY
+            )
         )
     weighted = Phase(every, sgd(0.1), 1, multipliers=lambda *args: {})
     with pytest.raises(InputError, match="a stream has none"):
-        next(adapt(network, weighted, stream(), loss=entropy, key=KEY))
+        next(adapt_to_stream(network, weighted, stream(), loss=entropy, key=KEY))
     bad = [(np.full((2, 4), np.nan, np.float32), np.zeros((1, 4), np.float32))]
-    with pytest.raises(Diverged, match="diverged at step 2"):
+    with pytest.raises(DivergedError, match="diverged at step 2"):
         run(network, [*stream(1, 2), *bad])

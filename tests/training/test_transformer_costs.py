@@ -8,12 +8,12 @@ import pytest
 
 from subtune_jax import tree
 from subtune_jax.cost import stage_flops
-from subtune_jax.data.batches import Batch, Data
+from subtune_jax.data.batches import Batch, Dataset
 from subtune_jax.flops import contraction_flops
 from subtune_jax.losses import cross_entropy
 from subtune_jax.models.bert import BertConfig, bert
 from subtune_jax.network import Network
-from subtune_jax.selection.select import select, trainable_count
+from subtune_jax.selection.select import count_trainable, select
 from subtune_jax.training.optimizers import adamw
 from subtune_jax.training.phases import Phase, Settings, check
 from subtune_jax.training.prefix_cache import cached_stages
@@ -23,7 +23,12 @@ from subtune_jax.training.step import train_step
 pytestmark = pytest.mark.slow
 
 MINILM = BertConfig(
-    layers=6, width=384, heads=12, hidden=1536, pooling="mean", dropout=0.0
+    num_layers=6,
+    hidden_size=384,
+    num_heads=12,
+    intermediate_size=1536,
+    pooling="mean",
+    dropout=0.0,
 )
 PARTS = {
     "layer_norms": ["layer_norms"],
@@ -37,9 +42,9 @@ PARTS = {
 def shapes(config):
     """Returns the network without a number in it."""
     tables = {"vocabulary": 8, "positions": 4}  # the only arrays that are made
-    made = bert(config._replace(**tables, hidden=8), jax.random.key(0))
+    made = bert(config._replace(**tables, intermediate_size=8), jax.random.key(0))
     whole = jax.eval_shape(lambda key: bert(config, key).params, jax.random.key(0))
-    real = bert(config._replace(vocabulary=8), jax.random.key(0)).stages
+    real = bert(config._replace(vocab_size=8), jax.random.key(0)).stages
     return Network(real, whole, made.stats, made.units)
 
 
@@ -71,9 +76,9 @@ def test_steps_and_optimizers_of_bert_base_are_at_the_floor(base, part):
     settings = Settings(cross_entropy)
     (program,) = check(base, [phase], settings)
     state = jax.eval_shape(
-        lambda params, key: start(
-            base._replace(params=params), phase, settings, key
-        )[1],
+        lambda params, key: start(base._replace(params=params), phase, settings, key)[
+            1
+        ],
         base.params,
         jax.random.key(0),
     )
@@ -81,7 +86,7 @@ def test_steps_and_optimizers_of_bert_base_are_at_the_floor(base, part):
     flops = contraction_flops(step, state, base.params, batch)
     floor = sum(stage_flops(base, batch.x, labels).values())
     assert floor <= flops <= 1.05 * floor
-    moments = 2 * 4 * trainable_count(base.params, labels)
+    moments = 2 * 4 * count_trainable(base, labels)
     assert moments <= tree.nbytes(state.opt_state) <= 1.05 * moments
 
 
@@ -107,7 +112,7 @@ def test_the_last_two_layers_of_minilm_cost_less():
     full = sum(stage_flops(network, x, of(network, [".*"])).values())
     two = stage_flops(network, x, labels)
     ids = np.zeros((2, 128), np.int32)
-    data = Data(dict.fromkeys(x, ids), np.zeros(2, np.int32))
+    data = Dataset(dict.fromkeys(x, ids), np.zeros(2, np.int32))
     phase, settings = Phase(labels, adamw(1e-3), 1), Settings(cross_entropy)
     cut = cached_stages(network, check(network, [phase], settings)[0], data, 2**30)
     assert network.stages[cut].name == "layer_4"

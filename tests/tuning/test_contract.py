@@ -13,7 +13,7 @@ import pytest
 import subtune_jax.tuning
 from subtune_jax import tree
 from subtune_jax.losses import cross_entropy
-from subtune_jax.selection.select import assert_frozen, select, trainable_count
+from subtune_jax.selection.select import assert_frozen, count_trainable, select
 from subtune_jax.training.loop import fit
 from subtune_jax.training.optimizers import adam
 from subtune_jax.training.phases import Phase, Settings
@@ -144,7 +144,7 @@ def test_the_same_seed_gives_the_same_result(name):
 def test_the_trained_count_is_the_reported_one(name):
     network, phase = setup(name)
     _, state = begin(network, phase)
-    assert trainable_count(network.params, phase.labels) == 45
+    assert count_trainable(network, phase.labels) == 45
     assert tree.count(state.trainable) == COUNTS.get(name, 45)
 
 

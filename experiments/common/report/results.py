@@ -93,7 +93,7 @@ def read(out: Path) -> list[Row]:
     try:
         return [json.loads(line) for line in lines[:-1]]
     except json.JSONDecodeError as error:
-        raise InputError(f"{file} has a line that is no JSON: {error}") from None
+        raise InputError(f"{file} has a line that is not JSON: {error}") from None
 
 
 def keep(out: Path, rows: Iterable[Row]) -> None:

@@ -73,6 +73,7 @@ ROBERTA_TYPES = ("roberta", "xlm-roberta", "camembert")
 
 
 def bert_family(config: Mapping[str, Any], options: Mapping[str, Any]) -> Family:
+    """Returns an encoder of the BERT or RoBERTa kind."""
     roberta, pad = config["model_type"] in ROBERTA_TYPES, config.get("pad_token_id")
     if config.get("position_embedding_type", "absolute") != "absolute":
         raise InputError(
@@ -80,26 +81,23 @@ def bert_family(config: Mapping[str, Any], options: Mapping[str, Any]) -> Family
             "absolute ones"
         )
     made = BertConfig(
-        vocabulary=config["vocab_size"],
-        width=config["hidden_size"],
-        layers=config["num_hidden_layers"],
-        heads=config["num_attention_heads"],
-        hidden=config["intermediate_size"],
-        positions=config["max_position_embeddings"],
-        types=config["type_vocab_size"],
+        vocab_size=config["vocab_size"],
+        hidden_size=config["hidden_size"],
+        num_layers=config["num_hidden_layers"],
+        num_heads=config["num_attention_heads"],
+        intermediate_size=config["intermediate_size"],
+        max_positions=config["max_position_embeddings"],
+        type_vocab_size=config["type_vocab_size"],
         epsilon=config["layer_norm_eps"],
         activation=config["hidden_act"],
         dropout=config["hidden_dropout_prob"],
-        pad=int(roberta) if pad is None else pad,  # Hugging Face's defaults
+        pad_token_id=int(roberta) if pad is None else pad,  # Hugging Face's defaults
         roberta=roberta,
-        outputs=len(config.get("id2label") or (0, 0)),
+        num_classes=len(config.get("id2label") or (0, 0)),
     )
-    made = with_options(
-        made, options, ("pooling", "head", "dropout", "dtype", "outputs")
-    )
-    room = made.positions - (made.pad + 1 if roberta else 0)
+    made = with_options(made, options, ("pooling", "head", "dropout", "dtype"))
     dense = made.pooling == "dense" and made.head == "outputs"
-    return Family(bert(made, jax.random.key(0)), bert_names(dense), (room,), one_pooler)
+    return Family(bert(made, jax.random.key(0)), bert_names(dense), one_pooler)
 
 
 def one_pooler(tensors: Mapping[str, Any]) -> dict[str, Any]:

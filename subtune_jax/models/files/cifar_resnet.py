@@ -8,6 +8,7 @@ import jax
 from subtune_jax.errors import InputError, unknown
 from subtune_jax.models.files.convert import CONV, LINEAR, Family, Name, norm_names
 from subtune_jax.models.resnet import ResNetConfig, resnet
+from subtune_jax.network import Pixels
 
 CIFAR_RESNET = [
     Name(r"conv1\.weight", "params/stem/conv/kernel", CONV),
@@ -25,6 +26,7 @@ CIFAR_RESNET = [
 
 
 def resnet_family(config: Mapping[str, Any], options: Mapping[str, Any]) -> Family:
+    """Returns a residual network; raises `InputError` for options, which it has none of."""
     norms = {"group_norm": "group", "batch_norm": "batch"}
     blocks = {"pre-activation basic block": True, "post-activation basic block": False}
     norm, block = config["norm"]["type"], config["block"]["type"]
@@ -39,7 +41,7 @@ def resnet_family(config: Mapping[str, Any], options: Mapping[str, Any]) -> Fami
         groups=config["norm"].get("num_groups", 0),
         preactivation=blocks[block],
         channels=config["input_size"][-1],
-        classes=config["num_classes"],
+        num_classes=config["num_classes"],
         mean=tuple(config["normalization"]["mean"]),
         std=tuple(config["normalization"]["std"]),
     )
@@ -48,4 +50,6 @@ def resnet_family(config: Mapping[str, Any], options: Mapping[str, Any]) -> Fami
             f"config.json describes a residual network, which has no {', '.join(options)}"
         )
     network = resnet(made, jax.random.key(0))
-    return Family(network, CIFAR_RESNET, tuple(config["input_size"]))
+    height, width, channels = config["input_size"]
+    source = network.source._replace(reads=Pixels(channels, (height, width)))
+    return Family(network._replace(source=source), CIFAR_RESNET)

@@ -29,7 +29,7 @@ LINEAR = (1, 0)  # (out, in) to (in, out)
 HEAD = r"(?:fc|linear|classifier|qa_outputs|head|heads\.head)(?:\.out_proj)?\.(?:weight|bias)"
 
 HINTS = {  # where a path is missing
-    "params/head/": "new_head=N gives a fresh head",
+    "params/head/": "num_classes=N gives a fresh head",
     "params/pooler/dense": "pooling='mean' or 'cls' does without a pooler",
 }
 
@@ -129,19 +129,18 @@ def _laid_out(tensor: np.ndarray, axes: tuple[int, ...] | None) -> np.ndarray:
 
 
 class Family(NamedTuple):
-    """A network to fill, the names of its tensors in files, and the size of its inputs:
-    (height, width, channels) of images, (most tokens,) of texts. `plain` lays tensors out
+    """A network to fill, and the names of its tensors in files. `plain` lays tensors out
     as the names have them."""
 
     network: Network
     names: Sequence[Name]
-    size: tuple[int, ...]
     plain: Callable = dict
 
 
 def with_options(
     config: Any, options: Mapping[str, Any], allowed: Sequence[str]
 ) -> Any:
+    """Returns the configuration with options; raises `InputError` for one not allowed."""
     for name in options:
         if name not in allowed:
             raise unknown("option", name, allowed)

@@ -129,13 +129,13 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 def timm_config(config: Mapping[str, Any]) -> ViTConfig:
     """Returns what timm's configuration describes; raises `InputError` where its
-    architecture is no plain ViT."""
+    architecture is not a plain ViT."""
     name = re.fullmatch(
         r"vit_([a-z]+)_patch(\d+)_(\d+)(?:\..*)?", config["architecture"]
     )
     if name is None:
         raise InputError(
-            f"{config['architecture']!r} is no architecture that is known: expected "
+            f"{config['architecture']!r} is not an architecture that is known: expected "
             "timm's vit_SIZE_patchN_PIXELS"
         )
     if name[1] not in TIMM:
@@ -150,16 +150,16 @@ def timm_config(config: Mapping[str, Any]) -> ViTConfig:
     if pooling not in TIMM_POOLINGS:
         raise unknown("timm pooling", pooling, TIMM_POOLINGS)
     return ViTConfig(
-        image=made.get("input_size", (3, int(name[3])))[-1],
-        patch=given.get("patch_size", int(name[2])),
+        image_size=made.get("input_size", (3, int(name[3])))[-1],
+        patch_size=given.get("patch_size", int(name[2])),
         channels=made.get("input_size", (3,))[0],
-        width=width,
-        layers=given.get("depth", layers),
-        heads=given.get("num_heads", heads),
-        hidden=int(width * given.get("mlp_ratio", 4)),
+        hidden_size=width,
+        num_layers=given.get("depth", layers),
+        num_heads=given.get("num_heads", heads),
+        intermediate_size=int(width * given.get("mlp_ratio", 4)),
         class_token=given.get("class_token", True),
         pooling=TIMM_POOLINGS[pooling],
-        outputs=config["num_classes"] or 2,  # 0: the file has no head
+        num_classes=config["num_classes"] or 2,  # 0: the file has no head
         mean=tuple(made.get("mean", (0.5,))),
         std=tuple(made.get("std", (0.5,))),
     )
@@ -175,7 +175,7 @@ def hugging_face_config(
         epsilon=config["layer_norm_eps"],
         activation=config["hidden_act"],
         dropout=config.get("hidden_dropout_prob", 0.0),
-        outputs=len(config.get("id2label") or (0, 0)),
+        num_classes=len(config.get("id2label") or (0, 0)),
         **_pixels(images, (0.5,), (0.5,)),
     )
 
@@ -193,7 +193,7 @@ def clip_config(config: Mapping[str, Any], images: Mapping[str, Any]) -> ViTConf
         activation=tower["hidden_act"],
         pre_norm=True,
         patch_bias=False,
-        outputs=2,
+        num_classes=2,
         **_pixels(images, CLIP_MEAN, CLIP_STD),
     )
 
@@ -207,13 +207,13 @@ def _pixels(images: Mapping[str, Any], mean: tuple, std: tuple) -> dict[str, tup
 
 def _sizes(config: Mapping[str, Any]) -> dict[str, int]:
     return {
-        "image": _side(config["image_size"]),
-        "patch": _side(config["patch_size"]),
+        "image_size": _side(config["image_size"]),
+        "patch_size": _side(config["patch_size"]),
         "channels": config.get("num_channels", 3),
-        "width": config["hidden_size"],
-        "layers": config["num_hidden_layers"],
-        "heads": config["num_attention_heads"],
-        "hidden": config["intermediate_size"],
+        "hidden_size": config["hidden_size"],
+        "num_layers": config["num_hidden_layers"],
+        "num_heads": config["num_attention_heads"],
+        "intermediate_size": config["intermediate_size"],
     }
 
 
@@ -231,18 +231,19 @@ CLIP_TYPES = ("clip", "clip_vision_model")
 def vit_family(
     images: Mapping[str, Any], config: Mapping[str, Any], options: Mapping[str, Any]
 ) -> Family:
+    """Returns a ViT of Hugging Face, or CLIP's image tower."""
     if config["model_type"] == "vit":
         return _of_vit(hugging_face_config(config, images), options, VIT)
     return _of_vit(clip_config(config, images), options, CLIP)
 
 
 def timm_family(config: Mapping[str, Any], options: Mapping[str, Any]) -> Family:
+    """Returns a ViT of timm."""
     return _of_vit(timm_config(config), options, VIT)
 
 
 def _of_vit(
     config: ViTConfig, options: Mapping[str, Any], names: Sequence[Name]
 ) -> Family:
-    made = with_options(config, options, ("pooling", "dropout", "dtype", "outputs"))
-    size = (made.image, made.image, made.channels)
-    return Family(vit(made, jax.random.key(0)), names, size, plain_tensors)
+    made = with_options(config, options, ("pooling", "dropout", "dtype"))
+    return Family(vit(made, jax.random.key(0)), names, plain_tensors)
