@@ -1,53 +1,91 @@
 """Why one layer can be better than all: the theory of surgical fine-tuning in numbers.
 
-    python -m experiments.surgical_theory      # a minute on two cores
-
-Claims (papers/surgical.md 2.8): the first layer alone repairs an input-level shift and
+Claims (Lee et al. 2023, section 5): the first layer alone repairs an input-level shift and
 the last alone an output-level one (Propositions 1 and 2); for two-layer linear networks
 first-layer tuning reaches zero target loss where full tuning keeps a loss at every time
-of its trajectory (Theorem 1); and tuning the block that was perturbed wins. The
-construction for Theorem 1 is our own, the paper's proof was not read; the block noise is
-N(0, 0.1^2) on all parameters of a block, a public version (the paper's is unknown).
+of its trajectory (Theorem 1); and tuning the block that was perturbed wins.
+
+    python -m experiments.surgical_theory      # a minute on two cores
+
+The construction for Theorem 1 is our own, the paper's proof was not read; the block noise
+is N(0, 0.1^2) on all parameters of a block, as in a public version (the paper's is
+unknown).
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import numpy as np
 
-from experiments.cli import Common, Flags, as_config, main, progress
+from experiments.common.flags import Common, Flags, Positive
+from experiments.common.images import Target
 from experiments.common.report import results, tables
 from experiments.common.report.results import Row
+from experiments.common.study import Config, Context, Study, main
+from experiments.common.surgical import Recipe, RecipeFlags, tuned_rows
 from experiments.common.two_layer import input_shift, output_shift, theorem_gap
-from experiments.surgical import Recipe, RecipeFlags, tune
-from experiments.targets import Target, Task, make_task
 from subtune_jax import tree
-from subtune_jax.errors import require_positive
+from subtune_jax.demo.digits import digits_task
 from subtune_jax.network import Network
 from subtune_jax.selection.select import match
 
-NAME = "surgical_theory"
 TUNED = ("first", "last", "full")
 METHODS = ("none", "block1", "block2", "block3", "last", "all")
+THEORY = "theory"  # the part that is not noise in a block
 
 
 @dataclass(frozen=True)
 class Settings:
     """Flags; a default without a source is our choice."""
 
-    theory_seeds: int = 20
-    """Random networks of the propositions and the theorem (papers/surgical.md 2.8)."""
-    noise: float = 0.1
+    theory_seeds: Positive[int] = 20
+    """Random networks of the propositions and the theorem (the paper, section 5)."""
+    theory_steps: Positive[int] = 40_000
+    """Steps of gradient descent of the theorem."""
+    noise: Positive[float] = 0.1
     """Standard deviation of the noise added to a block's parameters."""
     recipe: RecipeFlags = field(default_factory=Recipe)
     common: Flags = field(default_factory=Common)
 
-    def check(self) -> None:
-        """Raises `InputError` for the first setting that cannot be."""
-        self.common.check()
-        self.recipe.check()
-        require_positive(theory_seeds=self.theory_seeds, noise=self.noise)
+    SMOKE: ClassVar = {"theory_seeds": 2, "theory_steps": 200}
+
+
+class Job(NamedTuple):
+    """The theory, or the noise in a block, tuned by every method under a seed."""
+
+    part: str
+    repeat: int
+
+
+class Method(NamedTuple):
+    """A method on the digits under a seed; what `tuned_rows` asks of a job."""
+
+    shift: str
+    seed: int
+    method: str
+
+
+def jobs(settings: Settings, task: None) -> Iterator[Job]:
+    """Returns the theory, then the noise in every block under every seed."""
+    yield Job(THEORY, 0)
+    blocks = METHODS[1:2] if settings.common.smoke else METHODS[1:-1]
+    for block in blocks:
+        for seed in range(settings.common.seeds):
+            yield Job(f"noise in {block}", seed)
+
+
+def rows(settings: Settings, task: None, job: Job, context: Context) -> Iterator[Row]:
+    """Yields relative errors of the theory, or accuracies after noise in a block."""
+    about = {"dataset": "digits", "commit": results.commit()}
+    if job.part == THEORY:
+        with jax.enable_x64(True):
+            found = theory_rows(settings.theory_seeds, settings.theory_steps)
+    else:
+        found = noise_rows(settings, job, context)
+    return (about | row for row in found)
 
 
 def theory_rows(seeds: int, steps: int) -> list[Row]:
@@ -62,18 +100,36 @@ def theory_rows(seeds: int, steps: int) -> list[Row]:
         rows += _rows("theorem 1, lowest", tuned, losses.min(axis=1))
     for name, f in {"input shift": input_shift, "output shift": output_shift}.items():
         repaired = jax.vmap(f)(keys)
-        rows += _rows(name, "first", repaired.first) + _rows(
-            name, "last", repaired.last
-        )
+        rows += _rows(name, "first", repaired.first)
+        rows += _rows(name, "last", repaired.last)
     return rows
 
 
-def _rows(claim: str, tuned: str, values) -> list[Row]:
+def _rows(claim: str, tuned: str, values: Any) -> list[Row]:
     metric = {"metric": "relative error", "split": "population"}
     return [
         {"claim": claim, "method": tuned, "seed": seed, "value": float(value)} | metric
         for seed, value in enumerate(values)
     ]
+
+
+def noise_rows(settings: Settings, job: Job, context: Context) -> Iterator[Row]:
+    """Yields test accuracies of every method after the noise, on digits."""
+    block, seed = job.part.removeprefix("noise in "), job.repeat
+    target = replace(Target(), train_examples=100)
+    task = digits_task("none", seed, sizes=target.sizes)
+    noisy = perturbed(task.network, block, settings.noise, seed)
+    tuning = _TuningSettings(target, settings.recipe, settings.common)
+    for method in METHODS[:2] if settings.common.smoke else METHODS:
+        one = Method("none", seed, method)
+        *_, row = tuned_rows(tuning, task._replace(network=noisy), one, context)
+        yield row | {"claim": job.part, "method": method, "seed": seed}
+
+
+class _TuningSettings(NamedTuple):
+    target: Target
+    recipe: Recipe
+    common: Common
 
 
 def perturbed(network: Network, unit: str, noise: float, seed: int) -> Network:
@@ -90,41 +146,15 @@ def perturbed(network: Network, unit: str, noise: float, seed: int) -> Network:
     return network._replace(params=tree.map_with_path(add, network.params))
 
 
-def noise_rows(settings: Settings, recipe: Recipe) -> list[Row]:
-    """Returns test accuracies of tuning each block after each was perturbed, on digits."""
-    rows, small = [], settings.common.smoke
-    methods = METHODS[:2] if small else METHODS
-    blocks = methods[1:] if small else methods[1:-1]
-    jobs = [(b, s) for b in blocks for s in range(settings.common.seeds)]
-    with progress() as bar:
-        for block, seed in bar.track(jobs, description=NAME):
-            task = make_task(Target(), settings.common, "none", seed)
-            noisy = perturbed(task.network, block, settings.noise, seed)
-            for method in methods:
-                *_, row = tune(Task(noisy, *task[1:]), recipe, method, seed)
-                fixed = {"claim": f"noise in {block}", "method": method, "seed": seed}
-                rows.append(row | fixed | {"metric": "accuracy"})
-    return rows
+def summary(rows: Sequence[Row], config: Config) -> str:
+    """Returns the errors of the theory, and accuracy by perturbed and tuned block."""
+    theory = [row for row in rows if row["part"] == THEORY]
+    noise = [row for row in rows if row["part"] != THEORY]
+    cells = tables.cells(noise, "claim", "method")
+    return f"{theory_table(theory)}\n\n{tables.markdown(cells, 'perturbed')}"
 
 
-def run(settings: Settings) -> None:
-    """Runs theory and block noise and writes rows and two tables."""
-    settings.check()
-    small = settings.common.smoke
-    seeds, steps = (2, 200) if small else (settings.theory_seeds, 40_000)
-    out = settings.common.out or Path("runs") / NAME
-    results.open_folder(out, as_config(settings))
-    with jax.enable_x64(True):
-        theory = theory_rows(seeds, steps)
-    noise = noise_rows(settings, settings.recipe.resolved(True, small))
-    fixed = {"experiment": NAME, "dataset": "digits", "commit": results.commit()}
-    results.keep(out, [fixed | row for row in theory + noise])
-    text = f"{theory_table(theory)}\n\n{noise_table(noise)}\n"
-    results.write(out / "summary.md", text)
-    print(text)
-
-
-def theory_table(rows: list[Row]) -> str:
+def theory_table(rows: Sequence[Row]) -> str:
     """Returns median (lowest; highest) relative error by claim and tuned layer."""
     groups = tables.grouped(rows, "claim", "method")
     lines = ["| claim | tuned | median | lowest | highest |", "|---|---|---|---|---|"]
@@ -136,10 +166,20 @@ def theory_table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def noise_table(rows: list[Row]) -> str:
-    """Returns accuracy by perturbed and tuned block."""
-    return tables.markdown(tables.cells(rows, "claim", "method"), "perturbed")
+def draw(out: Path, rows: Sequence[Row], settings: Settings, task: None) -> None:
+    """Draws nothing: the tables say all."""
 
+
+STUDY = Study(
+    name="surgical_theory",
+    settings=Settings,
+    job=Job,
+    jobs=jobs,
+    rows=rows,
+    tables={"summary": summary},
+    draw=draw,
+    older={"theory_steps": 40_000},
+)
 
 if __name__ == "__main__":
-    main(run, Settings, __doc__)
+    main(STUDY, __doc__)

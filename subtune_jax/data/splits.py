@@ -40,6 +40,23 @@ def balanced_indices(
     return parts
 
 
+def balanced_folds(
+    y: np.ndarray, count: int, seed: int | np.random.Generator
+) -> tuple[np.ndarray, ...]:
+    """Returns `count` disjoint folds of all examples, each as even over the values of `y`
+    as it can be, int[n] each.
+
+    Raises `InputError` unless there are 2 folds or more, and an example for each.
+    """
+    if not 2 <= count <= len(y):
+        raise InputError(f"folds must be from 2 to {len(y)} here, got {count!r}")
+    rng = np.random.default_rng(seed)
+    # Classes one after the other, each shuffled, are dealt out like cards.
+    order = [rng.permutation(np.flatnonzero(y == c)) for c in np.unique(y)]
+    dealt = np.concatenate(order)
+    return tuple(rng.permutation(dealt[fold::count]) for fold in range(count))
+
+
 def _per_class(
     left: Mapping[int, np.ndarray],
     size: int | None,

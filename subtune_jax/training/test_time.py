@@ -2,18 +2,21 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from subtune_jax import function_identity, tree
-from subtune_jax.data.batches import Batch
+from subtune_jax.data.augmix import augmix_copies
+from subtune_jax.data.batches import Batch, Dataset
 from subtune_jax.errors import InputError
-from subtune_jax.network import Network, Stage, forward
+from subtune_jax.losses import entropy, marginal_entropy
+from subtune_jax.network import Labels, Network, Stage, forward
 from subtune_jax.training.loop import DivergedError
-from subtune_jax.training.optimizers import Rule
+from subtune_jax.training.optimizers import Rule, adam, sgd
 from subtune_jax.training.phases import Phase, Settings, Stages, check
+from subtune_jax.training.predict import predict
 from subtune_jax.training.state import Running, State, live_params, start
 from subtune_jax.training.step import PROGRAMS, compiled_step
 
@@ -33,7 +36,7 @@ def adapt_to_stream(
 
     `views` has pairs (x to adapt to, x to predict), batches: for MEMO the copies of an
     image and the image itself, for TENT one batch twice. loss(outputs, None) ->
-    float[batch], without labels (`evaluation.entropy`). `norm` as in `fit`, for the
+    float[batch], without labels (`losses.entropy`). `norm` as in `fit`, for the
     prediction too: under `batch` it uses the statistics of the batch it is for.
     `dropout` as in `fit`, of the steps alone. episodic: the network is as it was before
     every input; otherwise it is online, and keeps what it learnt. Raises `InputError`
@@ -49,8 +52,8 @@ def adapt_to_stream(
     running, first = start(network, phase, settings, key)
     step = compiled_step(running.program)
     code = function_identity.fingerprint(network.stages)
-    predict = _compiled_predict(network.stages, code, running.program.batch_stats)
-    return _adapted(network, phase, views, running, first, step, predict, episodic)
+    outputs_of = _compiled_outputs(network.stages, code, running.program.batch_stats)
+    return _adapted(network, phase, views, running, first, step, outputs_of, episodic)
 
 
 def _adapted(
@@ -60,7 +63,7 @@ def _adapted(
     running: Running,
     first: State,
     step: Callable,
-    predict: Callable,
+    outputs_of: Callable,
     episodic: bool,
 ) -> Iterator[np.ndarray]:
     state = tree.copy(first)
@@ -75,7 +78,100 @@ def _adapted(
             if not jax.device_get(log.finite):
                 raise DivergedError(int(state.step), float(log.loss))
         params = live_params(network.params, running, state, (phase,))
-        yield jax.device_get(predict(params, state.stats, jax.device_put(seen)))
+        yield jax.device_get(outputs_of(params, state.stats, jax.device_put(seen)))
+
+
+class StreamResult(NamedTuple):
+    """Outputs for the inputs of a stream in order, up to where the network diverged."""
+
+    outputs: np.ndarray
+    diverged: bool
+
+
+def memo(
+    network: Network,
+    labels: Labels,
+    data: Dataset,
+    *,
+    learning_rate: float = 5e-3,
+    copies: int = 32,
+    seed: int = 0,
+    norm: Stages = "stored",
+    episodic: bool = False,
+) -> StreamResult:
+    """Returns the outputs of MEMO (Zhang, Levine and Finn 2022) on a stream of images.
+
+    For each image one step of plain SGD on the marginal entropy of `copies` AugMix copies
+    of it, then its prediction. labels: what adapts. Learning rate and copies are those of
+    the paper's code. norm, episodic: see `adapt_to_stream`; episodic is the paper's MEMO,
+    online that of surgical fine-tuning (section 3.3). The targets of `data` are not read.
+    """
+
+    def views() -> Iterator[tuple]:
+        for index, image in enumerate(data.x[:]):
+            rng = np.random.default_rng([seed, index + 1])
+            yield augmix_copies(image, copies, rng), image[None]
+
+    phase = Phase(labels, sgd(learning_rate, momentum=0.0), steps=1)
+    return _stream_result(
+        network, phase, views(), data, marginal_entropy, seed, norm, episodic
+    )
+
+
+def tent(
+    network: Network,
+    labels: Labels,
+    data: Dataset,
+    *,
+    learning_rate: float = 1e-3,
+    batch_size: int = 50,
+    seed: int = 0,
+    norm: Stages = "stored",
+    episodic: bool = False,
+) -> StreamResult:
+    """Returns the outputs of TENT (Wang et al. 2021) on a stream of inputs.
+
+    For each batch one step of Adam on its mean entropy, then its prediction (the paper's
+    code predicts before the step, recalled). labels: what adapts, the unit `norms` in the
+    paper, under `norm="batch"`. norm, episodic: see `adapt_to_stream`. The targets of
+    `data` are not read.
+    """
+
+    def views() -> Iterator[tuple]:
+        for begin in range(0, len(data.y), batch_size):
+            batch = data.x[begin : begin + batch_size]
+            yield batch, batch
+
+    phase = Phase(labels, adam(learning_rate), steps=1)
+    return _stream_result(network, phase, views(), data, entropy, seed, norm, episodic)
+
+
+def _stream_result(
+    network: Network,
+    phase: Phase,
+    views: Iterator[tuple],
+    data: Dataset,
+    loss: Callable,
+    seed: int,
+    norm: Stages,
+    episodic: bool,
+) -> StreamResult:
+    adapted = adapt_to_stream(
+        network,
+        phase,
+        views,
+        loss=loss,
+        key=jax.random.key(seed),
+        norm=norm,
+        episodic=episodic,
+    )
+    # No rows, in the shape and type of the outputs: the stream may diverge at once.
+    outputs = [predict(network, data.only(np.arange(1)))[:0]]
+    try:
+        outputs.extend(adapted)
+    except DivergedError:
+        return StreamResult(np.concatenate(outputs), True)
+    return StreamResult(np.concatenate(outputs), False)
 
 
 def _require_endless(phase: Phase) -> None:
@@ -94,7 +190,7 @@ def _require_endless(phase: Phase) -> None:
 
 
 @lru_cache(PROGRAMS)
-def _compiled_predict(
+def _compiled_outputs(
     stages: tuple[Stage, ...], code: str, batch_stats: frozenset[str]
 ) -> Callable:
     del code  # part of the key: what the stages read may have changed

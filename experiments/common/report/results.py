@@ -15,21 +15,24 @@ Row = dict[str, Any]
 
 
 def open_folder(
-    out: Path, config: Mapping[str, Any], free: Iterable[str] = ()
+    out: Path,
+    config: Mapping[str, Any],
+    free: Iterable[str] = (),
+    older: Mapping[str, Any] = {},
 ) -> list[Row]:
-    """Makes the folder, or opens it to continue; returns the rows of finished runs.
+    """Creates the folder, or opens it to continue; returns the rows of finished runs.
 
-    `free` names settings that may differ from those in the folder (how many seeds,
-    which methods: they say which runs there are, not what a run is); lists of them
-    grow. Raises
-    `InputError` when another setting differs, or the folder cannot be written.
+    free: settings that may differ between calls. They say which runs exist, not what a
+    run does; those that are lists are merged. older: the value of a setting in a folder
+    that was written before the setting existed. Raises `InputError` when another setting
+    differs, or the folder cannot be written.
     """
     config = json.loads(json.dumps(config))
     file = out / "config.json"
     try:
         out.mkdir(parents=True, exist_ok=True)
         if file.exists():
-            old = json.loads(file.read_text())
+            old = dict(older) | json.loads(file.read_text())
             _require_equal(old, config, set(free), out)
             config |= {
                 k: _both(old[k], config[k]) for k in free if k in old and k in config
@@ -96,8 +99,14 @@ def read(out: Path) -> list[Row]:
         raise InputError(f"{file} has a line that is not JSON: {error}") from None
 
 
+def read_all(folder: Path) -> list[Row]:
+    """Returns the rows of a folder and of the folders in it, in order of their names."""
+    homes = sorted(file.parent for file in folder.glob("**/results.jsonl"))
+    return [row for home in homes for row in read(home)]
+
+
 def keep(out: Path, rows: Iterable[Row]) -> None:
-    """Makes these the rows of the folder: what else a killed run left there goes."""
+    """Replaces the folder's rows by these; rows of an interrupted job are dropped."""
     try:
         write(out / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The embedded texts: sentences of Python's own documentation, and a small encoder.
+"""Texts: sentences of Python's own documentation, and a small encoder.
 
 What a newcomer can run without a download. The task is to say which module of the
 standard library a docstring's first sentence is from; the encoder, of some 100,000
@@ -12,6 +12,7 @@ import re
 import sysconfig
 import warnings
 from collections import Counter
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.cli import cache_dir
 from subtune_jax.data.batches import Dataset
+from subtune_jax.data.task import Task, split_task
 from subtune_jax.data.text import encode
+from subtune_jax.demo.cache import cached
 from subtune_jax.head import replace_head
 from subtune_jax.models.bert import BertConfig, bert
-from subtune_jax.models.save import restore, save
 from subtune_jax.network import Network
 from subtune_jax.selection.select import select
 from subtune_jax.training.loop import fit
@@ -53,7 +54,8 @@ CONFIG = BertConfig(
     pooling="mean",
     num_classes=len(SOURCE),
 )
-STEPS, RATE = 500, 2e-3
+STEPS, LEARNING_RATE = 500, 2e-3
+SIZES = {"train": 100, "validation": 100, "test": None}
 # Of the training, since the recipe cannot tell: 2 draws an epoch's remainder at random.
 VERSION = 2
 
@@ -108,16 +110,31 @@ def data(modules: tuple[str, ...]) -> Dataset:
     )
 
 
-def pretrained() -> Network:
+def docstrings_task(
+    modules: tuple[str, ...] = TARGET,
+    seed: int = 0,
+    *,
+    sizes: Mapping[str, int | None] = SIZES,
+) -> Task:
+    """Returns the task of telling modules apart by sentences of their docstrings.
+
+    modules: `TARGET` or `OTHER`. The seed draws the parts, class-balanced.
+    """
+    return split_task(docstrings_network(), data(modules), sizes, seed)
+
+
+def docstrings_network() -> Network:
     """Returns the encoder trained on the source modules, with a fresh head for the target;
     from the cache if there. AdamW, cosine, 500 steps of 64."""
     texts, network = sentences(SOURCE)[0], bert(CONFIG, jax.random.key(0))
-    made_of = (VERSION, CONFIG, STEPS, RATE, texts, sorted(words().get_vocab().items()))
-    recipe = hashlib.sha256(repr(made_of).encode()).hexdigest()
-    file = cache_dir() / f"sentences-{recipe[:16]}.safetensors"
-    if not file.exists():
-        every = select(network, {"all": [".*"]})
-        phase = Phase(every, adamw(RATE, schedule="cosine", clip_norm=1.0), STEPS)
-        save(fit(network, phase, data(SOURCE), key=jax.random.key(1)).network, file)
-    body = restore(network, file)
-    return replace_head(body, len(TARGET), jax.random.key(2))
+    vocabulary = sorted(words().get_vocab().items())
+    recipe = (VERSION, CONFIG, STEPS, LEARNING_RATE, texts, vocabulary)
+    key = hashlib.sha256(repr(recipe).encode()).hexdigest()[:16]
+    rule = adamw(LEARNING_RATE, schedule="cosine", clip_norm=1.0)
+    phase = Phase(select(network, {"all": [".*"]}), rule, STEPS)
+
+    def train() -> Network:
+        return fit(network, phase, data(SOURCE), key=jax.random.key(1)).network
+
+    body = cached(f"docstrings-{key}", network, train)
+    return replace_head(body, len(TARGET))

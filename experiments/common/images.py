@@ -1,0 +1,282 @@
+"""Target tasks of images: a pretrained network, and data shifted from its source."""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+import tyro
+
+from experiments.common.flags import Common, Positive, by_data, default
+from subtune_jax.data.batches import Dataset, steps_per_epoch
+from subtune_jax.data.breeds import BENCHMARKS, breeds, subpopulations
+from subtune_jax.data.folders import folder
+from subtune_jax.data.shifts import shift
+from subtune_jax.data.splits import balanced_indices
+from subtune_jax.data.task import Task, class_group_pairs, split_task
+from subtune_jax.data.tfds import class_names, images
+from subtune_jax.demo.digits import digits_task
+from subtune_jax.errors import InputError
+from subtune_jax.head import replace_head
+from subtune_jax.models.load import load_pretrained
+from subtune_jax.network import Network
+from subtune_jax.selection.select import select
+from subtune_jax.training.loop import fit
+from subtune_jax.training.optimizers import adam
+from subtune_jax.training.phases import Phase
+from subtune_jax.training.predict import evaluate
+
+PROBE_LEARNING_RATE, PROBE_EPOCHS = 1e-3, 30  # of a fresh head, from zeros; our choice
+DIGITS_SHIFTS = ("contrast", "gaussian_noise", "subpopulation", "label_flip")
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the target task is."""
+
+    dataset: str = "digits"
+    """digits (embedded), a prepared TFDS image set (cifar10, cifar10_corrupted/...), or
+    a folder of images as CLASS/FILE or CLASS/GROUP/FILE."""
+    split: str = "test"
+    """TFDS split that target images are drawn from, as test or test[:2000]."""
+    shift: Annotated[
+        tuple[str, ...] | None,
+        default(f"{' '.join(DIGITS_SHIFTS)} for digits, else none", "NAME..."),
+    ] = None
+    """Shifts to run, also corruptions at a severity, as jpeg_compression_5; none is for
+    data that are shifted already."""
+    train_examples: Annotated[Positive[int] | None, *by_data(100, 1000)] = None
+    """Target images for training, balanced over classes (real: the paper)."""
+    validation_examples: Positive[int] = 100
+    """Target images for choosing learning rate and epoch (official code)."""
+    test_examples: Annotated[
+        Positive[int] | None, default("all that are left", "INT")
+    ] = None
+    """Target images for the test (official code: 900)."""
+    groups: bool = False
+    """For a folder with groups: balance the parts over pairs of class and group, and
+    report the accuracy of the worst pair (paper: Waterbirds, CelebA)."""
+    breeds: Annotated[
+        Literal[*BENCHMARKS] | None, default("none", "|".join(BENCHMARKS))
+    ] = None
+    """Take the target subclasses of this BREEDS benchmark of --dataset imagenet2012, or of
+    another set with its labels; the weights are those of a network of the source."""
+    breeds_split: Literal["rand", "good", "bad"] = "rand"
+    """How BREEDS divides subclasses."""
+    hierarchy: Annotated[Path | None, default("none", "DIR")] = None
+    """Folder of the class hierarchy files of BREEDS (see the documentation)."""
+    new_head: bool = False
+    """Give the network a fresh head for the classes of --dataset, trained on the training
+    part before the study begins (the rest frozen). Without it the head is kept, and
+    the classes must be those that the weights' configuration names."""
+    resize: bool = False
+    """Resize images to the size that the network takes."""
+    network_norm: Literal["group", "batch"] = "group"
+    """Norm layers of the embedded network."""
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the data need no download."""
+        return self.dataset == "digits"
+
+    @property
+    def shifts(self) -> tuple[str, ...]:
+        """The shifts to run."""
+        every = DIGITS_SHIFTS if self.embedded else ("none",)
+        return every if self.shift is None else self.shift
+
+    @property
+    def sizes(self) -> dict[str, int | None]:
+        """The examples of each part; `None` is all that are left."""
+        return {
+            "train": self.train_examples,
+            "validation": self.validation_examples,
+            "test": self.test_examples,
+        }
+
+    def check(self, settings: Any) -> None:
+        """Raises `InputError` for the first combination that cannot be."""
+        for name in self.shifts:
+            if shift(name).level == "feature" and not self.embedded:
+                raise InputError(
+                    f"shift {name!r} changes the source task: it is for digits only"
+                )
+        given = settings.common.weights or settings.common.data_dir
+        problems = {
+            "digits are embedded: --split and --resize are for real data": (
+                self.embedded and (self.resize or self.split != "test")
+            ),
+            "digits are embedded: their network has a head for them": (
+                self.embedded and self.new_head
+            ),
+            "--network-norm is of the digits' network: weights have theirs": (
+                not self.embedded and self.network_norm != "group"
+            ),
+            "digits are embedded: --weights and --data-dir name real data": (
+                self.embedded and given
+            ),
+            f"data set {self.dataset!r} needs --weights: a folder or hub id": (
+                not self.embedded and settings.common.weights is None
+            ),
+            "--groups needs --dataset: a folder as CLASS/GROUP/FILE": (
+                self.groups and not Path(self.dataset).is_dir()
+            ),
+            "--breeds and --hierarchy are given together or not at all": (
+                (self.breeds is None) != (self.hierarchy is None)
+            ),
+            "--breeds needs a --dataset with ImageNet labels, no --groups": (
+                self.breeds is not None and (self.groups or self.embedded)
+            ),
+        }
+        for problem, holds in problems.items():
+            if holds:
+                raise InputError(problem)
+
+    def fingerprint(self, common: Common) -> str | None:
+        """Returns that of the weights; the digits' network is known by its code."""
+        return None if self.embedded else _loaded(common.weights).source.fingerprint
+
+    def task(self, common: Common, name: str, seed: int) -> Task:
+        """Returns the task of a shift; the seed draws its images, noise and parts."""
+        if self.embedded:
+            sizes, norm = self.sizes, self.network_norm
+            return digits_task(name, seed, sizes=sizes, norm=norm)
+        rng, network = np.random.default_rng(seed), _loaded(common.weights)
+        pool = image_pool(self, common, network)
+        require_fit(pool, self, network)
+        drawn = balanced_indices(pool.pairs, {"target": pool_size(self, pool)}, rng)
+        pool = pool.take(drawn["target"])
+        data = shift(name).target(pool.data, rng)
+        task = split_task(network, data, self.sizes, rng, pool.groups)
+        return probed(task, 1 + int(data.y.max()), seed) if self.new_head else task
+
+    def name_of(self, name: str) -> str:
+        """Returns what a task is called in tables: its shift, or its data set, or both."""
+        dataset = self.breeds or self.dataset.rstrip("/").split("/")[-1]
+        if name == "none":
+            return dataset
+        return f"{dataset}, {name}" if "corrupted" in self.dataset else name
+
+
+TargetFlags = Annotated[Target, tyro.conf.OmitArgPrefixes]
+
+
+@lru_cache(1)
+def _loaded(weights: str) -> Network:
+    """Seeds and shifts share it, and with it their compiled programs."""
+    return load_pretrained(weights)
+
+
+class Pool(NamedTuple):
+    """Labelled images to draw a target from; `groups` (int[n]) if they have any, and the
+    names of their classes."""
+
+    data: Dataset
+    groups: np.ndarray | None = None
+    classes: tuple[str, ...] = ()
+
+    @property
+    def pairs(self) -> np.ndarray:
+        """A number for each class, or for each pair of class and group."""
+        if self.groups is None:
+            return self.data.y
+        return class_group_pairs(self.data.y, self.groups)
+
+    def take(self, index: np.ndarray) -> "Pool":
+        """Returns the examples at `index`, their images read."""
+        groups = None if self.groups is None else self.groups[index]
+        return Pool(self.data.take(index), groups, self.classes)
+
+
+def probed(task: Task, num_classes: int, seed: int) -> Task:
+    """Returns the task with a fresh head on its network, trained alone: all else frozen,
+    the best of `PROBE_EPOCHS` epochs on validation data kept."""
+    network = replace_head(task.network, num_classes, jax.random.key(seed))
+    steps = PROBE_EPOCHS * steps_per_epoch(len(task.train.y), 64, drop=False)
+    head = select(network, {"head": [f"{network.stages[-1].name}/.*"]})
+    result = fit(
+        network,
+        Phase(head, adam(PROBE_LEARNING_RATE), steps),
+        task.train,
+        key=jax.random.key(seed),
+        validate=lambda network: evaluate(
+            network, task.validation, task.metrics["validation"]
+        ),
+    )
+    return task._replace(network=result.network)
+
+
+def pool_size(target: Target, pool: Pool) -> int | None:
+    """Returns how many images are enough to draw all parts from; `None` for all of them.
+
+    Images are read when they are drawn, so a few of a large set are read alone.
+    """
+    if target.test_examples is None:
+        return None
+    _, counts = np.unique(pool.pairs, return_counts=True)
+    needed = sum(-(-size // len(counts)) for size in target.sizes.values())
+    return needed * len(counts) if needed <= counts.min() else None
+
+
+def image_pool(target: Target, common: Common, network: Network) -> Pool:
+    """Returns all images of a folder or of a prepared TFDS split, none of them read."""
+    size = network.source.reads.size[0] if target.resize else None
+    if Path(target.dataset).is_dir():
+        pool = _folder_pool(target, size)
+    else:
+        home = common.data_dir or os.environ.get("TFDS_DATA_DIR")
+        if home is None:
+            raise InputError(
+                "give --data-dir or set TFDS_DATA_DIR: where are TFDS data sets?"
+            )
+        data = images(target.dataset, target.split, home, size)
+        pool = Pool(data, None, class_names(target.dataset, home))
+    if target.breeds is None:
+        return pool
+    classes = breeds(target.breeds, target.hierarchy, target.breeds_split)
+    names = tuple(one.name for one in classes)
+    return Pool(subpopulations(pool.data, classes, "target"), None, names)
+
+
+def _folder_pool(target: Target, size: int | None) -> Pool:
+    read = folder(target.dataset, size)
+    if target.groups and len(read.group_names) < 2:
+        raise InputError(f"{target.dataset} has no groups: expected CLASS/GROUP/FILE")
+    return Pool(read.data, read.groups if target.groups else None, read.class_names)
+
+
+def require_fit(pool: Pool, target: Target, network: Network) -> None:
+    """Raises `InputError` where the network cannot take the data, or its head is one of
+    other classes."""
+    shape = pool.data.x[np.arange(1)].shape[1:]
+    reads = network.source.reads
+    expected = (*reads.size, reads.channels)
+    if shape != expected:
+        raise InputError(
+            f"images of {target.dataset} are {shape} (height, width, channels): the "
+            f"network takes {expected}; --resize changes height and width"
+        )
+    if target.new_head:
+        return
+    own = network.source.classes
+    if not own or [*map(_plain, own)] != [*map(_plain, pool.classes)]:
+        raise InputError(
+            f"the head of {Path(network.source.folder).name} is of {_listed(own)}, and "
+            f"{target.dataset} has {_listed(pool.classes)}: give --new-head for a fresh head"
+        )
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]+", " ", name).strip().lower()
+
+
+def _listed(names: Sequence[str]) -> str:
+    if not names:
+        return "classes without names"
+    more = ", ..." if len(names) > 3 else ""
+    return f"{len(names)} classes ({', '.join(names[:3])}{more})"

@@ -1,0 +1,78 @@
+"""The rows of a method's trials: a validation row for each, and one test row."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from experiments.common.report.results import Row
+from subtune_jax.data.task import Task, test_once
+from subtune_jax.network import Network
+from subtune_jax.training.mesh import Placement, placement
+from subtune_jax.training.predict import predict
+from subtune_jax.training.tune import Trial, tune
+
+
+def trial_rows(
+    task: Task,
+    phases_of: Callable[[Any], Any],
+    variants: Sequence[tuple],
+    *,
+    progress: Callable[[str], None],
+    after: Callable[[Network], Iterator[Row]] = lambda network: iter(()),
+    **settings: Any,
+) -> Iterator[Row]:
+    """Yields a validation row per variant, then the test row of the best one and epoch.
+
+    A variant is a NamedTuple that goes into its row. Without variants the network is
+    tested as it is. Scores of `task.also` follow, then the rows of `after` of the chosen
+    network. `settings` are those of `tune`.
+    """
+    begin = time.perf_counter()
+    best, network = None, task.network
+    if variants:
+        tuned = tune(
+            task.network,
+            phases_of,
+            variants,
+            task,
+            progress=lambda trial: progress(_described(trial)),
+            **settings,
+        )
+        yield from map(_validation_row, tuned.trials)
+        best, network = tuned.best, tuned.best and tuned.best.network
+    scores = {}
+    if network is not None:
+        scores = test_once(lambda data: predict(network, data), task)
+    row = _test_row(best, variants, scores.pop(task.metric, None))
+    yield row | {"seconds": time.perf_counter() - begin}
+    for name, value in scores.items():
+        yield {"split": "test", "also": name, "value": value}
+    if network is not None and variants:
+        yield from after(network)
+
+
+def on_mesh(devices: int) -> Placement | None:
+    """Returns how batches are split over devices; `None` for one, where lanes may run."""
+    return None if devices == 1 else placement(devices)
+
+
+def _validation_row(trial: Trial) -> Row:
+    row = {"split": "validation", "value": trial.value, "status": trial.status}
+    row |= {"steps": trial.steps, "seconds": trial.seconds}
+    row |= {} if trial.value is None else {"epoch": trial.epoch}
+    return row | trial.variant._asdict()
+
+
+def _test_row(best: Trial | None, variants: Sequence[tuple], value: Any) -> Row:
+    """Of a network that was not trained, or whose every run diverged, nothing is chosen."""
+    row = {"split": "test", "learning_rate": None, "epoch": 0, "steps": 0}
+    if best is None:
+        status = "diverged" if variants else "ok"
+        return row | {"value": value, "status": status}
+    return row | _validation_row(best) | {"split": "test", "value": value}
+
+
+def _described(trial: Trial) -> str:
+    score = "diverged" if trial.value is None else f"{trial.value:.1f}"
+    values = " ".join(f"{k} {v:g}" for k, v in trial.variant._asdict().items() if v)
+    return f"{values}: {score} on validation data, {trial.seconds:.0f} s"

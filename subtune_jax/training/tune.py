@@ -1,0 +1,172 @@
+"""Variants of a method tried on validation data, the best of which is tested once."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from subtune_jax.data.batches import Augment, Dataset
+from subtune_jax.data.task import Task
+from subtune_jax.errors import InputError
+from subtune_jax.losses import cross_entropy
+from subtune_jax.network import Network
+from subtune_jax.training.loop import DivergedError, FitResult, fit
+from subtune_jax.training.mesh import Placement
+from subtune_jax.training.phases import Phase, Stages
+from subtune_jax.training.predict import evaluate, predict
+from subtune_jax.training.sweep import Lane, sweep
+
+
+class Trial(NamedTuple):
+    """A run of a variant, by its best epoch on validation data.
+
+    value: that epoch's score, `None` where no epoch had one. status: `ok` or `diverged`.
+    steps: those of the run, up to where it diverged. seconds: of a lane, its share.
+    """
+
+    variant: Any
+    value: float | None
+    epoch: int
+    status: str
+    steps: int
+    seconds: float
+    network: Network | None
+
+
+class Tuned(NamedTuple):
+    """The best trial, and all of them; `best` is `None` where every run diverged."""
+
+    best: Trial | None
+    trials: tuple[Trial, ...]
+
+    @property
+    def network(self) -> Network:
+        """The chosen network; raises `ArithmeticError` where every run diverged."""
+        if self.best is None:
+            raise ArithmeticError("every run diverged: try lower learning rates")
+        return self.best.network
+
+    def __call__(self, data: Dataset) -> np.ndarray:
+        """Returns the chosen network's outputs for all examples, as `test_once` asks."""
+        return predict(self.network, data)
+
+
+def tune(
+    network: Network,
+    phases_of: Callable[[Any], Phase | Sequence[Phase]],
+    variants: Sequence[Any],
+    task: Task,
+    *,
+    key: jax.Array,
+    loss: Callable = cross_entropy,
+    norm: Stages = "stored",
+    dropout: Stages = "tuned",
+    batch_size: int = 64,
+    accumulate: int = 1,
+    augment: Augment | None = None,
+    place: Placement | None = None,
+    checkpoint: str | Path | None = None,
+    lanes: bool | None = None,
+    progress: Callable[[Trial], None] = lambda trial: None,
+) -> Tuned:
+    """Returns the run of the variant and epoch that score best on `task.validation`.
+
+    phases_of(variant) -> the phases of its run, as `fit` takes them; of equal scores the
+    first variant is chosen. All runs start from `key`. lanes: whether all variants run as
+    one program (see `sweep`); default: on an accelerator, where they run on one device
+    and are not checkpointed. progress(trial) is called after each run. With a
+    `checkpoint` folder a run is saved in it, and a finished one is not repeated. The
+    other arguments are those of `fit`. Raises `InputError` for no variant, and where
+    lanes meet a mesh or a checkpoint.
+    """
+    if not variants:
+        raise InputError("tune needs at least one variant to try")
+    if lanes and (place is not None or checkpoint is not None):
+        raise InputError("lanes fill one device: leave place and checkpoint out")
+    alone = place is None and checkpoint is None and len(variants) > 1
+    if lanes is None:
+        lanes = alone and jax.default_backend() != "cpu"
+    settings = {"loss": loss, "norm": norm, "dropout": dropout, "augment": augment}
+    settings |= {"batch_size": batch_size, "accumulate": accumulate}
+
+    def score(candidate: Network) -> float:
+        return evaluate(candidate, task.validation, task.metrics["validation"])
+
+    if lanes:
+        runs = [Lane(phases_of(variant), key) for variant in variants]
+        trials = _in_lanes(network, runs, variants, task.train, score, settings)
+        for trial in trials:
+            progress(trial)
+        return Tuned(best_of(trials), trials)
+    trials = []
+    for variant in variants:
+        begin, phases = time.perf_counter(), phases_of(variant)
+        try:
+            result = fit(
+                network,
+                phases,
+                task.train,
+                key=key,
+                validate=score,
+                place=place,
+                checkpoint=checkpoint and Path(checkpoint) / slug(variant),
+                **settings,
+            )
+        except ArithmeticError as error:
+            result = error
+        seconds = time.perf_counter() - begin
+        trials.append(trial_of(variant, phases, result, seconds))
+        progress(trials[-1])
+    return Tuned(best_of(trials), tuple(trials))
+
+
+def slug(variant: Any) -> str:
+    """Returns a variant's name for a folder: its values joined by `_`."""
+    values = variant if isinstance(variant, tuple) else (variant,)
+    return "_".join(map(str, values))
+
+
+def _in_lanes(
+    network: Network,
+    lanes: Sequence[Lane],
+    variants: Sequence[Any],
+    data: Dataset,
+    score: Callable,
+    settings: dict[str, Any],
+) -> tuple[Trial, ...]:
+    begin = time.perf_counter()
+    results = sweep(network, lanes, data, validate=score, **settings)
+    seconds = (time.perf_counter() - begin) / len(lanes)
+    return tuple(
+        trial_of(variant, lane.phases, result, seconds)
+        for variant, lane, result in zip(variants, lanes, results, strict=True)
+    )
+
+
+def trial_of(
+    variant: Any,
+    phases: Phase | Sequence[Phase],
+    result: FitResult | ArithmeticError,
+    seconds: float,
+) -> Trial:
+    """Returns the trial of a run that ended, or of one that diverged: its best epoch
+    before that counts, if there was one."""
+    phases = (phases,) if isinstance(phases, Phase) else phases
+    status, steps = "ok", sum(phase.steps for phase in phases)
+    if isinstance(result, ArithmeticError):
+        status = "diverged"
+        steps = getattr(result, "step", steps)
+        result = result.kept if isinstance(result, DivergedError) else None
+    if result is None:
+        return Trial(variant, None, 0, status, steps, seconds, None)
+    value = float(np.nanmax(result.scores))
+    return Trial(variant, value, result.epoch, status, steps, seconds, result.network)
+
+
+def best_of(trials: Sequence[Trial]) -> Trial | None:
+    """Returns the trial with the highest score, the first of equals; `None` without one."""
+    scored = [trial for trial in trials if trial.value is not None]
+    return max(scored, key=lambda trial: trial.value) if scored else None
