@@ -20,12 +20,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 import numpy as np
 from scipy.stats import spearmanr
 
-from experiments.common.flags import Common, Flags, Positive, default
+import subtune_jax as st
+from experiments.common.flags import Common, Flags, Positive, default, one_of
 from experiments.common.module_tables import carried, module_table
 from experiments.common.modules import (
     Job,
@@ -40,11 +41,6 @@ from experiments.common.report.plots import curves, heat_maps
 from experiments.common.report.results import Row
 from experiments.common.study import Config, Context, Study, choice_of_first_seed, main
 from experiments.common.texts import TextTarget, TextTargetFlags
-from subtune_jax.data.task import Task
-from subtune_jax.errors import InputError
-from subtune_jax.network import Network
-from subtune_jax.selection.weight_sizes import Statistics, statistics, unit_weights
-from subtune_jax.tree import count
 
 PROFILE = "transformer_modules"  # the study whose folders are profiles
 RULES = ("highest", "lowest", "random", "fisher")
@@ -71,7 +67,7 @@ class Settings:
     """Flags; a default without a source is our choice."""
 
     target: TextTargetFlags = field(default_factory=TextTarget)
-    rules: tuple[Literal[RULES], ...] = ("highest", "lowest", "random")
+    rules: Annotated[tuple[str, ...], *one_of(*RULES)] = ("highest", "lowest", "random")
     """Which elements of each LayerNorm vector: highest, lowest (by magnitude), random, or
     fisher (the highest Fisher information)."""
     counts: tuple[Positive[int], ...] = (1, 4, 16)
@@ -92,21 +88,25 @@ class Settings:
         return [*CONTROLS, *(f"{r}_{n}" for r, n in product(self.rules, self.counts))]
 
 
-def jobs(settings: Settings, task: Task) -> list[Job]:
+def jobs(settings: Settings, task: st.Task) -> list[Job]:
     """Returns the sizes of the weights (module `sizes`), then every module under every
     seed."""
     require_runnable(task, settings.recipe, settings.modules, settings.common.mesh)
     if settings.profile is not None:
         network, folder = task.network, settings.profile
-        body = count(network.params) - count(network.params["head"])
+        body = st.tree.count(network.params) - st.tree.count(network.params["head"])
         if not profile_of(results.read_all(folder), body):
-            raise InputError(f"--profile {folder} has no module of this network tested")
+            raise st.InputError(
+                f"--profile {folder} has no module of this network tested"
+            )
     seeds = range(settings.common.seeds)
     tuned = [Job(module, seed) for seed in seeds for module in settings.modules]
     return [Job("sizes", 0), *tuned]
 
 
-def rows(settings: Settings, task: Task, job: Job, context: Context) -> Iterator[Row]:
+def rows(
+    settings: Settings, task: st.Task, job: Job, context: Context
+) -> Iterator[Row]:
     """Returns the sizes of the weights, or the rows of a tuned module."""
     if job.module == "sizes":
         return size_rows(task.network)
@@ -116,16 +116,16 @@ def rows(settings: Settings, task: Task, job: Job, context: Context) -> Iterator
     return module_rows(task, job, setting, choice=choice)
 
 
-def size_rows(network: Network) -> Iterator[Row]:
+def size_rows(network: st.Network) -> Iterator[Row]:
     """Yields the statistics of the pretrained weights by kind, layer (and all) and part."""
     about = {"method": "sizes", "split": "pretrained", "commit": results.commit()}
     layers = [s.name for s in network.stages if s.name.startswith("layer_")]
     for kind, layer, part in product(KINDS, ("", *layers), ("", *PARTS)):
         unit = f"{layer}:{kind}" if layer else kind
-        weights = unit_weights(network, unit, part or None)
+        weights = st.selection.unit_weights(network, unit, part or None)
         if weights.size:
             where = {"kind": kind, "layer": layer or "all", "part": part or "all"}
-            for metric, value in statistics(weights)._asdict().items():
+            for metric, value in st.selection.statistics(weights)._asdict().items():
                 finite = value if np.isfinite(value) else None
                 yield about | where | {"unit": unit, "metric": metric, "value": finite}
 
@@ -160,7 +160,7 @@ def correlations(sizes: Sequence[Row], profile: Mapping[str, float]) -> tables.C
     }
     cells: tables.Cells = {}
     for name, members in groups.items():
-        for measure in Statistics._fields if len(members) >= 3 else ():
+        for measure in st.selection.Statistics._fields if len(members) >= 3 else ():
             values = [of_unit[unit][measure] for unit in members]
             scores = [profile[unit] for unit in members]
             same = len(set(values)) == 1 or len(set(scores)) == 1 or None in values
@@ -197,12 +197,15 @@ def size_table(sizes: Sequence[Row]) -> str:
     return tables.markdown(cells, "weights", digits=3, bold=False)
 
 
-def draw(out: Path, rows: Sequence[Row], settings: Settings, task: Task) -> None:
+def draw(out: Path, rows: Sequence[Row], settings: Settings, task: st.Task) -> None:
     """Draws sizes.png, histogram.png and, of chosen elements, elements.png."""
     sizes = [row for row in rows if row["module"] == "sizes"]
     panels = {"RMS": "rms", "mean magnitude": "mean", "kurtosis": "kurtosis"}
     heat_maps({n: size_map(sizes, m) for n, m in panels.items()}, out / "sizes.png")
-    densities = {kind: density(unit_weights(task.network, kind)) for kind in KINDS[:9]}
+    densities = {
+        kind: density(st.selection.unit_weights(task.network, kind))
+        for kind in KINDS[:9]
+    }
     axes = {"xlabel": "log10 of magnitude", "ylabel": "density"}
     curves({"": densities}, out / "histogram.png", **axes)
     if lines := element_curves([row for row in rows if row["split"] == "test"]):

@@ -15,12 +15,13 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import jax
 import numpy as np
 
-from experiments.common.flags import Common, Flags, Positive, default
+import subtune_jax as st
+from experiments.common.flags import Common, Flags, Positive, default, one_of
 from experiments.common.report import results
 from experiments.common.report.results import Row
 from experiments.common.speed import (
@@ -30,21 +31,9 @@ from experiments.common.speed import (
     random_images,
     random_texts,
     require_no_data,
+    step_flops,
 )
 from experiments.common.study import Config, Context, Study, main
-from subtune_jax.cost import stage_flops
-from subtune_jax.data.batches import Dataset
-from subtune_jax.errors import InputError
-from subtune_jax.losses import cross_entropy
-from subtune_jax.models.bert import BertConfig
-from subtune_jax.network import Network
-from subtune_jax.selection.select import count_trainable, select
-from subtune_jax.training.loop import fit
-from subtune_jax.training.optimizers import adam
-from subtune_jax.training.phases import Phase, check
-from subtune_jax.training.phases import Settings as RunSettings
-from subtune_jax.training.prefix_cache import cached_stages
-from subtune_jax.tree import count
 
 # What is tuned, and how many bytes of activations may be kept.
 METHODS = {
@@ -58,7 +47,7 @@ METHODS = {
 class Settings:
     """Flags; every default is our choice."""
 
-    network: Literal["resnet26", "minilm"] = "resnet26"
+    network: Annotated[str, *one_of("resnet26", "minilm")] = "resnet26"
     """What is tuned: a residual network, or a BERT-style encoder."""
     units: Annotated[
         tuple[str, ...],
@@ -81,7 +70,7 @@ class Settings:
         """Raises `InputError` for flags without a use."""
         require_no_data(self)
         if self.tokens is not None and self.network != "minilm":
-            raise InputError(f"{self.network} reads no texts: --tokens has no use")
+            raise st.InputError(f"{self.network} reads no texts: --tokens has no use")
 
 
 class Job(NamedTuple):
@@ -94,17 +83,17 @@ class Job(NamedTuple):
 def jobs(settings: Settings, task: None) -> list[Job]:
     """Returns the three ways, once."""
     network, _ = network_and_data(settings)
-    select(network, {"tuned": list(settings.units) or last_two(network)})
+    st.select(network, {"tuned": list(settings.units) or last_two(network)})
     return [Job(method, 0) for method in METHODS]
 
 
-def network_and_data(settings: Settings) -> tuple[Network, Dataset]:
+def network_and_data(settings: Settings) -> tuple[st.Network, st.Dataset]:
     """Returns what is timed; the smoke setting's network is small."""
     small = settings.common.smoke
     if settings.network == "resnet26":
         return random_images(settings.examples, small=small)
     tokens = settings.tokens or 128
-    config = BertConfig(
+    config = st.models.BertConfig(
         **(SMALL if small else MINILM),
         max_positions=max(512, tokens),
         dropout=0.0,
@@ -118,17 +107,17 @@ def rows(settings: Settings, task: None, job: Job, context: Context) -> Iterator
     entries, budget = METHODS[job.method]
     network, data = network_and_data(settings)
     entries = entries or list(settings.units) or last_two(network)
-    labels = select(network, {"tuned": entries})
+    labels = st.select(network, {"tuned": entries})
     size = min(settings.batch_size, len(data.y))
     per_epoch = -(-len(data.y) // size)
-    phase = Phase(labels, adam(1e-3), per_epoch * (1 + settings.epochs))
+    phase = st.Phase(labels, st.adam(1e-3), per_epoch * (1 + settings.epochs))
     ends: list[float] = []  # the first before any step: `fit` tries `validate` then
 
-    def clock(network: Network) -> float:
+    def clock(network: st.Network) -> float:
         ends.append(time.perf_counter())
         return 0.0
 
-    fit(
+    st.fit(
         network,
         phase,
         data,
@@ -145,23 +134,12 @@ def rows(settings: Settings, task: None, job: Job, context: Context) -> Iterator
         "value": float(np.median(spent[1:])),
         "first_epoch": float(spent[0]),
         "step_flops": step_flops(network, phase, data, size, budget),
-        "trainable_params": count_trainable(network, labels),
-        "total_params": count(network.params),
+        "trainable_params": st.count_trainable(network, labels),
+        "total_params": st.tree.count(network.params),
         "steps": phase.steps,
         "seconds": float(spent.sum()),
         "commit": results.commit(),
     }
-
-
-def step_flops(
-    network: Network, phase: Phase, data: Dataset, size: int, budget: int
-) -> int:
-    """Returns the FLOPs of a step, past the stages whose activations are kept."""
-    flops = stage_flops(network, data.take(np.arange(size)).x, phase.labels)
-    (program,) = check(network, [phase], RunSettings(cross_entropy))
-    cut = cached_stages(network, program, data, budget)
-    skipped = [stage.name for stage in network.stages[:cut]]
-    return sum(f for name, f in flops.items() if name not in skipped)
 
 
 def summary(rows: Sequence[Row], config: Config) -> str:

@@ -19,40 +19,28 @@ noisy machine is as noisy for each, and the process keeps the memory that it fre
 import importlib.util
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-import jax
 import numpy as np
 
+import subtune_jax as st
 from experiments.common.flags import Common, Flags, Positive
 from experiments.common.report import results
 from experiments.common.report.results import Row
 from experiments.common.speed import (
     MINILM,
     SMALL,
+    Step,
+    keep_freed_memory,
     last_two,
+    our_step,
     random_texts,
     require_no_data,
 )
 from experiments.common.study import Config, Context, Study, main
-from subtune_jax.data.batches import Dataset, padded
-from subtune_jax.losses import cross_entropy
-from subtune_jax.memory import keep_freed_memory
-from subtune_jax.models.bert import BertConfig
-from subtune_jax.network import Network
-from subtune_jax.selection.select import count_trainable, select
-from subtune_jax.training.optimizers import adam
-from subtune_jax.training.phases import Phase
-from subtune_jax.training.phases import Settings as RunSettings
-from subtune_jax.training.prefix_cache import cached_stages, features
-from subtune_jax.training.state import start
-from subtune_jax.training.step import compiled_step
-from subtune_jax.tree import count
-
-Step = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -90,15 +78,17 @@ def jobs(settings: Settings, task: None) -> list[Job]:
     return [Job(method, 0) for method in selections(network)]
 
 
-def encoder(settings: Settings) -> tuple[BertConfig, Network, Dataset]:
+def encoder(settings: Settings) -> tuple[st.models.BertConfig, st.Network, st.Dataset]:
     """Returns an encoder of MiniLM's shape and a batch of texts; the smoke's is small."""
     small = settings.common.smoke
     words = 50 if small else 30_522
-    config = BertConfig(words, **(SMALL if small else MINILM), pooling="dense")
+    config = st.models.BertConfig(
+        words, **(SMALL if small else MINILM), pooling="dense"
+    )
     return config, *random_texts(settings.batch_size, settings.tokens, config)
 
 
-def selections(network: Network) -> dict[str, list[str]]:
+def selections(network: st.Network) -> dict[str, list[str]]:
     """Returns what is tuned, by name."""
     return {
         "full": [".*"],
@@ -118,7 +108,7 @@ def rows(settings: Settings, task: None, job: Job, context: Context) -> Iterator
     }
     if all(map(importlib.util.find_spec, ("torch", "transformers"))):
         steps["PyTorch"] = torch_step(config, data, entries)
-    labels = select(network, {"tuned": entries})
+    labels = st.select(network, {"tuned": entries})
     for way, value in in_turn(steps, settings.steps).items():
         yield {
             "way": way,
@@ -126,39 +116,17 @@ def rows(settings: Settings, task: None, job: Job, context: Context) -> Iterator
             "metric": "seconds per step",
             "split": "train",
             "value": value,
-            "trainable_params": count_trainable(network, labels),
-            "total_params": count(network.params),
+            "trainable_params": st.count_trainable(network, labels),
+            "total_params": st.tree.count(network.params),
             "steps": settings.steps,
             "seconds": value * settings.steps,
             "commit": results.commit(),
         }
 
 
-def our_step(
-    network: Network, data: Dataset, entries: list[str], *, placed: bool
+def torch_step(
+    config: st.models.BertConfig, data: st.Dataset, entries: list[str]
 ) -> Step:
-    """Returns one step of ours, the state kept from call to call."""
-    phase = Phase(select(network, {"tuned": entries}), adam(1e-3), steps=10_000)
-    settings = RunSettings(cross_entropy, dropout="tuned" if placed else "all")
-    running, state = start(network, phase, settings, jax.random.key(0))
-    program, base = running.program, jax.device_put(network.params)
-    if placed:
-        cut = cached_stages(network, program, data, 2**30)
-        data = features(network, cut, data) if cut else data
-        program = program._replace(start=cut)
-    else:
-        base = jax.device_get(base)
-    step, batch = compiled_step(program), padded(data, len(data.y))
-
-    def once() -> None:
-        nonlocal state
-        state, logs = step(state, base, jax.device_put(batch))
-        jax.block_until_ready(logs)
-
-    return once
-
-
-def torch_step(config: BertConfig, data: Dataset, entries: list[str]) -> Step:
     """Returns one step of PyTorch's encoder of the same shape with the same selection."""
     import torch
     import transformers

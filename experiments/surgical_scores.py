@@ -23,6 +23,7 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
+import subtune_jax as st
 from experiments.common.flags import Common, Flags, Positive, default
 from experiments.common.images import Target, TargetFlags
 from experiments.common.report import results, tables
@@ -35,27 +36,17 @@ from experiments.common.surgical import (
     require_runnable,
     tuned_rows,
 )
-from subtune_jax.data import batches
-from subtune_jax.data.task import Task
-from subtune_jax.errors import InputError
-from subtune_jax.losses import cross_entropy
-from subtune_jax.selection.scores import (
-    fisher,
-    magnitude,
-    rank_agreement,
-    relative_gradient_norm,
-    signal_to_noise,
-    unit_groups,
-)
 
 TABLE = "surgical"
 SCORES = {
-    "rgn": relative_gradient_norm,
-    "snr": signal_to_noise,
-    "snr_microbatch": partial(signal_to_noise, mode="microbatch", micro=4),
-    "snr_official": partial(signal_to_noise, mode="official"),
-    "fisher": fisher,
-    "magnitude": lambda network, batches, loss, groups: magnitude(network, groups),
+    "rgn": st.scores.relative_gradient_norm,
+    "snr": st.scores.signal_to_noise,
+    "snr_microbatch": partial(st.scores.signal_to_noise, mode="microbatch", micro=4),
+    "snr_official": partial(st.scores.signal_to_noise, mode="official"),
+    "fisher": st.scores.fisher,
+    "magnitude": lambda network, batches, loss, groups: st.scores.magnitude(
+        network, groups
+    ),
 }
 
 
@@ -74,7 +65,9 @@ class Settings:
     def check(self, settings: Any) -> None:
         """Raises `InputError` for a profile without rows."""
         if self.profile is not None and not results.read_all(self.profile):
-            raise InputError(f"--profile {self.profile} has no results.jsonl with rows")
+            raise st.InputError(
+                f"--profile {self.profile} has no results.jsonl with rows"
+            )
 
 
 class Job(NamedTuple):
@@ -85,7 +78,7 @@ class Job(NamedTuple):
     method: str
 
 
-def jobs(settings: Settings, task: Task) -> Iterator[Job]:
+def jobs(settings: Settings, task: st.Task) -> Iterator[Job]:
     """Returns the scores of every target under every seed, and the tuning of its blocks
     where no profile is given."""
     units = list(task.network.units[TABLE])
@@ -103,26 +96,28 @@ def require_profile(settings: Settings, units: Sequence[str]) -> None:
     measured = {task for task, _ in profiles(results.read_all(settings.profile), units)}
     wanted = {settings.target.name_of(shift) for shift in settings.target.shifts}
     if wanted - measured:
-        raise InputError(
+        raise st.InputError(
             f"--profile {settings.profile} has no validation accuracy by block of "
             f"{', '.join(sorted(wanted - measured))}: it has "
             f"{', '.join(sorted(measured)) or 'none'}"
         )
 
 
-def rows(settings: Settings, task: Task, job: Job, context: Context) -> Iterator[Row]:
+def rows(
+    settings: Settings, task: st.Task, job: Job, context: Context
+) -> Iterator[Row]:
     """Yields the value of every score and block at the pretrained weights, or the rows of
     a tuned block."""
     if job.method != "scores":
         yield from tuned_rows(settings, task, job, context)
         return
     data, size = task.train, settings.recipe.batch_size
-    stream = batches.epoch(
+    stream = st.data.epoch(
         data, size, seed=(job.seed,), number=1, drop=len(data.y) >= size
     )
     scored, groups = (
         list(islice(stream, settings.batches)),
-        unit_groups(task.network, TABLE),
+        st.scores.unit_groups(task.network, TABLE),
     )
     about = {
         "task": settings.target.name_of(job.shift),
@@ -131,7 +126,7 @@ def rows(settings: Settings, task: Task, job: Job, context: Context) -> Iterator
         "commit": results.commit(),
     }
     for name, score in SCORES.items():
-        values = score(task.network, scored, cross_entropy, groups=groups)
+        values = score(task.network, scored, st.losses.cross_entropy, groups=groups)
         for unit, value in values.items():
             yield about | {"metric": name, "unit": unit, "value": value}
 
@@ -171,7 +166,7 @@ def agreement(rows: Sequence[Row], measured: Sequence[Row]) -> list[Row]:
     return [
         {"task": task, "one": one, "other": other, "value": value}
         for (task, _), scores in by_task.items()
-        for (one, other), value in rank_agreement(scores).items()
+        for (one, other), value in st.scores.rank_agreement(scores).items()
         if np.isfinite(value)
     ]
 
@@ -199,7 +194,7 @@ def by_target(rows: Sequence[Row], config: Config) -> str:
     return tables.markdown(cells, "target", digits=2, bold=False) if cells else ""
 
 
-def draw(out: Path, rows: Sequence[Row], settings: Settings, task: Task) -> None:
+def draw(out: Path, rows: Sequence[Row], settings: Settings, task: st.Task) -> None:
     """Draws scores.png: every score and the profile, by target and block."""
     scored = [row for row in rows if row["method"] == "scores"]
     maps = {score: means(r for r in scored if r["metric"] == score) for score in SCORES}

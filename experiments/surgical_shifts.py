@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+import subtune_jax as st
 from experiments.common.flags import Common, Flags
 from experiments.common.images import Target, TargetFlags
 from experiments.common.report import tables
@@ -39,11 +40,6 @@ from experiments.common.surgical import (
     require_runnable,
     tuned_rows,
 )
-from subtune_jax.cost import cost_table
-from subtune_jax.data.batches import Batch
-from subtune_jax.data.shifts import shift
-from subtune_jax.data.task import Task
-from subtune_jax.losses import cross_entropy
 
 GRAY = {"none": "#bab0ab", "all": "#bab0ab"}
 
@@ -70,26 +66,30 @@ class Job(NamedTuple):
     method: str
 
 
-def jobs(settings: Settings, task: Task) -> Iterator[Job]:
+def jobs(settings: Settings, task: st.Task) -> Iterator[Job]:
     """Returns every method on every shift under every seed."""
     require_runnable(task, settings.recipe, settings.methods, settings.common.mesh)
     seeds = range(settings.common.seeds)  # the first before the others: they may ask it
     return map(Job._make, product(settings.target.shifts, seeds, settings.methods))
 
 
-def cost(settings: Settings, task: Task) -> str:
+def cost(settings: Settings, task: st.Task) -> str:
     """Returns what a step of each method's last phase costs, beside full tuning."""
     size = settings.recipe.batch_size
     images = task.train.take(np.arange(size) % len(task.train.y))
-    batch = Batch(images.x, images.y, np.ones(size, np.float32))
+    batch = st.data.Batch(images.x, images.y, np.ones(size, np.float32))
     budget, variant = Budget(1000, settings.recipe.l2), Variant(1.0, 1.0)
     last = {
         method: phases(task.network, method, variant, budget)[-1]
         for method in settings.methods
         if method != "none"
     }
-    return cost_table(
-        task.network, last, batch, loss=cross_entropy, norm=settings.recipe.norm
+    return st.cost_table(
+        task.network,
+        last,
+        batch,
+        loss=st.losses.cross_entropy,
+        norm=settings.recipe.norm,
     )
 
 
@@ -134,14 +134,14 @@ def _cells(rows: Sequence[Row]) -> tables.Cells:
     return tables.cells([*tests, *derived(rows)], "task", "method")
 
 
-def draw(out: Path, rows: Sequence[Row], settings: Settings, task: Task) -> None:
+def draw(out: Path, rows: Sequence[Row], settings: Settings, task: st.Task) -> None:
     """Draws accuracy.png, and relative.png where everything was tuned as well."""
     tests = [row for row in rows if row["split"] == "test"]
     bars: dict[str, dict] = {}
     for (name, method), cell in _cells(rows).items():
         if np.isfinite(cell.mean):
             bars.setdefault(name, {})[method] = (cell.mean, cell.error)
-    levels = {row["task"]: shift(row["shift"]).level for row in rows}
+    levels = {row["task"]: st.data.shift(row["shift"]).level for row in rows}
     titles = {t: f"{t}\n({levels[t]}-level shift)" for t in bars if levels[t] != "none"}
     if bars:
         grouped_bars(bars, out / "accuracy.png", titles=titles, colors=GRAY)
@@ -168,7 +168,7 @@ def relative(tests: Sequence[Row]) -> dict[str, dict[str, tuple[float, float]]]:
 
 def kind_of(row: Row) -> str:
     """Returns the kind of a row's shift; shifted data sets are named by what they are."""
-    level = shift(row["shift"]).level
+    level = st.data.shift(row["shift"]).level
     if level == "none" and "corrupted" in row["dataset"]:
         level = "input"
     return f"{level}-level shift" if level != "none" else row["task"]

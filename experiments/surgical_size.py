@@ -20,6 +20,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 
+import subtune_jax as st
 from experiments.common.flags import Common, Flags, Positive, by_data
 from experiments.common.images import Target, TargetFlags
 from experiments.common.report import tables
@@ -32,9 +33,6 @@ from experiments.common.surgical import (
     require_runnable,
     tuned_rows,
 )
-from subtune_jax.data.splits import balanced_indices
-from subtune_jax.data.task import Task
-from subtune_jax.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ class Settings:
     def check(self, settings: Any) -> None:
         """Raises `InputError` for the first combination that cannot be."""
         if self.target.train_examples is not None or self.target.groups:
-            raise InputError(
+            raise st.InputError(
                 "--sizes says how many images train, balanced over classes: leave out "
                 "--train-examples and --groups"
             )
@@ -86,7 +84,7 @@ class Job(NamedTuple):
     method: str
 
 
-def jobs(settings: Settings, task: Task) -> Iterator[Job]:
+def jobs(settings: Settings, task: st.Task) -> Iterator[Job]:
     """Returns every method on every target of every size under every seed."""
     sizes, methods = settings.sizes, settings.methods
     for size in sizes:
@@ -96,16 +94,18 @@ def jobs(settings: Settings, task: Task) -> Iterator[Job]:
     return map(Job._make, product(settings.target.shifts, seeds, sizes, methods))
 
 
-def rows(settings: Settings, task: Task, job: Job, context: Context) -> Iterator[Row]:
+def rows(
+    settings: Settings, task: st.Task, job: Job, context: Context
+) -> Iterator[Row]:
     """Returns the rows of a method on a target of a size."""
     part = sized(task, job.size, job.seed)
     return tuned_rows(settings.of_size(job.size), part, job, context)
 
 
-def sized(task: Task, size: int, seed: int) -> Task:
+def sized(task: st.Task, size: int, seed: int) -> st.Task:
     """Returns the task with `size` of its training images, and all else as it is."""
     rng = np.random.default_rng([seed, 1])
-    index = balanced_indices(task.train.y, {"train": size}, rng)["train"]
+    index = st.data.balanced_indices(task.train.y, {"train": size}, rng)["train"]
     return task._replace(train=task.train.take(index))
 
 
@@ -122,7 +122,7 @@ def size_table(rows: Sequence[Row], config: Config) -> str:
     return tables.markdown(tables.cells(named, "line", "method"), "target, images")
 
 
-def draw(out: Path, rows: Sequence[Row], settings: Settings, task: Task) -> None:
+def draw(out: Path, rows: Sequence[Row], settings: Settings, task: st.Task) -> None:
     """Draws sizes.png: accuracy by the number of target images."""
     if lines := size_curves([row for row in rows if row["split"] == "test"]):
         curves(lines, out / "sizes.png", xlabel="target images", log=True)

@@ -8,8 +8,8 @@ the first block.
     python -m experiments.surgical_test_time --dataset cifar10_corrupted/gaussian_noise_5 \\
         --data-dir DATA --weights resnet26_gn_cifar10
 
-Two CPU cores: a minute, and half an hour. The paper's figures, online: none 67.8, all
-69.7, first layer 75.4, last 67.8, at an unknown severity and learning rate. Ours are in the
+Two CPU cores: a minute, and half an hour. The paper's figures, online: none 67.8,
+all 69.7, first layer 75.4, last 67.8, at an unknown severity and learning rate. Ours are in the
 documentation, made from results/. The network adapts without labels; where several
 learning rates are given, the one with the best accuracy over a stream of validation images
 is taken, and then the test stream is read once.
@@ -20,24 +20,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from experiments.common.flags import Common, Flags, Positive
+import subtune_jax as st
+from experiments.common.flags import Common, Flags, Positive, one_of
 from experiments.common.images import Target, TargetFlags
 from experiments.common.report import results, tables
 from experiments.common.report.plots import curves
 from experiments.common.report.results import Row
 from experiments.common.study import Config, Context, Study, choice_of_first_seed, main
-from experiments.common.surgical import SCHEMES, labels
-from subtune_jax.data.batches import Dataset
-from subtune_jax.data.task import Task, test_once
-from subtune_jax.errors import InputError
-from subtune_jax.selection.select import count_trainable
-from subtune_jax.training.predict import predict
-from subtune_jax.training.test_time import StreamResult, memo, tent
-from subtune_jax.tree import count
+from experiments.common.surgical import NORM_MODES, SCHEMES, labels
 
 STREAMS = Target(train_examples=10, validation_examples=300, test_examples=300)
 
@@ -50,10 +44,13 @@ class Settings:
     methods: tuple[str, ...] = ("none", "all", "block1", "last")
     """What adapts: none, all, last (the head), units of the network (norms: what TENT's
     paper tunes), or patterns over parameter paths."""
-    adaptations: tuple[Literal["memo", "tent"], ...] = ("memo",)
+    adaptations: Annotated[tuple[str, ...], *one_of("memo", "tent")] = ("memo",)
     """How: memo (marginal entropy over AugMix copies of an image) or tent (entropy of a
     batch)."""
-    modes: tuple[Literal["online", "episodic"], ...] = ("online", "episodic")
+    modes: Annotated[tuple[str, ...], *one_of("online", "episodic")] = (
+        "online",
+        "episodic",
+    )
     """Whether weights stay from input to input (online) or start anew (episodic)."""
     copies: Positive[int] = 32
     """AugMix copies of an image (MEMO's code)."""
@@ -61,12 +58,12 @@ class Settings:
     """Learning rates tried for plain SGD, one step an image (MEMO's code)."""
     tent_learning_rates: tuple[Positive[float], ...] = (1e-3,)
     """Learning rates tried for Adam, one step a batch (TENT on CIFAR, recalled)."""
-    choose: Literal["each", "first"] = "each"
+    choose: Annotated[str, *one_of("each", "first")] = "each"
     """Which seeds choose a learning rate on their validation stream: each, or the first
     alone."""
     tent_batch_size: Positive[int] = 50
     """Images of a batch of TENT."""
-    norm: Literal["stored", "tuned", "batch"] = "stored"
+    norm: Annotated[str, *one_of(*NORM_MODES)] = "stored"
     """Statistics of batch norms (TENT's paper: batch)."""
     common: Flags = field(default_factory=Common)
 
@@ -81,12 +78,12 @@ class Settings:
     def check(self, settings: Any) -> None:
         """Raises `InputError` for the first combination that cannot be."""
         for method in set(self.methods) & set(SCHEMES):
-            raise InputError(
+            raise st.InputError(
                 f"{method} is a schedule of training and cannot adapt to a stream: "
                 "expected none, all, last, a unit or a pattern"
             )
         if self.common.mesh != 1:
-            raise InputError("a stream is adapted on one device: leave --mesh at 1")
+            raise st.InputError("a stream is adapted on one device: leave --mesh at 1")
 
     def completed(self) -> "Settings":
         """Returns the settings with the default shift of the digits, noise alone."""
@@ -105,7 +102,7 @@ class Job(NamedTuple):
     method: str
 
 
-def jobs(settings: Settings, task: Task) -> Iterator[Job]:
+def jobs(settings: Settings, task: st.Task) -> Iterator[Job]:
     """Returns every stream under every seed."""
     for method in settings.methods:
         labels(task.network, method)
@@ -114,7 +111,9 @@ def jobs(settings: Settings, task: Task) -> Iterator[Job]:
     return map(Job._make, product(settings.target.shifts, seeds, *ways))
 
 
-def rows(settings: Settings, task: Task, job: Job, context: Context) -> Iterator[Row]:
+def rows(
+    settings: Settings, task: st.Task, job: Job, context: Context
+) -> Iterator[Row]:
     """Yields a row per learning rate over the validation images, then one over the test's.
 
     With one alone to try, or the first seed's choice, nothing is to be chosen.
@@ -134,22 +133,22 @@ def rows(settings: Settings, task: Task, job: Job, context: Context) -> Iterator
 
 
 def stream_row(
-    settings: Settings, task: Task, job: Job, learning_rate: float, split: str
+    settings: Settings, task: st.Task, job: Job, learning_rate: float, split: str
 ) -> Row:
     """Returns the row of a stream: accuracy over all images, and after each of them."""
     begin = time.perf_counter()
 
-    def stream(data: Dataset) -> StreamResult:
+    def stream(data: st.Dataset) -> st.training.StreamResult:
         return adapted(settings, task, job, learning_rate, data)
 
-    def scored(result: StreamResult, targets: np.ndarray) -> dict[str, Any]:
+    def scored(result: st.training.StreamResult, targets: np.ndarray) -> dict[str, Any]:
         return stream_scores(result, targets, task.metrics[split])
 
     if split == "validation":
         scores = scored(stream(task.validation), task.validation.y)
     else:
         tested = task._replace(metrics={"test": scored})
-        scores = test_once(stream, tested)[task.metric]
+        scores = st.test_once(stream, tested)[task.metric]
     return {
         "dataset": settings.target.dataset,
         "task": settings.target.name_of(job.shift),
@@ -157,21 +156,21 @@ def stream_row(
         "split": split,
         "learning_rate": learning_rate,
         **scores,
-        "trainable_params": count_trainable(
+        "trainable_params": st.count_trainable(
             task.network, labels(task.network, job.method)
         ),
-        "total_params": count(task.network.params),
+        "total_params": st.tree.count(task.network.params),
         "seconds": time.perf_counter() - begin,
         "commit": results.commit(),
     }
 
 
 def adapted(
-    settings: Settings, task: Task, job: Job, learning_rate: float, data: Dataset
-) -> StreamResult:
+    settings: Settings, task: st.Task, job: Job, learning_rate: float, data: st.Dataset
+) -> st.training.StreamResult:
     """Returns the outputs for a stream under what the job adapts, if anything."""
     if job.method == "none":
-        return StreamResult(predict(task.network, data), False)
+        return st.training.StreamResult(st.predict(task.network, data), False)
     chosen = labels(task.network, job.method)
     way = {
         "learning_rate": learning_rate,
@@ -180,13 +179,15 @@ def adapted(
         "episodic": job.mode == "episodic",
     }
     if job.adaptation == "memo":
-        return memo(task.network, chosen, data, copies=settings.copies, **way)
+        return st.training.memo(
+            task.network, chosen, data, copies=settings.copies, **way
+        )
     size = settings.tent_batch_size
-    return tent(task.network, chosen, data, batch_size=size, **way)
+    return st.training.tent(task.network, chosen, data, batch_size=size, **way)
 
 
 def stream_scores(
-    result: StreamResult, targets: np.ndarray, metric: Any
+    result: st.training.StreamResult, targets: np.ndarray, metric: Any
 ) -> dict[str, Any]:
     """Returns the score of a whole stream (`None` of one that diverged), its status, and
     the accuracy after each input."""
@@ -215,7 +216,7 @@ def stream_table(rows: Sequence[Row], config: Config) -> str:
     return tables.markdown(tables.cells(named, "stream", "method"), "target")
 
 
-def draw(out: Path, rows: Sequence[Row], settings: Settings, task: Task) -> None:
+def draw(out: Path, rows: Sequence[Row], settings: Settings, task: st.Task) -> None:
     """Draws stream.png: accuracy so far by the number of images seen."""
     if lines := stream_curves([row for row in rows if row["split"] == "test"]):
         axes = {"xlabel": "images seen", "ylabel": "accuracy so far (%)"}

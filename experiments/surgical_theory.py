@@ -20,6 +20,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import numpy as np
 
+import subtune_jax as st
 from experiments.common.flags import Common, Flags, Positive
 from experiments.common.images import Target
 from experiments.common.report import results, tables
@@ -27,10 +28,6 @@ from experiments.common.report.results import Row
 from experiments.common.study import Config, Context, Study, main
 from experiments.common.surgical import Recipe, RecipeFlags, tuned_rows
 from experiments.common.two_layer import input_shift, output_shift, theorem_gap
-from subtune_jax import tree
-from subtune_jax.demo.digits import digits_task
-from subtune_jax.network import Network
-from subtune_jax.selection.select import match
 
 TUNED = ("first", "last", "full")
 METHODS = ("none", "block1", "block2", "block3", "last", "all")
@@ -117,7 +114,7 @@ def noise_rows(settings: Settings, job: Job, context: Context) -> Iterator[Row]:
     """Yields test accuracies of every method after the noise, on digits."""
     block, seed = job.part.removeprefix("noise in "), job.repeat
     target = replace(Target(), train_examples=100)
-    task = digits_task("none", seed, sizes=target.sizes)
+    task = st.demo.digits_task("none", seed, sizes=target.sizes)
     noisy = perturbed(task.network, block, settings.noise, seed)
     tuning = _TuningSettings(target, settings.recipe, settings.common)
     for method in METHODS[:2] if settings.common.smoke else METHODS:
@@ -132,9 +129,9 @@ class _TuningSettings(NamedTuple):
     common: Common
 
 
-def perturbed(network: Network, unit: str, noise: float, seed: int) -> Network:
+def perturbed(network: st.Network, unit: str, noise: float, seed: int) -> st.Network:
     """Returns the network with N(0, noise^2) added to every parameter of a unit."""
-    key, paths = jax.random.key(seed), match(network, f"surgical:{unit}")
+    key, paths = jax.random.key(seed), st.selection.match(network, f"surgical:{unit}")
     places = {path: index for index, path in enumerate(paths)}
 
     def add(path, leaf):
@@ -143,7 +140,7 @@ def perturbed(network: Network, unit: str, noise: float, seed: int) -> Network:
         draw = jax.random.normal(jax.random.fold_in(key, places[path]), leaf.shape)
         return leaf + noise * draw
 
-    return network._replace(params=tree.map_with_path(add, network.params))
+    return network._replace(params=st.tree.map_with_path(add, network.params))
 
 
 def summary(rows: Sequence[Row], config: Config) -> str:

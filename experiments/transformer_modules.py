@@ -24,6 +24,7 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
+import subtune_jax as st
 from experiments.common.flags import Common, Flags, default
 from experiments.common.module_tables import MODULES, module_table
 from experiments.common.modules import (
@@ -39,9 +40,6 @@ from experiments.common.report.plots import heat_maps
 from experiments.common.report.results import Row
 from experiments.common.study import Config, Context, Study, choice_of_first_seed, main
 from experiments.common.texts import TextTarget, TextTargetFlags
-from subtune_jax.data.task import Task
-from subtune_jax.errors import InputError
-from subtune_jax.network import Network
 
 SMOKE_MODULES = ("frozen", "full", "layer_norms", "random")
 
@@ -74,7 +72,7 @@ class Settings:
             return
         self.carried.check(settings)
         if self.carried.glue_name == self.target.glue_name:
-            raise InputError(f"--carry needs another task than {self.carry}")
+            raise st.InputError(f"--carry needs another task than {self.carry}")
 
     @property
     def carried(self) -> TextTarget:
@@ -82,7 +80,7 @@ class Settings:
         return replace(self.target, dataset=self.carry)
 
 
-def jobs(settings: Settings, task: Task) -> list[Job]:
+def jobs(settings: Settings, task: st.Task) -> list[Job]:
     """Returns every module under every seed, the first seed first."""
     modules = all_modules(task, settings)
     require_runnable(task, settings.recipe, modules, settings.common.mesh)
@@ -92,7 +90,7 @@ def jobs(settings: Settings, task: Task) -> list[Job]:
     return [Job(module, seed) for seed in seeds for module in modules]
 
 
-def all_modules(task: Task, settings: Settings) -> list[str]:
+def all_modules(task: st.Task, settings: Settings) -> list[str]:
     """Returns the modules, by default with the pooler if there is one, and what `--layers`
     asks for, as `layer_3:query`."""
     layers = [s.name for s in task.network.stages if s.name.startswith("layer_")]
@@ -104,7 +102,9 @@ def all_modules(task: Task, settings: Settings) -> list[str]:
     ]
 
 
-def rows(settings: Settings, task: Task, job: Job, context: Context) -> Iterator[Row]:
+def rows(
+    settings: Settings, task: st.Task, job: Job, context: Context
+) -> Iterator[Row]:
     """Returns the rows of a module, and of a new classifier on the task it is carried to."""
     target, recipe, common = settings.target, settings.recipe, settings.common
     setting = Setting(target, recipe, common, context.folder, context.progress)
@@ -119,7 +119,7 @@ def rows(settings: Settings, task: Task, job: Job, context: Context) -> Iterator
 
 
 def carried_rows(
-    settings: Settings, job: Job, setting: Setting, network: Network
+    settings: Settings, job: Job, setting: Setting, network: st.Network
 ) -> Iterator[Row]:
     """Yields the rows of a new classifier on the other task, all else as it was tuned."""
     carried = settings.carried
@@ -133,7 +133,7 @@ def carried_rows(
         yield row | job._asdict() | {"method": job.module, "task": name}
 
 
-def draw(out: Path, rows: Sequence[Row], settings: Settings, task: Task) -> None:
+def draw(out: Path, rows: Sequence[Row], settings: Settings, task: st.Task) -> None:
     """Draws layers.png, of the kinds that were tuned in single layers."""
     if maps := layer_maps([row for row in rows if row["split"] == "test"]):
         heat_maps(maps, out / "layers.png")

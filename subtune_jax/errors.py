@@ -1,8 +1,10 @@
 """Errors a person reads: one sentence that says what was wrong and what is valid."""
 
 import difflib
+import importlib
 from collections.abc import Iterable
 from numbers import Real
+from types import ModuleType
 
 
 class InputError(ValueError):
@@ -40,3 +42,15 @@ def require_type(expected: type, **values: object) -> None:
             raise InputError(
                 f"{name} must be a {expected.__name__}, got {type(value).__name__}"
             )
+
+
+def require_package(module: str, purpose: str) -> ModuleType:
+    """Returns a module of the extra `experiments`; raises `InputError` where it is not
+    installed."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError:
+        raise InputError(
+            f"{purpose} needs {module.partition('.')[0]}: pip install "
+            "'subtune-jax[experiments]'"
+        ) from None

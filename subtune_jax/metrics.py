@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from subtune_jax.errors import InputError
+from subtune_jax.errors import InputError, require_package
 
 Metric = Callable[[np.ndarray, np.ndarray], float]
 
@@ -40,19 +40,18 @@ def worst_group_accuracy(groups: np.ndarray) -> Metric:
 
 
 def f1(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Returns the F1 score of class 1, in percent (0 where nothing is or is called 1)."""
-    from sklearn.metrics import f1_score
-
+    """Returns the F1 score of class 1, in percent (0 if class 1 never occurs or is never
+    predicted)."""
+    score = require_package("sklearn.metrics", "F1").f1_score
     called = _classes(logits, labels)
-    return _whole(logits, 100 * float(f1_score(labels, called, zero_division=0)))
+    return _whole(logits, 100 * float(score(labels, called, zero_division=0)))
 
 
 def matthews(logits: np.ndarray, labels: np.ndarray) -> float:
     """Returns Matthews' correlation of classes, in percent (0 where one is constant)."""
-    from sklearn.metrics import matthews_corrcoef
-
+    score = require_package("sklearn.metrics", "Matthews' correlation")
     called = _classes(logits, labels)
-    return _whole(logits, 100 * float(matthews_corrcoef(labels, called)))
+    return _whole(logits, 100 * float(score.matthews_corrcoef(labels, called)))
 
 
 def pearson(outputs: np.ndarray, targets: np.ndarray) -> float:

@@ -8,8 +8,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from experiments import digits, sentences
-from experiments.cli import main
+from experiments.common.study import main
+from subtune_jax.demo import digits, docstrings
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -23,7 +23,7 @@ def own_cache(tmp_path_factory):
     os.environ["XDG_CACHE_HOME"] = str(home / "cache")
     jax.config.update("jax_compilation_cache_dir", str(home / "compiled"))
     # Smoke runs need networks that have learnt something, not the studies' own.
-    digits.STEPS, sentences.STEPS = 150, 60
+    digits.STEPS, docstrings.STEPS = 150, 60
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
@@ -56,7 +56,7 @@ def call(monkeypatch, tmp_path):
     def run(module, flags="", out=tmp_path / "out"):
         monkeypatch.setattr(sys, "argv", ["x", *flags.split(), "--out", str(out)])
         try:
-            main(module.run, module.Settings, module.__doc__)
+            main(module.STUDY, module.__doc__)
         except SystemExit as stop:
             return stop.code
         return 0

@@ -4,7 +4,8 @@ python -m experiments.common.documents
 
 A table stands between `<!-- table: FOLDER NAME -->` and `<!-- end -->`: FOLDER in
 results/, NAME one of the tables of the study that wrote its rows (without it, the study's
-summary). The rows of a folder are those of its own and of the folders in it.
+summary); `glance` is the README's table of results. The rows of a folder are those of its
+own and of the folders in it.
 """
 
 import json
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from experiments.common import catalog
+from experiments.common.glance import glance
 from experiments.common.report import results
 from experiments.common.study import Study, summary
 from subtune_jax.errors import InputError, unknown
@@ -25,14 +27,18 @@ def pages(root: Path = ROOT) -> list[Path]:
     return [root / "README.md", *sorted((root / "docs").glob("**/*.md"))]
 
 
+def code_blocks(page: Path) -> list[str]:
+    """Returns the blocks of Python of a page."""
+    return re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.S)
+
+
 def with_tables(text: str, home: Path) -> str:
     """Returns a page with every table made from the rows in `home`."""
 
     def table(match: re.Match) -> str:
         folder, _, name = match[1].partition(" ")
-        return (
-            f"<!-- table: {match[1]} -->\n{table_of(home / folder, name)}\n<!-- end -->"
-        )
+        text = glance(home) if folder == "glance" else table_of(home / folder, name)
+        return f"<!-- table: {match[1]} -->\n{text}\n<!-- end -->"
 
     return re.sub(r"<!-- table: (.+?) -->\n.*?<!-- end -->", table, text, flags=re.S)
 

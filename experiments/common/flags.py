@@ -1,15 +1,16 @@
 """Flags: frozen dataclasses that check themselves and fill their own defaults.
 
-A field says what it takes by its type: `Positive`, `NonNegative`, a `Literal`, a tuple of
-them. A default that depends on the data is written with the type as well:
+A field says what it takes by its type: `Positive`, `NonNegative`, `Share`, a string that
+is `one_of` some, a tuple of them. A default that depends on the data is written with the
+type as well:
 
-    batch_size: Annotated[Positive[int] | None, *by_data(digits=20, real=64)] = None
+    batch_size: Annotated[Positive[int] | None, *by_data(20, 64)] = None
 
 `SMOKE`, a class variable of a group, has the values of a run of seconds.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar, get_args, get_origin
@@ -17,7 +18,7 @@ from typing import get_type_hints as hints
 
 import tyro
 
-from subtune_jax.errors import InputError
+from subtune_jax.errors import InputError, unknown
 
 Number = TypeVar("Number", int, float)
 
@@ -50,14 +51,34 @@ def by_data(embedded: Any, real: Any) -> tuple:
         " ".join(f"{v:g}" for v in (value if isinstance(value, tuple) else (value,)))
         for value in (embedded, real)
     ]
-    hint = f"(default: {shown[0]} on embedded data, else {shown[1]})"
+    hint = _hint(f"{shown[0]} on embedded data, else {shown[1]}")
     return ByData(embedded, real), tyro.conf.arg(help_behavior_hint=hint)
+
+
+class OneOf(NamedTuple):
+    """The strings that a flag takes. A `Literal` would do, but its error has no sentence
+    that names the nearest."""
+
+    choices: tuple[str, ...]
+
+
+def one_of(*choices: str, default: str | None = None) -> tuple:
+    """Returns the annotations of a flag with a closed set of values, which `--help` then
+    shows. default: what holds where the flag is left out and has no value."""
+    metavar = f"{{{','.join(choices)}}}"
+    hint = {} if default is None else {"help_behavior_hint": _hint(default)}
+    return OneOf(choices), tyro.conf.arg(metavar=metavar, **hint)
+
+
+def _hint(text: str) -> Callable[[str], str]:
+    """Returns what follows a flag's help: the text where it is left out by default."""
+    return lambda value: f"(default: {text if value == 'None' else value})"
 
 
 def default(text: str, metavar: str) -> Any:
     """Returns the annotation of a flag that is left out by default: what then holds, and
     what it takes, as `--help` shows them."""
-    return tyro.conf.arg(help_behavior_hint=f"(default: {text})", metavar=metavar)
+    return tyro.conf.arg(help_behavior_hint=_hint(text), metavar=metavar)
 
 
 @dataclass(frozen=True)
@@ -159,7 +180,10 @@ def _require_value(name: str, value: Any, field: dataclasses.Field, kind: Any) -
     may_be_empty = field.default in ((), None)
     if value == () and not (may_be_empty and field.default == ()):
         raise InputError(f"{name} needs at least one value")
-    allowed = _first(kind, Range)
+    closed, allowed = _first(kind, OneOf), _first(kind, Range)
+    for one in value if isinstance(value, tuple) else (value,):
+        if closed is not None and one is not None and one not in closed.choices:
+            raise unknown(name, one, closed.choices)
     for number in value if isinstance(value, tuple) else (value,):
         if allowed is None or not isinstance(number, int | float):
             continue

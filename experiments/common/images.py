@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import numpy as np
 import tyro
 
-from experiments.common.flags import Common, Positive, by_data, default
+from experiments.common.flags import Common, Positive, by_data, default, one_of
 from subtune_jax.data.batches import Dataset, steps_per_epoch
-from subtune_jax.data.breeds import BENCHMARKS, breeds, subpopulations
+from subtune_jax.data.breeds import BENCHMARKS, SPLITS, breeds, subpopulations
 from subtune_jax.data.folders import folder
 from subtune_jax.data.shifts import shift
 from subtune_jax.data.splits import balanced_indices
@@ -61,12 +61,10 @@ class Target:
     groups: bool = False
     """For a folder with groups: balance the parts over pairs of class and group, and
     report the accuracy of the worst pair (paper: Waterbirds, CelebA)."""
-    breeds: Annotated[
-        Literal[*BENCHMARKS] | None, default("none", "|".join(BENCHMARKS))
-    ] = None
+    breeds: Annotated[str | None, *one_of(*BENCHMARKS, default="none")] = None
     """Take the target subclasses of this BREEDS benchmark of --dataset imagenet2012, or of
     another set with its labels; the weights are those of a network of the source."""
-    breeds_split: Literal["rand", "good", "bad"] = "rand"
+    breeds_split: Annotated[str, *one_of(*SPLITS)] = "rand"
     """How BREEDS divides subclasses."""
     hierarchy: Annotated[Path | None, default("none", "DIR")] = None
     """Folder of the class hierarchy files of BREEDS (see the documentation)."""
@@ -76,7 +74,7 @@ class Target:
     the classes must be those that the weights' configuration names."""
     resize: bool = False
     """Resize images to the size that the network takes."""
-    network_norm: Literal["group", "batch"] = "group"
+    network_norm: Annotated[str, *one_of("group", "batch")] = "group"
     """Norm layers of the embedded network."""
 
     @property

@@ -4,13 +4,13 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import jax
 import numpy as np
 import tyro
 
-from experiments.common.flags import Common, Positive, Share, by_data, first
+from experiments.common.flags import Common, Positive, Share, by_data, first, one_of
 from experiments.common.report import results
 from experiments.common.report.results import Row
 from experiments.common.texts import TextTarget
@@ -57,7 +57,7 @@ class ModuleRecipe:
     """Sentences per step."""
     warmup_ratio: Share = 0.1
     """Share of the steps over which learning rates rise; then they fall linearly to 0."""
-    choose: Literal["each", "first"] = "each"
+    choose: Annotated[str, *one_of("each", "first")] = "each"
     """Which seeds choose a learning rate on their validation data: each, or the first
     alone. A classifier on a carried task always chooses its own."""
 

@@ -1,13 +1,39 @@
 """What the studies of speed time: networks of random weights on random data."""
 
+from collections.abc import Callable
+
 import jax
 import numpy as np
 
-from subtune_jax.data.batches import Dataset
+from subtune_jax.cost import stage_flops
+from subtune_jax.data.batches import Dataset, padded
 from subtune_jax.errors import InputError
+from subtune_jax.losses import cross_entropy
+from subtune_jax.memory import keep_freed_memory
 from subtune_jax.models.bert import BertConfig, bert
 from subtune_jax.models.resnet import ResNetConfig, resnet
 from subtune_jax.network import Network
+from subtune_jax.selection.select import select
+from subtune_jax.training.optimizers import adam
+from subtune_jax.training.phases import Phase, check
+from subtune_jax.training.phases import Settings as RunSettings
+from subtune_jax.training.prefix_cache import cached_stages, features
+from subtune_jax.training.state import start
+from subtune_jax.training.step import compiled_step
+
+__all__ = [
+    "MINILM",
+    "SMALL",
+    "Step",
+    "keep_freed_memory",
+    "last_two",
+    "our_step",
+    "random_images",
+    "random_texts",
+    "require_no_data",
+    "step_flops",
+]
+Step = Callable[[], None]
 
 MINILM = {"num_layers": 6, "hidden_size": 384, "intermediate_size": 1536}
 SMALL = {"num_layers": 3, "hidden_size": 24, "intermediate_size": 96}
@@ -47,3 +73,38 @@ def require_no_data(settings) -> None:
         raise InputError(
             "data and weights are random here: --weights and --data-dir have no use"
         )
+
+
+def our_step(
+    network: Network, data: Dataset, entries: list[str], *, placed: bool
+) -> Step:
+    """Returns one step of ours, the state kept from call to call."""
+    phase = Phase(select(network, {"tuned": entries}), adam(1e-3), steps=10_000)
+    settings = RunSettings(cross_entropy, dropout="tuned" if placed else "all")
+    running, state = start(network, phase, settings, jax.random.key(0))
+    program, base = running.program, jax.device_put(network.params)
+    if placed:
+        cut = cached_stages(network, program, data, 2**30)
+        data = features(network, cut, data) if cut else data
+        program = program._replace(start=cut)
+    else:
+        base = jax.device_get(base)
+    step, batch = compiled_step(program), padded(data, len(data.y))
+
+    def once() -> None:
+        nonlocal state
+        state, logs = step(state, base, jax.device_put(batch))
+        jax.block_until_ready(logs)
+
+    return once
+
+
+def step_flops(
+    network: Network, phase: Phase, data: Dataset, size: int, budget: int
+) -> int:
+    """Returns the FLOPs of a step, past the stages whose activations are kept."""
+    flops = stage_flops(network, data.take(np.arange(size)).x, phase.labels)
+    (program,) = check(network, [phase], RunSettings(cross_entropy))
+    cut = cached_stages(network, program, data, budget)
+    skipped = [stage.name for stage in network.stages[:cut]]
+    return sum(f for name, f in flops.items() if name not in skipped)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import jax
 import numpy as np
@@ -17,6 +17,7 @@ from experiments.common.flags import (
     by_data,
     default,
     first,
+    one_of,
 )
 from experiments.common.report import results
 from experiments.common.report.results import Row
@@ -27,7 +28,7 @@ from subtune_jax.data.batches import steps_per_epoch
 from subtune_jax.data.folders import crop_and_flip
 from subtune_jax.data.task import Task
 from subtune_jax.errors import unknown
-from subtune_jax.labels import FROZEN, stages_with_batch_stats
+from subtune_jax.labels import FROZEN, NORM_MODES, stages_with_batch_stats
 from subtune_jax.network import Labels, Network
 from subtune_jax.selection.select import count_trainable, select, unit_patterns
 from subtune_jax.training.mesh import placement
@@ -58,7 +59,7 @@ class Recipe:
     tries: Annotated[Positive[int] | None, default("all", "INT")] = None
     """The most pairs of a learning rate and a setting tried for a method, so that all have
     one budget."""
-    choose: Literal["each", "first"] = "each"
+    choose: Annotated[str, *one_of("each", "first")] = "each"
     """Which seeds choose a learning rate and setting on their validation data: each, or
     the first alone, whose choice the others take."""
     epochs: Positive[int] = 15
@@ -73,7 +74,7 @@ class Recipe:
     """Thresholds of normalized SNR tried for auto_snr (the paper's are unknown)."""
     augment: bool = False
     """Random crops and flips of training images (official code: none)."""
-    norm: Literal["stored", "tuned", "batch"] = "stored"
+    norm: Annotated[str, *one_of(*NORM_MODES)] = "stored"
     """Statistics of batch norms (the paper: stored)."""
 
     SMOKE: ClassVar = {"epochs": 1, "learning_rates": first}

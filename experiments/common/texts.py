@@ -3,12 +3,12 @@
 import os
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
 
-from experiments.common.flags import Common, Positive, by_data, default
+from experiments.common.flags import Common, Positive, by_data, default, one_of
 from subtune_jax.data.batches import Dataset
 from subtune_jax.data.splits import balanced_indices
 from subtune_jax.data.task import Sealed, Task
@@ -39,15 +39,15 @@ class TextTarget:
         default("128, or fewer if the network has fewer positions", "INT"),
     ] = None
     """Longest text in tokens; longer ones are cut."""
-    pooling: Annotated[
-        Literal["dense", "cls", "mean"] | None, default("mean", "dense|cls|mean")
-    ] = None
+    pooling: Annotated[str | None, *one_of("dense", "cls", "mean", default="mean")] = (
+        None
+    )
     """From tokens to a vector; the embedded encoder and MiniLM were trained with mean."""
     dropout: Annotated[float | None, default("the network's own", "FLOAT")] = None
     """Dropout while training."""
-    dtype: Annotated[
-        Literal["float32", "bfloat16"] | None, default("float32", "float32|bfloat16")
-    ] = None
+    dtype: Annotated[str | None, *one_of("float32", "bfloat16", default="float32")] = (
+        None
+    )
     """What the network computes in; parameters stay float32."""
     remat: bool = False
     """Compute the inside of each layer again in the backward pass: less memory, more

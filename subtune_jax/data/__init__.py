@@ -1,0 +1,66 @@
+"""Data: sets and their parts, images, texts, shifts and corruptions."""
+
+from subtune_jax.data.augmix import augmix_copies
+from subtune_jax.data.batches import (
+    Augment,
+    Batch,
+    Dataset,
+    epoch,
+    in_order,
+    padded,
+    steps_per_epoch,
+)
+from subtune_jax.data.breeds import breeds, subpopulations
+from subtune_jax.data.buckets import Ragged, ragged
+from subtune_jax.data.corruptions import CORRUPTIONS, corrupt
+from subtune_jax.data.digits import digits
+from subtune_jax.data.folders import Folder, LazyImages, crop_and_flip, folder
+from subtune_jax.data.shifts import SHIFTS, Shift, shift
+from subtune_jax.data.splits import (
+    balanced_folds,
+    balanced_indices,
+    split_balanced,
+)
+from subtune_jax.data.task import Sealed, Task, fold_tasks, split_task, test_once
+from subtune_jax.data.text import GLUE, GlueTask, encode, glue, tokenizer
+from subtune_jax.data.tfds import class_names, images
+
+__all__ = [
+    "CORRUPTIONS",
+    "GLUE",
+    "SHIFTS",
+    "Augment",
+    "Batch",
+    "Dataset",
+    "Folder",
+    "GlueTask",
+    "LazyImages",
+    "Ragged",
+    "Sealed",
+    "Shift",
+    "Task",
+    "augmix_copies",
+    "balanced_folds",
+    "balanced_indices",
+    "breeds",
+    "class_names",
+    "corrupt",
+    "crop_and_flip",
+    "digits",
+    "encode",
+    "epoch",
+    "fold_tasks",
+    "folder",
+    "glue",
+    "images",
+    "in_order",
+    "padded",
+    "ragged",
+    "shift",
+    "split_balanced",
+    "split_task",
+    "steps_per_epoch",
+    "subpopulations",
+    "test_once",
+    "tokenizer",
+]

@@ -1,0 +1,22 @@
+"""Networks: families with their configurations, your own, and files of weights."""
+
+from subtune_jax.models.bert import BertConfig, bert
+from subtune_jax.models.from_flax import from_linen, from_nnx
+from subtune_jax.models.load import load_pretrained
+from subtune_jax.models.resnet import ResNetConfig, resnet
+from subtune_jax.models.save import restore, save
+from subtune_jax.models.vit import ViTConfig, vit
+
+__all__ = [
+    "BertConfig",
+    "ResNetConfig",
+    "ViTConfig",
+    "bert",
+    "from_linen",
+    "from_nnx",
+    "load_pretrained",
+    "resnet",
+    "restore",
+    "save",
+    "vit",
+]

@@ -1,7 +1,8 @@
 """Scores of tensors, units or blocks from gradients: which ones want to move?
 
 Every score is a function of (network, batches, loss) to `{name: value}`, float, where a
-name is a leaf's path or, with `groups` (`{unit: paths}`, see `unit_groups`), a unit's.
+name is a leaf's path or, with `groups` (the name of a unit table, or `{unit: paths}`), a
+unit's.
 What is in no group costs nothing; leaves that are not real floating-point numbers, or
 have no elements, have no score. `loss(outputs, targets) -> float[batch]`. Gradients are
 of the mean loss, at the network's parameters, with stored statistics and without
@@ -18,6 +19,7 @@ import numpy as np
 from subtune_jax import tree
 from subtune_jax.errors import InputError, require_positive, unknown
 from subtune_jax.labels import trainable_half
+from subtune_jax.losses import cross_entropy
 from subtune_jax.network import Labels, Network, Params
 from subtune_jax.selection.gradients import (
     Moments,
@@ -28,7 +30,7 @@ from subtune_jax.selection.gradients import (
 from subtune_jax.selection.select import match
 
 Score = dict[str, float]
-Groups = Mapping[str, Sequence[str]]
+Groups = Mapping[str, Sequence[str]] | str
 SNR_MODES = ("per_example", "microbatch", "official")
 
 
@@ -39,8 +41,21 @@ def unit_groups(network: Network, table: str) -> dict[str, list[str]]:
     return {unit: match(network, f"{table}:{unit}") for unit in network.units[table]}
 
 
+def top(score: Score, count: int) -> list[str]:
+    """Returns the `count` names with the highest scores, best first; of equals the first.
+
+    Raises `InputError` unless there are as many.
+    """
+    if not 0 < count <= len(score):
+        raise InputError(f"count must be from 1 to {len(score)} here, got {count!r}")
+    return sorted(score, key=lambda name: -score[name])[:count]
+
+
 def relative_gradient_norm(
-    network: Network, batches: Iterable, loss: Callable, groups: Groups | None = None
+    network: Network,
+    batches: Iterable,
+    loss: Callable = cross_entropy,
+    groups: Groups | None = None,
 ) -> Score:
     """Returns RGN_i = mean over batches of ||g_i||_2 / ||theta_i||_2.
 
@@ -48,7 +63,7 @@ def relative_gradient_norm(
     or 0 where its gradient is 0 too; the official code divides by zero.
     papers/surgical.md 2.4.
     """
-    network, half = _scored(network, groups)
+    network, half, groups = _scored(network, groups)
     squares = _by_name(_tree_squares(half), groups)
 
     def ratio(name: str, square: float) -> float:
@@ -66,7 +81,7 @@ def relative_gradient_norm(
 def signal_to_noise(
     network: Network,
     batches: Iterable,
-    loss: Callable,
+    loss: Callable = cross_entropy,
     groups: Groups | None = None,
     *,
     mode: str = "per_example",
@@ -87,7 +102,7 @@ def signal_to_noise(
     require_positive(micro=micro, chunk=chunk)
     if mode not in SNR_MODES:
         raise unknown("SNR mode", mode, SNR_MODES)
-    network, half = _scored(network, groups)
+    network, half, groups = _scored(network, groups)
     most = 1 if mode == "per_example" else micro
 
     def ratios(batch: Any) -> Any:
@@ -105,7 +120,7 @@ def signal_to_noise(
 def fisher(
     network: Network,
     batches: Iterable,
-    loss: Callable,
+    loss: Callable = cross_entropy,
     groups: Groups | None = None,
     *,
     chunk: int = 16,
@@ -115,7 +130,7 @@ def fisher(
     g is the gradient of one example's loss at its given label. All examples count alike,
     in whatever batch they come.
     """
-    network, half = _scored(network, groups)
+    network, half, groups = _scored(network, groups)
     squares = _fisher(network, batches, loss, half, chunk)
     sums = _by_name(jax.tree.map(jnp.sum, squares), groups)
     counts = _by_name(jax.tree.map(lambda leaf: leaf.size, half), groups)
@@ -139,7 +154,7 @@ def fisher_elements(
 
 def magnitude(network: Network, groups: Groups | None = None) -> Score:
     """Returns the root mean square of the weights, which does not grow with their number."""
-    _, half = _scored(network, groups)
+    _, half, groups = _scored(network, groups)
     squares = _by_name(_tree_squares(half), groups)
     counts = _by_name(jax.tree.map(lambda leaf: leaf.size, half), groups)
     return {name: float(np.sqrt(squares[name] / counts[name])) for name in squares}
@@ -162,13 +177,17 @@ def rank_agreement(scores: Mapping[str, Score]) -> dict[tuple[str, str], float]:
     return {(a, b): correlation(scores[a], scores[b]) for a in scores for b in scores}
 
 
-def _scored(network: Network, groups: Groups | None) -> tuple[Network, Params]:
-    """Returns the network on its device, and the half of its parameters to score."""
+def _scored(
+    network: Network, groups: Groups | None
+) -> tuple[Network, Params, Mapping[str, Sequence[str]] | None]:
+    """Returns the network on its device, the half of its parameters to score, and the
+    groups, those of a unit table by its name."""
     network = _on_device(network)
     if groups is None:
-        return network, scored_half(network.params)
+        return network, scored_half(network.params), None
+    groups = unit_groups(network, groups) if isinstance(groups, str) else groups
     names = {path for paths in groups.values() for path in paths}
-    return network, scored_half(network.params, names)
+    return network, scored_half(network.params, names), groups
 
 
 def _on_device(network: Network) -> Network:

@@ -1,0 +1,35 @@
+"""Training: runs, sweeps of runs, trials, test-time adaptation, predictions."""
+
+from subtune_jax.training.loop import DivergedError, FitResult, fit
+from subtune_jax.training.mesh import Placement, data_mesh, placement
+from subtune_jax.training.optimizers import Rule, adam, adamw, sgd
+from subtune_jax.training.phases import Phase
+from subtune_jax.training.predict import evaluate, predict
+from subtune_jax.training.sweep import Lane, sweep
+from subtune_jax.training.test_time import StreamResult, adapt_to_stream, memo, tent
+from subtune_jax.training.tune import Trial, Tuned, tune
+
+__all__ = [
+    "DivergedError",
+    "FitResult",
+    "Lane",
+    "Phase",
+    "Placement",
+    "Rule",
+    "StreamResult",
+    "Trial",
+    "Tuned",
+    "adam",
+    "adamw",
+    "adapt_to_stream",
+    "data_mesh",
+    "evaluate",
+    "fit",
+    "memo",
+    "placement",
+    "predict",
+    "sgd",
+    "sweep",
+    "tent",
+    "tune",
+]

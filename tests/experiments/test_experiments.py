@@ -1,5 +1,6 @@
 """Every experiment's smoke run, and what a mistake looks like to its user."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -12,43 +13,28 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-import experiments
-from experiments import (
-    digits,
-    prefix_speed,
-    step_speed,
-    surgical_shifts,
-    surgical_theory,
-)
-from experiments.cli import Common, main
+from experiments import prefix_speed, step_speed, surgical_shifts, surgical_theory
+from experiments.common import catalog
+from experiments.common.flags import Common
+from experiments.common.images import Target
 from experiments.common.report import results
-from experiments.targets import Target, make_task
+from experiments.common.study import Study, main, run
 from subtune_jax.data.shifts import shift
 from subtune_jax.data.tfds import CIFAR10
+from subtune_jax.demo import digits
 from subtune_jax.models.vit import ViTConfig, vit
 from tests.models.test_vit import HUGGING_FACE, as_file
 
 pytestmark = pytest.mark.slow
 
-SMOKE = {
-    "surgical_theory": "",
-    "prefix_speed": "",
-    "step_speed": "",
-    "surgical_scores": "",  # these three: test_surgical_experiments.py
-    "surgical_size": "",
-    "surgical_test_time": "",
-    "transformer_modules": "",  # these two: test_transformer_experiments.py
-    "module_magnitudes": "",
-    "surgical_shifts": "--shift contrast subpopulation --methods none last block2 "
-    "--train-examples 20",
-}
+SMOKE = "--shift contrast subpopulation --methods none last block2 --train-examples 20"
 
 
 def call(monkeypatch, *flags):
     """Runs the experiment as the command line does; returns the exit code (0 if none)."""
     monkeypatch.setattr(sys, "argv", ["surgical_shifts", *map(str, flags)])
     try:
-        main(surgical_shifts.run, surgical_shifts.Settings, surgical_shifts.__doc__)
+        main(surgical_shifts.STUDY, surgical_shifts.__doc__)
     except SystemExit as stop:
         return stop.code
     return 0
@@ -70,15 +56,48 @@ def rows(out):
     ]
 
 
-def test_every_experiment_has_a_smoke_run():
-    shared = {"__init__", "cli", "digits", "jobs", "methods", "readme", "streams"}
-    shared |= {"modules", "sentences", "surgical", "targets", "texts", "trials"}
-    found = {p.stem for p in Path(experiments.__path__[0]).glob("*.py")} - shared
-    assert found == set(SMOKE)
+@pytest.mark.parametrize("name", catalog.studies())
+def test_every_study_has_a_claim_and_the_flags_of_all(name):
+    module = catalog.studies()[name]
+    assert module.STUDY.name == name
+    assert catalog.claim_of(module).startswith("Claim")
+    assert module.STUDY.settings().common == Common()
+    assert f"python -m experiments.{name}" in module.__doc__
+
+
+# These two have a test of their own below.
+LONG = {"surgical_theory", "step_speed"}
+
+
+@pytest.mark.parametrize("name", sorted(catalog.studies().keys() - LONG))
+def test_every_smoke_run_is_whole_and_not_repeated(call, tmp_path, name):
+    module, out = catalog.studies()[name], tmp_path / "out"
+    flags, pictures = SMOKES.get(name, ("", ()))
+    assert call(module, f"--smoke {flags}") == 0
+    found = rows(out)
+    assert {*WANTED.split()} <= set(found[-1])
+    assert all(row["experiment"] == name for row in found)
+    assert "|---|" in (out / "summary.md").read_text()
+    for picture in pictures:
+        assert (out / f"{picture}.png").stat().st_size > 5000
+    before = (out / "results.jsonl").read_bytes()
+    assert call(module, f"--smoke {flags}") == 0
+    assert (out / "results.jsonl").read_bytes() == before
+
+
+SMOKES = {  # fewer jobs than the defaults where they show the same; and the pictures
+    "surgical_shifts": ("--shift label_flip --methods none last", ("accuracy",)),
+    "surgical_size": ("--shift contrast --methods none last", ("sizes",)),
+    "surgical_test_time": ("--adaptations memo tent", ("stream",)),
+    "surgical_scores": ("--shift label_flip", ("scores",)),
+    "transformer_modules": ("--train-examples 16 --modules frozen full", ()),
+    "module_magnitudes": ("--train-examples 16 --counts 1", ("sizes", "histogram")),
+}
+WANTED = """experiment dataset metric split value commit"""
 
 
 def test_smoke(monkeypatch, tmp_path, capsys):
-    flags = [*SMOKE["surgical_shifts"].split(), "--smoke", "--out", tmp_path]
+    flags = [*SMOKE.split(), "--smoke", "--out", tmp_path]
     assert call(monkeypatch, *flags) == 0
     tests = [r for r in rows(tmp_path) if r["split"] == "test"]
     assert [(r["shift"], r["method"]) for r in tests] == [
@@ -115,35 +134,25 @@ def test_the_benchmark_prints_flops_and_times(monkeypatch, tmp_path, capsys, net
     flags = f"--smoke --epochs 1 --network {network} --out {tmp_path}"
     flags += " --tokens 16" if network == "minilm" else ""
     monkeypatch.setattr(sys, "argv", ["x", *flags.split()])
-    main(prefix_speed.run, prefix_speed.Settings, prefix_speed.__doc__)
+    main(prefix_speed.STUDY, prefix_speed.__doc__)
     flops = {r["method"]: r["step_flops"] for r in rows(tmp_path)}
     assert flops["all"] > flops["last two blocks"] > flops["last two, cached"] > 0
     assert "| last two, cached |" in capsys.readouterr().out
 
 
-def test_the_benchmark_of_steps_has_every_way(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(sys, "argv", ["x", "--smoke", "--out", str(tmp_path)])
-    main(step_speed.run, step_speed.Settings, step_speed.__doc__)
-    ways = {(r["method"], r["way"]): r["value"] for r in rows(tmp_path)}
-    names = ("full", "head")
-    assert {(n, w) for n in names for w in ("plain", "placed")} <= set(ways)
-    assert all(value > 0 for value in ways.values())
-    assert "| head |" in capsys.readouterr().out
+def test_the_theory_has_a_row_for_every_claim(call, tmp_path):
+    assert call(surgical_theory, "--smoke") == 0
+    claims = {r["claim"] for r in rows(tmp_path / "out")}
+    wanted = {"theorem 1, end", "input shift", "output shift", "noise in block1"}
+    assert wanted <= claims
+    assert "| perturbed |" in (tmp_path / "out" / "summary.md").read_text()
 
 
-def test_the_theory_writes_both_tables(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(
-        sys, "argv", ["x", "--smoke", "--seeds", "1", "--out", str(tmp_path)]
-    )
-    main(surgical_theory.run, surgical_theory.Settings, surgical_theory.__doc__)
-    claims = {r["claim"] for r in rows(tmp_path)}
-    assert {
-        "theorem 1, end",
-        "input shift",
-        "output shift",
-        "noise in block1",
-    } <= claims
-    assert "| perturbed |" in (tmp_path / "summary.md").read_text()
+def test_the_benchmark_of_steps_has_every_way(call, tmp_path):
+    assert call(step_speed, "--smoke") == 0
+    ways = {(r["method"], r["way"]): r["value"] for r in rows(tmp_path / "out")}
+    pairs = {(n, w) for n in ("full", "head") for w in ("plain", "placed")}
+    assert pairs <= set(ways) and all(value > 0 for value in ways.values())
 
 
 def test_a_vision_transformer_on_real_images(monkeypatch, tmp_path, real):
@@ -199,7 +208,7 @@ def test_a_job_that_was_killed_goes_on_from_its_checkpoints(
     with (
         monkeypatch.context() as patched
     ):  # after all runs, before their rows are written
-        patched.setattr("experiments.trials.read_test_once", die)
+        patched.setattr("experiments.common.trials.test_once", die)
         assert call(patched, *real, *flags.split(), "--out", killed) == 130
     assert "the same command continues" in capsys.readouterr().err
     assert rows(killed) == []
@@ -269,10 +278,10 @@ def test_sizes_that_classes_do_not_divide_are_drawn(real_data):
         weights=str(real_data / "weights" / "resnet20_cifar10"),
     )
     for seed in range(3):
-        task = make_task(target, flags, "none", seed)
-        sizes = [len(part.y) for part in (task.train, task.validation, task.test)]
+        task = target.task(flags, "none", seed)
+        sizes = [len(task.train.y), len(task.validation.y), len(task.test)]
         assert sizes == [105, 100, 305]
-        assert np.ptp(np.bincount(task.test.y)) <= 1
+        assert np.ptp(np.bincount(task.test._data.y)) <= 1
 
 
 def test_another_base_is_refused_whatever_its_path(monkeypatch, tmp_path, capsys, real):
@@ -287,26 +296,31 @@ def test_a_loss_that_is_not_finite_marks_its_run_and_the_others_go_on(
     monkeypatch, tmp_path
 ):
     flags = "--shift contrast --methods last block1 --seeds 1 --epochs 2"
-    flags += " --rates 1e-3 --last-rates 1e38"
+    flags += " --learning-rates 1e-3 --head-learning-rates 1e38"
     assert call(monkeypatch, *flags.split(), "--out", tmp_path) == 0
     found = rows(tmp_path)
     lost = [
         r for r in found if r["status"] == "diverged" and r["split"] == "validation"
     ]
-    assert [(r["method"], r["rate"]) for r in lost] == [("last", 1e38)]
+    assert [(r["method"], r["learning_rate"]) for r in lost] == [("last", 1e38)]
     assert all(r["steps"] >= 1 and r["value"] is None for r in lost)
     tests = {r["method"]: r for r in found if r["split"] == "test"}
     assert tests["last"]["status"] == "diverged" and tests["last"]["value"] is None
-    assert tests["block1"]["status"] == "ok" and tests["block1"]["rate"] == 1e-3
+    assert (
+        tests["block1"]["status"] == "ok" and tests["block1"]["learning_rate"] == 1e-3
+    )
 
 
 def test_the_choice_is_made_on_validation_data(monkeypatch, tmp_path):
     flags = "--shift contrast --methods block1 --seeds 1 --epochs 2"
     assert call(monkeypatch, *flags.split(), "--out", tmp_path) == 0
     *tried, test = rows(tmp_path)
-    assert [r["rate"] for r in tried] == [1e-2, 1e-3]
+    assert [r["learning_rate"] for r in tried] == [1e-2, 1e-3]
     best = max(tried, key=lambda r: r["value"])
-    assert (test["rate"], test["epoch"]) == (best["rate"], best["epoch"])
+    assert (test["learning_rate"], test["epoch"]) == (
+        best["learning_rate"],
+        best["epoch"],
+    )
 
 
 def test_cost_prints_every_method_beside_full_tuning(monkeypatch, tmp_path, capsys):
@@ -334,8 +348,8 @@ def test_cost_prints_every_method_beside_full_tuning(monkeypatch, tmp_path, caps
         ("--methods (", "selector '(' is not a regular expression"),
         ("--methods", "--methods needs at least one value"),
         ("--shift", "--shift needs at least one value"),
-        ("--l2 -1", "l2 must be a number from 0 up, got -1.0"),
-        ("--l2 nan", "l2 must be a number from 0 up, got nan"),
+        ("--l2 -1", "--l2 must be a number from 0 up, got -1.0"),
+        ("--l2 nan", "--l2 must be a number from 0 up, got nan"),
         (
             "--weights here",
             "digits are embedded: --weights and --data-dir name real data",
@@ -346,15 +360,21 @@ def test_cost_prints_every_method_beside_full_tuning(monkeypatch, tmp_path, caps
         ),
         (
             "--norm eval",
-            "unknown norm mode 'eval': expected one of stored, tuned, batch",
+            "unknown --norm 'eval': expected one of stored, tuned, batch",
         ),
-        ("--network-norm layer", "unknown norm 'layer': expected one of group, batch"),
-        ("--rates 0", "learning_rate must be a positive number, got 0.0"),
-        ("--rates 1e-3 nan", "learning_rate must be a positive number, got nan"),
-        ("--epochs -1", "epochs must be a positive number, got -1"),
-        ("--seeds 0", "seeds must be a positive number, got 0"),
-        ("--batch-size 0", "batch_size must be a positive number, got 0"),
-        ("--train-examples 0", "train_examples must be a positive number, got 0"),
+        (
+            "--network-norm layer",
+            "unknown --network-norm 'layer': expected one of group, batch",
+        ),
+        ("--learning-rates 0", "--learning-rates must be a positive number, got 0.0"),
+        (
+            "--learning-rates 1e-3 nan",
+            "--learning-rates must be a positive number, got nan",
+        ),
+        ("--epochs -1", "--epochs must be a positive number, got -1"),
+        ("--seeds 0", "--seeds must be a positive number, got 0"),
+        ("--batch-size 0", "--batch-size must be a positive number, got 0"),
+        ("--train-examples 0", "--train-examples must be a positive number, got 0"),
         (
             "--train-examples 5000",
             "5000 train examples are more than there are: class 0 has",
@@ -399,11 +419,13 @@ def test_a_folder_of_another_configuration_is_refused(monkeypatch, tmp_path, cap
 def test_a_folder_that_is_full_at_once_or_later_is_said_and_loses_nothing(
     tmp_path, blocks
 ):
-    digits.pretrained(shift("contrast"), "group")  # is in the cache from here on
+    digits.digits_network(shift("contrast"))  # is in the cache from here on
     # A limit on file sizes is the one full disk that every machine has.
     study = (
-        f"from experiments import cli, digits, surgical_shifts as s; "
-        f"digits.STEPS = {digits.STEPS}; cli.main(s.run, s.Settings, s.__doc__)"
+        "from experiments import surgical_shifts as s; "
+        "from experiments.common.study import main; "
+        "from subtune_jax.demo import digits; "
+        f"digits.STEPS = {digits.STEPS}; main(s.STUDY, s.__doc__)"
     )
     command = f"ulimit -f {blocks}; exec {sys.executable} -c '{study}'"
     flags = (
@@ -430,3 +452,42 @@ def test_a_folder_that_cannot_be_written_is_said(monkeypatch, capsys):
         pytest.skip("no /proc on this machine")
     assert call(monkeypatch, "--methods", "none", "--out", folder) == 2
     assert f"error: cannot write to {folder}: " in capsys.readouterr().err
+
+
+FOLDERS = [path.parent for path in Path("results").glob("**/results.jsonl")]
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=str)
+def test_a_committed_folder_is_continued_with_nothing_repeated(
+    folder, tmp_path, monkeypatch, request, capsys
+):
+    config = json.loads((folder / "config.json").read_text())
+    before = (folder / "results.jsonl").read_text()
+    study = catalog.studies()[json.loads(before.split("\n")[0])["experiment"]].STUDY
+    changes = {"out": tmp_path / "out"}
+    if config.get("weights") is not None:
+        home = request.getfixturevalue("real_data")
+        changes["data_dir"] = home / "tfds"
+        if config["weights"] == "minilm":
+            request.getfixturevalue("minilm")
+        else:
+            changes["weights"] = str(home / "weights" / config["weights"])
+    shutil.copytree(folder, changes["out"])
+    monkeypatch.setattr(Study, "rows", None)  # no job is left to run
+    run(study, with_flags(study.settings(), config | changes))
+    assert (changes["out"] / "results.jsonl").read_text() == before
+
+
+def with_flags(group, flags):
+    """Returns settings with the values of a folder's config.json."""
+    values = {}
+    for field in dataclasses.fields(group):
+        value = getattr(group, field.name)
+        if dataclasses.is_dataclass(value):
+            values[field.name] = with_flags(value, flags)
+        elif field.name in flags:
+            new = flags[field.name]
+            new = tuple(new) if isinstance(new, list) else new
+            named = field.name in ("out", "profile", "data_dir", "hierarchy")
+            values[field.name] = Path(new) if named and new is not None else new
+    return dataclasses.replace(group, **values)

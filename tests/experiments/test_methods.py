@@ -4,8 +4,16 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.methods import SCHEMES, Budget, Grid, Variant, labels, phases, variants
-from experiments.surgical import derived
+from experiments.common.surgical import (
+    SCHEMES,
+    Budget,
+    Recipe,
+    Variant,
+    derived,
+    labels,
+    phases,
+    variants,
+)
 from subtune_jax import tree
 from subtune_jax.data.batches import Batch
 from subtune_jax.errors import InputError
@@ -13,7 +21,13 @@ from subtune_jax.models.resnet import ResNetConfig, resnet
 from subtune_jax.tuning.subset import subset
 
 BUDGET = Budget(steps=40, l2=1e-4)
-GRID = Grid((1e-3, 1e-4), (1e-1, 1e-2, 1e-3), (1e-2,), (0.01, 0.1), (0.2, 0.5, 0.8))
+RECIPE = Recipe(
+    learning_rates=(1e-3, 1e-4),
+    head_learning_rates=(1e-1, 1e-2, 1e-3),
+    auto_learning_rates=(1e-2,),
+    anchor_strengths=(0.01, 0.1),
+    snr_thresholds=(0.2, 0.5, 0.8),
+)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +57,7 @@ def made(network, method, setting=0.1):
     ],
 )
 def test_what_is_tried(method, count):
-    assert len(variants(method, GRID)) == count
+    assert len(variants(method, RECIPE)) == count
 
 
 def test_blocks_are_the_papers(network):
@@ -79,7 +93,9 @@ def test_unfreezing_adds_blocks_from_either_end(network):
 
 def test_probing_comes_before_tuning(network):
     probe, tune = made(network, "lp_ft")
-    assert trained(probe.labels) == {"head"} and probe.rules.learning_rate == pytest.approx(1e-2)
+    assert trained(probe.labels) == {
+        "head"
+    } and probe.rules.learning_rate == pytest.approx(1e-2)
     assert "stem" in trained(tune.labels) and (probe.steps, tune.steps) == (20, 20)
 
 

@@ -24,7 +24,8 @@ def test_the_table_is_mean_and_standard_error_with_the_best_in_bold():
 
 def test_runs_that_diverged_are_shown_beside_the_mean_of_the_others():
     rows = [
-        {"shift": "a", "method": "m", "value": v} for v in (80.0, None, float("nan"), 82.0)
+        {"shift": "a", "method": "m", "value": v}
+        for v in (80.0, None, float("nan"), 82.0)
     ]
     found = tables.cells(rows, "shift", "method")
     assert found == {("a", "m"): (81.0, 1.0, 2, 4)}

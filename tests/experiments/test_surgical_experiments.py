@@ -12,21 +12,18 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from experiments import (
-    streams,
     surgical_scores,
     surgical_shifts,
     surgical_size,
     surgical_test_time,
     surgical_theory,
-    targets,
 )
-from experiments.cli import Common
+from experiments.common.flags import Common
+from experiments.common.images import Target, image_pool
 from experiments.common.report.results import read as rows
-from experiments.targets import Target, make_task
 from subtune_jax import tree
 from subtune_jax.models.load import load_pretrained
 from subtune_jax.models.resnet import ResNetConfig, resnet
-from subtune_jax.selection.select import select
 from tests import toy
 from tests.data.test_breeds import EDGES, LEAVES
 
@@ -35,29 +32,6 @@ pytestmark = pytest.mark.slow
 
 def final(folder):
     return [row for row in rows(folder) if row["split"] == "test"]
-
-
-WANTED = """experiment method dataset seed metric split value trainable_params total_params
-steps seconds commit"""
-
-
-@pytest.mark.parametrize(
-    ("module", "flags", "picture"),
-    [
-        (surgical_size, "--shift contrast --methods none last", "sizes.png"),
-        (surgical_test_time, "--adaptations memo tent", "stream.png"),
-        (surgical_scores, "--shift label_flip", "scores.png"),
-    ],
-)
-def test_smoke_runs_are_whole_and_not_repeated(call, tmp_path, module, flags, picture):
-    out = tmp_path / "out"
-    assert call(module, f"{flags} --smoke") == 0
-    assert {*WANTED.split()} <= set(final(out)[-1])
-    assert (out / picture).stat().st_size > 5000
-    assert (out / "summary.md").read_text().count("|---|") >= 1
-    before = (out / "results.jsonl").read_bytes()
-    assert call(module, f"{flags} --smoke") == 0
-    assert (out / "results.jsonl").read_bytes() == before
 
 
 def test_sizes_train_on_as_many_images_and_at_least_the_fewest_steps(call, tmp_path):
@@ -70,7 +44,7 @@ def test_sizes_train_on_as_many_images_and_at_least_the_fewest_steps(call, tmp_p
 
 
 def test_smaller_sizes_are_parts_of_larger_ones_and_the_test_part_stays():
-    task = make_task(Target(train_examples=100), Common(), "contrast", 0)
+    task = Target(train_examples=100).task(Common(), "contrast", 0)
     parts = {size: surgical_size.sized(task, size, 0) for size in (10, 30, 100)}
     rows = {n: {x.tobytes() for x in part.train.x} for n, part in parts.items()}
     assert [len(rows[n]) for n in (10, 30, 100)] == [10, 30, 100]
@@ -82,7 +56,7 @@ def test_smaller_sizes_are_parts_of_larger_ones_and_the_test_part_stays():
 
 @pytest.mark.parametrize("module", [surgical_size, surgical_shifts])
 def test_a_folder_of_diverged_runs_alone_is_said(call, capsys, module):
-    flags = "--shift contrast --methods last --seeds 1 --epochs 1 --last-rates 1e38"
+    flags = "--shift contrast --methods last --seeds 1 --epochs 1 --head-learning-rates 1e38"
     flags += " --sizes 100" if module is surgical_size else ""
     assert call(module, flags) == 0
     shown = [
@@ -124,17 +98,19 @@ def test_a_stream_is_scored_image_by_image_and_rates_are_chosen_on_validation(
     call, tmp_path
 ):
     flags = "--methods block1 none --modes online --seeds 2 --choose first --copies 4"
-    flags += " --memo-rates 1e-3 1e-1 --validation-examples 12 --test-examples 8"
+    flags += (
+        " --memo-learning-rates 1e-3 1e-1 --validation-examples 12 --test-examples 8"
+    )
     assert call(surgical_test_time, flags) == 0
     found = rows(tmp_path / "out")
     tried = [r for r in found if r["split"] == "validation"]
-    assert [(r["method"], r["seed"], r["rate"]) for r in tried] == [
+    assert [(r["method"], r["seed"], r["learning_rate"]) for r in tried] == [
         ("block1", 0, 1e-3),
         ("block1", 0, 1e-1),
     ]
-    best = max(tried, key=lambda row: row["value"])["rate"]
+    best = max(tried, key=lambda row: row["value"])["learning_rate"]
     tests = [r for r in final(tmp_path / "out") if r["method"] == "block1"]
-    assert [r["rate"] for r in tests] == [best, best]
+    assert [r["learning_rate"] for r in tests] == [best, best]
     for row in found:
         assert len(row["curve"]) == row["steps"] == (12 if row in tried else 8)
         assert row["curve"][-1] == pytest.approx(row["value"], abs=0.06)
@@ -144,7 +120,7 @@ def test_tent_under_batch_statistics_runs_by_batches(call, tmp_path):
     flags = (
         "--adaptations tent --modes online --methods norms none --seeds 1 --norm batch"
     )
-    flags += " --network-norm batch --tent-batch 16 --test-examples 40"
+    flags += " --network-norm batch --tent-batch-size 16 --test-examples 40"
     assert call(surgical_test_time, flags) == 0
     norms, none = final(tmp_path / "out")
     assert norms["status"] == "ok" and norms["steps"] == 40
@@ -153,7 +129,9 @@ def test_tent_under_batch_statistics_runs_by_batches(call, tmp_path):
 
 
 def test_a_stream_that_diverges_keeps_what_it_had(call, tmp_path):
-    flags = "--methods all --modes online --seeds 1 --copies 4 --memo-rates 1e30"
+    flags = (
+        "--methods all --modes online --seeds 1 --copies 4 --memo-learning-rates 1e30"
+    )
     assert call(surgical_test_time, f"{flags} --test-examples 8") == 0
     (row,) = final(tmp_path / "out")
     assert (row["status"], row["value"]) == ("diverged", None) and row["steps"] < 8
@@ -166,13 +144,13 @@ def test_tries_and_the_choice_of_the_first_seed(call, tmp_path):
     tried = {}
     for row in found:
         if row["split"] == "validation":
-            one = (row["rate"], row["setting"])
+            one = (row["learning_rate"], row["setting"])
             tried.setdefault((row["method"], row["seed"]), []).append(one)
     assert tried["block1", 0] == [(1e-2, 0), (1e-3, 0)]
     assert tried["auto_rgn", 0] == [(1e-1, 0), (1e-2, 0)]
     assert tried["l1_sp", 0] == [(1e-2, 1e-4), (1e-2, 1e-3)]
     for row in final(tmp_path / "out"):
-        chosen = (row["rate"], row["setting"])
+        chosen = (row["learning_rate"], row["setting"])
         assert tried[row["method"], 1] == [chosen]
     assert (tmp_path / "out" / "relative.png").exists() is False  # no `all` beside it
 
@@ -180,48 +158,60 @@ def test_tries_and_the_choice_of_the_first_seed(call, tmp_path):
 @pytest.mark.parametrize(
     ("module", "flags", "message"),
     [
-        (surgical_size, "--sizes 0", "sizes must be a positive number, got 0"),
-        (surgical_size, "--sizes", "--methods and --sizes need at least one value"),
-        (surgical_size, "--min-steps 0", "min_steps must be a positive number, got 0"),
+        (surgical_size, "--sizes 0", "--sizes must be a positive number, got 0"),
+        (surgical_size, "--sizes", "--sizes needs at least one value"),
+        (
+            surgical_size,
+            "--min-steps 0",
+            "--min-steps must be a positive number, got 0",
+        ),
         (surgical_size, "--train-examples 9", "--sizes says how many images train"),
         (surgical_size, "--methods blok1", "unknown method 'blok1'"),
         (surgical_size, "--sizes 9000", "9000 train examples are more than there are"),
-        (surgical_scores, "--batches 0", "batches must be a positive number, got 0"),
+        (surgical_scores, "--batches 0", "--batches must be a positive number, got 0"),
         (
             surgical_scores,
             "--profile nowhere",
             "--profile nowhere has no results.jsonl",
         ),
-        (surgical_test_time, "--copies 0", "copies must be a positive number, got 0"),
-        (surgical_test_time, "--modes offline", "unknown mode 'offline'"),
-        (surgical_test_time, "--adaptations meno", "unknown adaptation 'meno'"),
+        (surgical_test_time, "--copies 0", "--copies must be a positive number, got 0"),
+        (surgical_test_time, "--modes offline", "unknown --modes 'offline'"),
+        (surgical_test_time, "--adaptations meno", "unknown --adaptations 'meno'"),
         (
             surgical_test_time,
-            "--memo-rates 0",
-            "learning_rate must be a positive number, got 0",
+            "--memo-learning-rates 0",
+            "--memo-learning-rates must be a positive number, got 0",
         ),
-        (surgical_test_time, "--tent-batch 0", "tent_batch must be a positive number"),
+        (
+            surgical_test_time,
+            "--tent-batch-size 0",
+            "--tent-batch-size must be a positive number",
+        ),
         (surgical_test_time, "--methods", "--methods needs at least one value"),
         (surgical_test_time, "--methods blok", "unknown method 'blok'"),
-        (surgical_test_time, "--norm eval", "unknown norm mode 'eval'"),
-        (surgical_test_time, "--choose last", "unknown choice of --choose 'last'"),
+        (surgical_test_time, "--norm eval", "unknown --norm 'eval'"),
+        (surgical_test_time, "--choose last", "unknown --choose 'last'"),
         (surgical_test_time, "--mesh 2", "leave --mesh at 1"),
-        (surgical_shifts, "--tries 0", "tries must be a positive number, got 0"),
-        (surgical_shifts, "--choose best", "unknown choice of --choose 'best'"),
+        (surgical_shifts, "--tries 0", "--tries must be a positive number, got 0"),
+        (surgical_shifts, "--choose best", "unknown --choose 'best'"),
         (
             surgical_shifts,
-            "--auto-rates nan",
-            "learning_rate must be a positive number, got nan",
+            "--auto-learning-rates nan",
+            "--auto-learning-rates must be a positive number, got nan",
         ),
-        (surgical_shifts, "--auto-rates", "--auto-rates needs at least one value"),
+        (
+            surgical_shifts,
+            "--auto-learning-rates",
+            "--auto-learning-rates needs at least one value",
+        ),
         (surgical_shifts, "--groups", "--groups needs --dataset: a folder"),
         (surgical_shifts, "--breeds living17", "--breeds and --hierarchy are given"),
         (
             surgical_shifts,
             "--dataset y --breeds x --hierarchy .",
-            "unknown BREEDS benchmark 'x'",
+            "unknown --breeds 'x'",
         ),
-        (surgical_shifts, "--breeds-split x", "unknown split 'x'"),
+        (surgical_shifts, "--breeds-split x", "unknown --breeds-split 'x'"),
     ],
 )
 def test_bad_values_are_one_sentence(call, tmp_path, capsys, module, flags, message):
@@ -297,11 +287,12 @@ def test_grouped_folders_are_balanced_and_the_worst_pair_counts(
         validation_examples=8,
         test_examples=12,
     )
-    task = make_task(target, Common(weights=weights), "none", 0)
+    task = target.task(Common(weights=weights), "none", 0)
     assert np.bincount(task.train.y).tolist() == [4, 4]
-    logits = np.eye(2)[task.test.y]
-    assert task.metrics["test"](logits, task.test.y) == 100
-    pool = targets.real_images(target, Common(weights=weights), load_pretrained(weights))
+    test = task.test._data
+    logits = np.eye(2)[test.y]
+    assert task.metrics["test"](logits, test.y) == 100
+    pool = image_pool(target, Common(weights=weights), load_pretrained(weights))
     assert np.bincount(pool.pairs).tolist() == [30, 9, 8, 40]
     flags = f"--dataset {birds} --groups --weights {weights} --train-examples 8"
     flags += (
@@ -310,8 +301,8 @@ def test_grouped_folders_are_balanced_and_the_worst_pair_counts(
     assert call(surgical_shifts, f"{flags} --seeds 1 --tries 1") == 0
     found = final(tmp_path / "out")
     assert {row["metric"] for row in found} == {"worst-group accuracy"}
-    none = task.network(task.test.x)
-    want = task.metrics["test"](np.asarray(none), task.test.y)
+    none = task.network(test.x)
+    want = task.metrics["test"](np.asarray(none), test.y)
     assert found[0]["value"] == want
 
 
@@ -330,21 +321,14 @@ def test_a_head_of_other_classes_is_not_kept(call, tmp_path, weights, capsys, cl
     assert call(surgical_shifts, f"{flags} --new-head") == 0
     found = {row["method"]: row for row in final(tmp_path / "out")}
     assert found["last"]["trainable_params"] == 17 * len(classes)
-    task = make_task(
-        Target(
-            dataset=str(tmp_path / "places"),
-            new_head=True,
-            train_examples=12,
-            validation_examples=12,
-        ),
-        Common(weights=weights),
-        "none",
-        0,
-    )
+    task = Target(
+        dataset=str(tmp_path / "places"),
+        new_head=True,
+        train_examples=12,
+        validation_examples=12,
+    ).task(Common(weights=weights), "none", 0)
     body = {k: v for k, v in task.network.params.items() if k != "head"}
-    base = {
-        k: v for k, v in load_pretrained(weights).params.items() if k != "head"
-    }
+    base = {k: v for k, v in load_pretrained(weights).params.items() if k != "head"}
     chex.assert_trees_all_equal(body, base)  # the fresh head alone was trained
     assert np.any(task.network.params["head"]["kernel"] != 0)
 
@@ -393,52 +377,16 @@ def test_a_breeds_target_has_superclasses_of_target_subclasses(call, tmp_path, w
     found = final(tmp_path / "out")
     assert {row["task"] for row in found} == {"living17"}
     # 2 superclasses of 2 target subclasses of 6 images, less 8 and 4
-    task = make_task(
-        Target(
-            dataset=str(tmp_path / "imagenet"),
-            breeds="living17",
-            hierarchy=home,
-            train_examples=8,
-            validation_examples=4,
-        ),
-        Common(weights=weights),
-        "none",
-        0,
-    )
-    assert [len(part.y) for part in task[1:4]] == [8, 4, 12]
-    assert set(task.test.y.tolist()) == {0, 1}
-
-
-def test_an_image_has_as_many_copies_as_asked_and_is_predicted_itself():
-    data = toy.images(3)
-    views = list(streams.memo_views(data, 5, 0))
-    assert [(copies.shape, image.shape) for copies, image in views] == [
-        ((5, 8, 8, 1), (1, 8, 8, 1))
-    ] * 3
-    np.testing.assert_array_equal([image[0] for _, image in views], data.x)
-    other = next(streams.memo_views(data, 5, 1))[0]
-    assert np.any(other != views[0][0])  # the seed draws the copies
-    again = list(streams.memo_views(data, 5, 0))
-    np.testing.assert_array_equal(again[2][0], views[2][0])
-
-
-def test_an_episodic_stream_forgets_and_an_online_one_does_not():
-    network, data = toy.small_resnet("group"), toy.images(3)
-    chosen = select(network, {"g": ["head"]})
-
-    def outputs(data, episodic):
-        way = streams.Way("memo", 0.1, episodic, 0)
-        made, status = streams.stream_outputs(
-            network, data, chosen, way, copies=4, batch=1, norm="stored"
-        )
-        assert status == "ok"
-        return made
-
-    first = data.take(np.arange(1))
-    episodic, online = outputs(data, True), outputs(data, False)
-    np.testing.assert_allclose(episodic[:1], outputs(first, False), rtol=1e-5)
-    np.testing.assert_allclose(episodic[:1], online[:1], rtol=1e-5)
-    assert np.abs(episodic[1:] - online[1:]).max() > 1e-4
+    task = Target(
+        dataset=str(tmp_path / "imagenet"),
+        breeds="living17",
+        hierarchy=home,
+        train_examples=8,
+        validation_examples=4,
+    ).task(Common(weights=weights), "none", 0)
+    parts = (task.train, task.validation, task.test._data)
+    assert [len(part.y) for part in parts] == [8, 4, 12]
+    assert set(task.test._data.y.tolist()) == {0, 1}
 
 
 def test_the_noise_of_a_block_is_of_its_own_in_every_leaf():
@@ -456,5 +404,5 @@ def test_the_noise_of_a_block_is_of_its_own_in_every_leaf():
 
 def test_the_settings_of_memo_and_tent_are_those_of_their_sources():
     made = surgical_test_time.Settings()
-    assert (made.copies, made.memo_rates) == (32, (5e-3,))
-    assert made.tent_rates == (1e-3,)
+    assert (made.copies, made.memo_learning_rates) == (32, (5e-3,))
+    assert made.tent_learning_rates == (1e-3,)

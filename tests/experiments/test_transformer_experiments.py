@@ -9,16 +9,18 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import module_magnitudes, modules, sentences, texts
+from experiments import module_magnitudes
 from experiments import transformer_modules as study
-from experiments.cli import Common
+from experiments.common import module_tables, modules, texts
+from experiments.common.flags import Common, resolved
 from experiments.common.report import results
 from experiments.common.report.results import read as rows
-from experiments.texts import TextTarget, make_text_task
-from experiments.trials import Task
+from experiments.common.texts import TextTarget
 from subtune_jax import tree
 from subtune_jax.data.batches import Dataset
 from subtune_jax.data.buckets import ragged
+from subtune_jax.data.task import Sealed, Task
+from subtune_jax.demo import docstrings as sentences
 from subtune_jax.head import replace_head
 from subtune_jax.metrics import accuracy, f1
 from subtune_jax.models.bert import BertConfig, bert
@@ -39,9 +41,6 @@ def test_smoke(call, tmp_path):
     assert tests["layer_norms"]["trainable_params"] == norms
     assert tests["random"]["trainable_params"] == norms
     assert tests["full"]["trainable_params"] == tests["full"]["total_params"]
-    before = (tmp_path / "out" / "results.jsonl").read_bytes()
-    assert call(study, "--smoke --train-examples 16") == 0
-    assert (tmp_path / "out" / "results.jsonl").read_bytes() == before
     assert "| layer_norms (0.56" in (tmp_path / "out" / "summary.md").read_text()
 
 
@@ -56,10 +55,12 @@ def scored(seeds, task="t"):
 
 def test_the_relative_score_is_between_frozen_and_full():
     known = {"frozen": 40.0, "full": 80.0, "query": 70.0, "key": 30.0}
-    found = {r["module"]: r["value"] for r in study.relative_rows(scored({0: known}))}
+    found = {
+        r["module"]: r["value"] for r in module_tables.relative_rows(scored({0: known}))
+    }
     assert found == {"frozen": 0.0, "full": 100.0, "query": 75.0, "key": -25.0}
     del known["full"]
-    assert study.relative_rows(scored({0: known})) == []
+    assert module_tables.relative_rows(scored({0: known})) == []
 
 
 def test_the_relative_score_is_of_means_and_blank_where_its_ends_are_not_apart():
@@ -69,7 +70,7 @@ def test_the_relative_score_is_of_means_and_blank_where_its_ends_are_not_apart()
     def relative(ends):
         of = {"query": 52.75}
         seeds = {s: {"frozen": a, "full": b} | of for s, (a, b) in ends.items()}
-        found = study.relative_rows(scored(seeds))
+        found = module_tables.relative_rows(scored(seeds))
         return [row["value"] for row in found if row["module"] == "query"]
 
     assert relative(near) == []
@@ -84,10 +85,10 @@ def small():
     ids = rng.integers(1, 40, (8, 5), dtype=np.int32)
     x = {"input_ids": ids, "attention_mask": ids * 0 + 1, "token_type_ids": ids * 0}
     data = Dataset(x, np.arange(8, dtype=np.int32) % 2)
-    return Task(bert(config, jax.random.key(0)), data, data, data)
+    return Task(bert(config, jax.random.key(0)), data, data, Sealed(data))
 
 
-OTHER = Path(__file__).parents[1] / "results" / "surgical_methods_digits"
+OTHER = Path(__file__).parents[2] / "results" / "surgical_methods_digits"
 
 
 def trained(task, module):
@@ -123,18 +124,24 @@ def test_fisher_information_chooses_elements_though_the_head_is_zeros(small):
     assert len(places) == 8 and places.count([0, 1, 2]) < 2
 
 
+def setting_of(dataset, folder, smoke=True, **recipe):
+    """Returns what the rows of a module need, its flags filled in."""
+    settings = resolved(
+        study.Settings(
+            target=TextTarget(dataset=dataset),
+            recipe=modules.ModuleRecipe(**recipe),
+            common=Common(smoke=smoke),
+        ),
+        dataset in texts.EMBEDDED,
+    )
+    groups = settings.target, settings.recipe, settings.common
+    return modules.Setting(*groups, folder, lambda text: None)
+
+
 def test_real_tasks_are_checkpointed_with_every_kind_of_mask(small, tmp_path):
-    recipe = modules.ModuleRecipe(epochs=1).resolved("glue/rte", smoke=True)
     for module in ("random", "highest_2", "rescaled"):
-        made = modules.module_rows(
-            small,
-            recipe,
-            modules.Job(module, 0),
-            name="x",
-            dataset="glue/rte",
-            folder=tmp_path / module,
-            devices=1,
-        )
+        setting = setting_of("glue/rte", tmp_path / module)
+        made = modules.module_rows(small, modules.Job(module, 0), setting)
         assert [r["split"] for r in made] == ["validation", "test"]
         assert any((tmp_path / module).iterdir())
 
@@ -167,44 +174,50 @@ def test_single_layers_and_another_task(call, tmp_path):
 
 def test_further_metrics_and_splits_are_columns_of_their_own(small, tmp_path):
     task = small._replace(
-        also={"f1": (small.test, f1), "half": (small.test.take(np.arange(4)), accuracy)}
+        also={
+            "f1": (small.test, f1),
+            "half": (Sealed(small.train.take(np.arange(4))), accuracy),
+        }
     )
-    recipe = modules.ModuleRecipe(epochs=1).resolved("glue/mrpc", smoke=True)
-    made = modules.module_rows(
-        *(task, recipe, modules.Job("frozen", 0)),
-        **{"name": "x", "dataset": "glue/mrpc", "folder": tmp_path, "devices": 1},
-    )
+    setting = setting_of("glue/mrpc", tmp_path)
+    made = modules.module_rows(task, modules.Job("frozen", 0), setting)
     tests = [row for row in made if row["split"] == "test"]
     assert [r["task"] for r in tests] == ["mrpc", "mrpc, f1", "mrpc, half"]
     assert [r["metric"] for r in tests] == ["accuracy", "f1", "half"]
-    table = study.module_table([*tests, tests[0] | {"module": "full", "value": 101.0}])
+    table = module_tables.module_table(
+        [*tests, tests[0] | {"module": "full", "value": 101.0}]
+    )
     assert "| mrpc | mrpc, f1 | mrpc, half | mrpc, relative |" in table
-    assert texts.tests_of("mnli") == ("validation_matched", "validation_mismatched")
+    assert texts.evaluation_splits("mnli") == (
+        "validation_matched",
+        "validation_mismatched",
+    )
 
 
 def test_the_first_seed_may_choose_the_rate_for_all(call, tmp_path):
-    flags = "--modules frozen --carry docstrings_other --rates 1e-3 3e-2 --epochs 2"
+    flags = "--modules frozen --carry docstrings_other --learning-rates 1e-3 3e-2 --epochs 2"
     sizes = "--train-examples 16 --validation-examples 16 --seeds 2 --choose first"
     assert call(study, f"{flags} {sizes}") == 0
     made = [r for r in rows(tmp_path / "out") if r["task"] == "docstrings"]
-    tried = {s: [r["rate"] for r in made if r["seed"] == s] for s in (0, 1)}
+    tried = {s: [r["learning_rate"] for r in made if r["seed"] == s] for s in (0, 1)}
     assert tried[0][:2] == [1e-3, 3e-2]  # then, in both, the row of the test
     assert tried[1] == [tried[0][2]] * 2
 
 
 def test_what_is_carried_is_the_tuned_body_with_the_other_tasks_head(monkeypatch):
-    settings = study.Settings(carry="docstrings_other")
-    body = sentences.pretrained()
+    settings = resolved(study.Settings(carry="docstrings_other"), True)
+    body = sentences.docstrings_network()
     tuned = body._replace(params=jax.tree.map(lambda v: v + 1, body.params))
     seen = []
 
-    def spy(task, recipe, job, **made):
+    def spy(task, job, setting):
         seen.append((task, job.module))
         return iter([{"split": "test", "task": "docstrings_other", "module": "frozen"}])
 
     monkeypatch.setattr(study, "module_rows", spy)
-    job, other = study.Job("query", 0), make_text_task(settings.carried, Common(), 0)
-    (row,) = study.carried_rows(tuned, other, settings, job, Path("unused"))
+    setting = setting_of("docstrings", Path("unused"))
+    job = modules.Job("query", 0)
+    (row,) = study.carried_rows(settings, job, setting, tuned)
     assert row["module"] == "query" and row["task"] == "docstrings to docstrings_other"
     ((task, module),) = seen
     assert module == "frozen" and len(set(task.train.y.tolist())) == 4
@@ -237,7 +250,7 @@ def test_magnitudes_smoke(call, tmp_path):
     fixed = {"experiment": "transformer_modules", "method": "m", "seed": 0}
     fixed |= {"dataset": "docstrings", "task": "docstrings", "split": "test"}
     fixed |= {"metric": "accuracy"}
-    network = sentences.pretrained()
+    network = sentences.docstrings_network()
     fixed["total_params"] = tree.count(network.params) - tree.count(
         network.params["head"]
     )
@@ -253,7 +266,10 @@ def test_magnitudes_smoke(call, tmp_path):
     names = [*module_magnitudes.CONTROLS, "highest_1", "lowest_1"]
     assert list(tests) == names
     assert tests["highest_1"]["trainable_params"] == 2 * 4 * 2
-    assert tests["rescaled"]["trainable_params"] == 2 * 4 * 2 * sentences.CONFIG.hidden_size
+    assert (
+        tests["rescaled"]["trainable_params"]
+        == 2 * 4 * 2 * sentences.CONFIG.hidden_size
+    )
     sizes = {
         (r["kind"], r["layer"], r["part"], r["metric"]): r["value"]
         for r in found
@@ -271,26 +287,29 @@ def test_magnitudes_smoke(call, tmp_path):
 
 def test_sizes_are_correlated_with_scores_by_rank():
     network = bert(BertConfig(40, 16, 3, 4, 24, 12), jax.random.key(0))
-    sizes = {
-        f"layer_{i}:query": module_magnitudes.statistics(
-            module_magnitudes.unit_weights(network, f"layer_{i}:query")
-        )
-        for i in range(3)
+    sizes = list(module_magnitudes.size_rows(network))
+    rms = {
+        row["unit"]: row["value"]
+        for row in sizes
+        if row["metric"] == "rms" and row["part"] == "all"
     }
-    profile = {unit: -10 * s.rms for unit, s in sizes.items()} | {"full": 90.0}
-    found = module_magnitudes.correlations(network, profile)
+    profile = {f"layer_{i}:query": -10 * rms[f"layer_{i}:query"] for i in range(3)}
+    found = module_magnitudes.correlations(sizes, profile | {"full": 90.0})
     assert {line for line, _ in found} == {"modules of one layer (3)"}
     assert found["modules of one layer (3)", "rms"][0] == pytest.approx(-1.0)
     assert np.isnan(found["modules of one layer (3)", "count"][0])
 
 
 def test_the_recipe_has_defaults_for_small_and_real_encoders():
-    recipe = modules.ModuleRecipe(epochs=3)
-    small, real = (recipe.resolved(d, smoke=False) for d in ("docstrings", "glue/rte"))
-    assert (small.epochs, small.rates) == (3, (1e-2, 3e-2))
-    assert (real.epochs, real.rates, real.head_rate) == (3, (1e-3, 3e-3), 1e-3)
-    tiny = recipe.resolved("glue/rte", smoke=True)
-    assert (tiny.epochs, tiny.full_rates) == (1, (5e-5,))
+    small, real = (
+        setting_of(d, Path(), smoke=False, epochs=3).recipe
+        for d in ("docstrings", "glue/rte")
+    )
+    assert (small.epochs, small.learning_rates) == (3, (1e-2, 3e-2))
+    assert (real.epochs, real.learning_rates) == (3, (1e-3, 3e-3))
+    assert real.head_learning_rate == 1e-3
+    tiny = setting_of("glue/rte", Path()).recipe
+    assert (tiny.epochs, tiny.full_learning_rates) == (1, (5e-5,))
 
 
 def test_sentences_are_disjoint_and_labelled_by_module():
@@ -305,7 +324,10 @@ def test_sentences_are_disjoint_and_labelled_by_module():
 
 def test_the_vocabulary_is_the_same_in_every_process():
     """A trained tokenizer numbers equally frequent pieces anew each time."""
-    ask = "from experiments.sentences import words; print(sorted(words().get_vocab().items()))"
+    ask = (
+        "from subtune_jax.demo.docstrings import words; "
+        "print(sorted(words().get_vocab().items()))"
+    )
     found = subprocess.run(
         [sys.executable, "-c", ask], capture_output=True, text=True, check=True
     )
@@ -316,9 +338,12 @@ def test_the_vocabulary_is_the_same_in_every_process():
 
 def test_remat_is_asked_for_by_a_flag():
     plain, again = (
-        make_text_task(TextTarget(remat=remat), Common(), 0) for remat in (False, True)
+        TextTarget(remat=remat, train_examples=100, validation_examples=100).task(
+            Common(), None, 0
+        )
+        for remat in (False, True)
     )
-    x = plain.test.take(np.arange(4)).x
+    x = plain.train.take(np.arange(4)).x
 
     def program(network):
         return str(
@@ -333,11 +358,11 @@ def test_remat_is_asked_for_by_a_flag():
 def test_glue_tasks_take_their_parts_from_the_training_split(real_data, minilm):
     target = TextTarget("glue/stsb", train_examples=24, validation_examples=8)
     common = Common(data_dir=real_data / "tfds", weights="minilm")
-    task = make_text_task(target, common, 0)
+    task = target.task(common, None, 0)
     assert [len(part.y) for part in (task.train, task.validation)] == [24, 8]
-    assert len(task.test.y) == 1500 and task.metric == "spearman"
+    assert len(task.test) == 1500 and task.metric == "spearman"
     chex.assert_shape(task.network.params["head"]["kernel"], (384, 1))
-    other = make_text_task(target, common, 1)
+    other = target.task(common, None, 1)
     assert not np.array_equal(task.train.y, other.train.y)
 
 
@@ -349,18 +374,24 @@ def test_glue_tasks_take_their_parts_from_the_training_split(real_data, minilm):
         ("--weights minilm", "docstrings are embedded: --weights, --data-dir"),
         ("--modules layer_norm", "nearest units are layer_norms"),
         ("--modules", "--modules needs at least one value"),
-        ("--rates 0", "learning_rate must be a positive number, got 0.0"),
-        ("--choose any", "unknown choice of --choose 'any'"),
-        ("--warmup 1", "warmup must be from 0 up to 1, got 1.0"),
-        ("--epochs 0", "epochs must be a positive number, got 0"),
+        ("--learning-rates 0", "--learning-rates must be a positive number, got 0.0"),
+        ("--choose any", "unknown --choose 'any'"),
+        ("--warmup-ratio 1", "--warmup-ratio must be from 0 up to 1, got 1.0"),
+        ("--epochs 0", "--epochs must be a positive number, got 0"),
         ("--mesh 7", "mesh asks for 7 devices: expected 1 to 1 here"),
-        ("--dropout 0.0", "docstrings are embedded: --weights, --data-dir, --max-length"),
-        ("--max-length 64", "docstrings are embedded: --weights, --data-dir, --max-length"),
+        (
+            "--dropout 0.0",
+            "docstrings are embedded: --weights, --data-dir, --max-length",
+        ),
+        (
+            "--max-length 64",
+            "docstrings are embedded: --weights, --data-dir, --max-length",
+        ),
         ("--carry docstrings", "--carry needs another task than docstrings"),
         ("--carry glue/rt", "unknown data set 'glue/rt'"),
         ("--layers layer_nroms", "nearest units are layer_norms"),
         ("--modules highest_900", "900 elements are asked of"),
-        ("--max-length 0", "max_length must be a positive number, got 0"),
+        ("--max-length 0", "--max-length must be a positive number, got 0"),
         ("--train-examples 9000", "9000 train examples are more than there are"),
     ],
 )
@@ -374,8 +405,8 @@ def test_bad_values_are_one_sentence(call, tmp_path, capsys, flags, message):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--rules higest", "unknown rule 'higest'"),
-        ("--counts 0", "count must be a positive number, got 0"),
+        ("--rules higest", "unknown --rules 'higest'"),
+        ("--counts 0", "--counts must be a positive number, got 0"),
         ("--counts 900", "900 elements are asked of"),
         ("--profile nowhere", "--profile nowhere has no module of this network"),
         (f"--profile {OTHER}", "has no module of this network tested"),
@@ -401,7 +432,7 @@ def test_a_hub_id_without_a_network_and_a_missing_package_are_said(
 
 
 def test_the_rules_are_linear_with_warm_up_and_a_clip_of_one():
-    recipe = modules.ModuleRecipe(warmup=0.1, head_rate=0.5)
+    recipe = modules.ModuleRecipe(warmup_ratio=0.1, head_learning_rate=0.5)
     shape = {"schedule": "linear", "warmup": 4, "clip_norm": 1.0}
     both = modules.rules_of(recipe, "query", 0.25, 40)
     assert both == {"module": adamw(0.25, **shape), "head": adamw(0.5, **shape)}
@@ -418,14 +449,16 @@ def test_training_and_validation_sentences_are_those_of_the_training_split(monke
 
     found = toy.mlp()._replace(source=Source(Tokens(0, 2, 16)))
     monkeypatch.setattr(texts, "glue", numbered)
-    monkeypatch.setattr(texts, "loaded", lambda *args: found)
+    monkeypatch.setattr(texts, "encoder", lambda *args: found)
     monkeypatch.setattr(texts, "tokenizer", lambda *args: None)
-    texts.glue_task.cache_clear()
-    task = make_text_task(TextTarget(dataset="glue/rte"), Common(data_dir=Path("x")), 0)
-    texts.glue_task.cache_clear()
+    texts.glue_parts.cache_clear()
+    sizes = {"train_examples": 1000, "validation_examples": 200}
+    target = TextTarget(dataset="glue/rte", **sizes)
+    task = target.task(Common(data_dir=Path("x")), None, 0)
+    texts.glue_parts.cache_clear()
+    data = {"train": task.train, "validation": task.validation, "test": task.test._data}
     parts = {
-        name: set(getattr(task, name).x["input_ids"].values.tolist())
-        for name in ("train", "validation", "test")
+        name: set(part.x["input_ids"].values.tolist()) for name, part in data.items()
     }
     assert [len(part) for part in parts.values()] == [1000, 200, 300]
     assert max(parts["train"] | parts["validation"]) < 1500

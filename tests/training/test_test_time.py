@@ -9,6 +9,7 @@ from subtune_jax.errors import InputError
 from subtune_jax.losses import entropy, marginal_entropy
 from subtune_jax.network import forward
 from subtune_jax.selection.select import select
+from subtune_jax.training import test_time
 from subtune_jax.training.loop import DivergedError
 from subtune_jax.training.optimizers import sgd
 from subtune_jax.training.phases import Phase
@@ -16,6 +17,7 @@ from subtune_jax.training.test_time import adapt_to_stream
 from tests import toy
 
 KEY = jax.random.key(0)
+HEAD = select(toy.small_resnet("group"), {"g": ["head"]})
 
 
 def stream(count=4, size=6):
@@ -105,3 +107,62 @@ def test_what_cannot_be_is_refused_or_said():
     bad = [(np.full((2, 4), np.nan, np.float32), np.zeros((1, 4), np.float32))]
     with pytest.raises(DivergedError, match="diverged at step 2"):
         run(network, [*stream(1, 2), *bad])
+
+
+def test_an_image_has_copies_of_its_own_by_seed_and_is_predicted_itself(monkeypatch):
+    network, data, seen = toy.small_resnet("group"), toy.images(3), []
+
+    def spy(network, phase, views, **settings):
+        seen.append(list(views))
+        return iter([])
+
+    monkeypatch.setattr(test_time, "adapt_to_stream", spy)
+    for seed in (0, 1, 0):
+        test_time.memo(network, HEAD, data, copies=5, seed=seed)
+    one, other, again = seen
+    shapes = [(copies.shape, image.shape) for copies, image in one]
+    assert shapes == [((5, 8, 8, 1), (1, 8, 8, 1))] * 3
+    np.testing.assert_array_equal([image[0] for _, image in one], data.x)
+    assert np.any(other[0][0] != one[0][0])
+    np.testing.assert_array_equal(again[2][0], one[2][0])
+
+
+def test_a_batch_of_tent_is_adapted_to_and_predicted(monkeypatch):
+    network, data, seen = toy.small_resnet("group"), toy.images(5), []
+
+    def spy(network, phase, views, **settings):
+        seen.extend(views)
+        return iter([])
+
+    monkeypatch.setattr(test_time, "adapt_to_stream", spy)
+    result = test_time.tent(network, HEAD, data, batch_size=2)
+    assert [len(x) for x, _ in seen] == [2, 2, 1]
+    for x, predicted in seen:
+        np.testing.assert_array_equal(x, predicted)
+    assert result.outputs.shape == (0, 3) and not result.diverged
+
+
+@pytest.mark.slow
+def test_episodic_memo_forgets_and_online_does_not():
+    network, data = toy.small_resnet("group"), toy.images(3)
+
+    def outputs(data, episodic):
+        settings = {"learning_rate": 0.1, "copies": 4, "episodic": episodic}
+        result = test_time.memo(network, HEAD, data, **settings)
+        assert not result.diverged
+        return result.outputs
+
+    first = data.take(np.arange(1))
+    episodic, online = outputs(data, True), outputs(data, False)
+    np.testing.assert_allclose(episodic[:1], outputs(first, False), rtol=1e-5)
+    np.testing.assert_allclose(episodic[:1], online[:1], rtol=1e-5)
+    assert np.abs(episodic[1:] - online[1:]).max() > 1e-4
+
+
+def test_a_stream_that_diverges_keeps_what_it_had():
+    network = toy.small_resnet("group")
+    every = select(network, {"g": [".*"]})
+    result = test_time.memo(
+        network, every, toy.images(3), learning_rate=1e30, copies=2
+    )
+    assert result.diverged and len(result.outputs) < 3

@@ -1,0 +1,84 @@
+"""Results at a glance: one line a claim, made from the rows in results/."""
+
+import json
+from pathlib import Path
+
+from experiments.common.module_tables import gap, relative_rows
+from experiments.common.report import results, tables
+
+PAGES = "docs/results"
+PAPER_MEMO = {"none": 67.8, "all": 69.7, "block1": 75.4}  # Lee et al. 2023, online MEMO
+
+
+def glance(home: Path) -> str:
+    """Returns the table of claims: ours, what stands beside it, and the page."""
+    lines = [
+        ("claim", "ours", "beside it", "page"),
+        ("---",) * 4,
+        _cifar(home, "gaussian_noise_5", "block1", "noise: the first block is best"),
+        _cifar(home, "label_flip", "last", "flipped labels: the last layer is best"),
+        _digits(home),
+        _memo(home),
+        _modules(home),
+        _steps(home),
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _tests(folder: Path) -> list[results.Row]:
+    return [row for row in results.read_all(folder) if row["split"] == "test"]
+
+
+def _page(name: str) -> str:
+    return f"[{name}]({PAGES}/{name}.md)"
+
+
+def _cifar(home: Path, task: str, block: str, claim: str) -> tuple[str, ...]:
+    folder = home / "surgical_cifar10"
+    ours = tables.cells(_tests(folder), "task", "method")
+    theirs = json.loads((folder / "reference.json").read_text())["cells"][task]
+    both = f"{ours[task, block].mean:.1f}, full tuning {ours[task, 'all'].mean:.1f}"
+    beside = f"PyTorch: {theirs[block][0]:.1f}, {theirs['all'][0]:.1f}"
+    return f"CIFAR-10, {claim}", both, beside, _page("surgical")
+
+
+def _digits(home: Path) -> tuple[str, ...]:
+    tests = _tests(home / "surgical_methods_digits")
+    ranks = tables.average_rank(tables.cells(tests, "task", "method"))
+    best, second = list(ranks.items())[:2]
+    claim = f"digits, {len(ranks)} methods on four shifts: average rank"
+    ours = f"{best[0]} {best[1]:.1f}, {second[0]} {second[1]:.1f}"
+    return claim, ours, f"full tuning {ranks['all']:.1f}", _page("surgical")
+
+
+def _memo(home: Path) -> tuple[str, ...]:
+    tests = [r for r in _tests(home / "surgical_test_time") if r["mode"] == "online"]
+    cells = tables.cells(
+        [r for r in tests if r["adaptation"] == "memo"], "mode", "method"
+    )
+    ours = ", ".join(f"{m} {cells['online', m].mean:.1f}" for m in PAPER_MEMO)
+    paper = ", ".join(f"{value}" for value in PAPER_MEMO.values())
+    claim = "online MEMO: the first block gains, full tuning loses"
+    return claim, ours, f"paper: {paper}", _page("test_time")
+
+
+def _modules(home: Path) -> tuple[str, ...]:
+    tests = _tests(home / "transformer_modules" / "cola")
+    frozen, full = gap(tests)
+    norms = [r for r in relative_rows(tests) if r["module"] == "layer_norms"]
+    share = sum(row["value"] for row in norms) / len(norms)
+    claim = "CoLA, LayerNorms alone: share of full tuning's gain (%)"
+    beside = f"Matthews {frozen:.1f} without, {full:.1f} with all"
+    return claim, f"{share:.0f}", beside, _page("modules")
+
+
+def _steps(home: Path) -> tuple[str, ...]:
+    rows = results.read_all(home / "step_speed")
+    seconds = {(row["method"], row["way"]): row["value"] for row in rows}
+    ours = ", ".join(
+        f"{name} {seconds[name, 'placed']:.2f}" for name in ("full", "last two layers")
+    )
+    theirs = ", ".join(
+        f"{seconds[name, 'PyTorch']:.2f}" for name in ("full", "last two layers")
+    )
+    return "seconds a step, MiniLM's shape", ours, f"PyTorch: {theirs}", _page("speed")
