@@ -168,6 +168,7 @@ def require_runnable(
     unknown or has too few elements. Fisher information is not measured for that."""
     placement(mesh)(np.zeros(recipe.batch_size))
     for module in modules:
+        labels_of(task.network, module)
         tuning_of(task, re.sub("^fisher_", "lowest_", module), 0)
 
 

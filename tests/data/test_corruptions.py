@@ -26,7 +26,7 @@ def clean(real_data):
 def both(real_data, clean, name):
     real = images(f"cifar10_corrupted/{name}_5", "test", real_data / "tfds")
     ours = corrupt(clean, name, 5, np.random.default_rng(0))
-    return ours.astype(float), real.take(np.arange(N)).x.astype(float)
+    return ours.astype(float), real.take(np.arange(len(clean))).x.astype(float)
 
 
 @pytest.mark.parametrize("name", ["contrast", "jpeg_compression"])
@@ -50,6 +50,7 @@ def facts(clean, found):
 
 @pytest.mark.parametrize("name", ["gaussian_noise", "frosted_glass_blur"])
 def test_random_ones_agree_in_mean_variance_and_spectrum(real_data, clean, name):
+    clean = clean[:500] if name == "frosted_glass_blur" else clean  # pixel by pixel
     ours, real = both(real_data, clean, name)
     np.testing.assert_allclose(facts(clean, ours), facts(clean, real), rtol=0.03)
 

@@ -41,6 +41,9 @@ def test_smoke(call, tmp_path):
     assert tests["layer_norms"]["trainable_params"] == norms
     assert tests["random"]["trainable_params"] == norms
     assert tests["full"]["trainable_params"] == tests["full"]["total_params"]
+    before = (tmp_path / "out" / "results.jsonl").read_bytes()
+    assert call(study, "--smoke --train-examples 16") == 0
+    assert (tmp_path / "out" / "results.jsonl").read_bytes() == before
     assert "| layer_norms (0.56" in (tmp_path / "out" / "summary.md").read_text()
 
 
@@ -376,7 +379,7 @@ def test_glue_tasks_take_their_parts_from_the_training_split(real_data, minilm):
         ("--modules", "--modules needs at least one value"),
         ("--learning-rates 0", "--learning-rates must be a positive number, got 0.0"),
         ("--choose any", "unknown --choose 'any'"),
-        ("--warmup-ratio 1", "--warmup-ratio must be from 0 up to 1, got 1.0"),
+        ("--warmup-ratio 1", "--warmup-ratio must be a number from 0 up to 1, got 1.0"),
         ("--epochs 0", "--epochs must be a positive number, got 0"),
         ("--mesh 7", "mesh asks for 7 devices: expected 1 to 1 here"),
         (
