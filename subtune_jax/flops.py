@@ -68,6 +68,9 @@ def _equation(eqn, inputs: list[bool]) -> tuple[int, list[bool]]:
         return flops * (1 + sum(inputs[:2])), [any(inputs)] * len(eqn.outvars)
     if eqn.primitive.name == "scan":
         return _scan(eqn, inputs)
+    # Calls (jit, remat, custom_jvp) hold one inner jaxpr with the equation's own inputs; a
+    # cond holds one for each branch, and its first input says which. A primitive with an
+    # inner jaxpr of other inputs (a reduction's combiner) does no contraction.
     inner = [j for value in eqn.params.values() for j in _jaxprs(value)]
     if eqn.primitive.name == "cond":  # the dearest branch
         inputs = inputs[1:]

@@ -89,6 +89,8 @@ def _held(value: Any) -> list | dict | None:
 def _code(function: types.FunctionType) -> list | None:
     """Returns what a user's function does and the globals it reads; `None` where a name
     and a version say it all."""
+    # An installed function is known by its name and its package's version; the code of a
+    # user's may have changed under the same name, and a lambda has no name to be known by.
     if function.__name__ != "<lambda>" and _installed(function.__code__.co_filename):
         return None
     codes = _codes(function.__code__)

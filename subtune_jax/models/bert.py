@@ -80,6 +80,8 @@ class Embeddings(nnx.Module):
             raise InputError(
                 f"texts have {ids.shape[1]} tokens: the network has {most} positions"
             )
+        # RoBERTa counts its positions from pad_token_id + 1 and leaves padding at
+        # pad_token_id, wherever padding stands; BERT counts from 0, padding included.
         places = jnp.broadcast_to(jnp.arange(ids.shape[1])[None], ids.shape)
         if self.roberta:
             real = (ids != self.pad).astype(jnp.int32)
@@ -130,6 +132,7 @@ class Pooler(nnx.Module):
         self.dropout = dropout(config.dropout, rngs)
 
     def __call__(self, x: dict[str, jax.Array]) -> jax.Array:
+        # The head computes in float32 at least: logits in bfloat16 have three digits.
         pooled = self.dropout(self.pooled(x))
         return pooled.astype(jnp.promote_types(pooled.dtype, jnp.float32))
 

@@ -71,6 +71,8 @@ def _apply(
 ) -> Callable:
     def apply(params: Params, stats: Stats, x: Any, *, batch_stats: bool, key):
         states = _native(params, weight_keys), _native(stats, stat_keys)
+        # Without a copy, statistics that the call updates would be written into arrays
+        # that `jax.grad` still traces: an error under grad, a leak without it.
         module = nnx.merge(graph, *states, _rekeyed(rest, key), copy=True)
         x = call(module, x, batch_stats=batch_stats, key=key)
         return x, _plain(nnx.state(module, nnx.BatchStat))[0]
@@ -107,6 +109,8 @@ def _rekeyed(rest: nnx.State, key: jax.Array | None) -> nnx.State:
     """
     if key is None:
         return rest
+    # Counts start at 0 in every call: the run's key alone says what is drawn, so that a
+    # step depends on nothing that an earlier step did.
     streams = []
     for index, (keys, leaf) in enumerate(nnx.to_flat_state(rest)):
         if isinstance(leaf, nnx.RngKey):

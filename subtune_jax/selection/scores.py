@@ -108,6 +108,8 @@ def signal_to_noise(
     def ratios(batch: Any) -> Any:
         if mode == "official":
             return batch_gradient(network, loss, _official_ratios, half, batch)
+        # Two rows at least, or there is no variance: a short batch has smaller ones.
+        # Padding comes last in a batch, so that whole rows are of examples alone.
         size = min(most, _examples(batch) // 2)
         return _snr_ratios(row_moments(network, loss, half, batch, size, chunk))
 
@@ -227,6 +229,7 @@ def _sum_of_squares(moments: Moments) -> Params:
 @jax.jit
 def _snr_ratios(moments: Moments) -> Params:
     """Returns, by leaf, the sum over entries of (mean g)^2 / (Var g + 1e-8)."""
+    # 1e-8: official code. A dead entry (mean and variance 0) then counts 0, not NaN.
 
     def ratios(mean: jax.Array, spread: jax.Array) -> jax.Array:
         return jnp.sum(jnp.square(mean) / (spread / (moments.count - 1) + 1e-8))

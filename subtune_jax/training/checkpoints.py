@@ -137,10 +137,13 @@ def _require_same(facts: Mapping[str, Any], identity: Mapping[str, Any], folder:
             f"{facts['base'][:12]}, this network's is {identity['base'][:12]}; give another "
             "folder, or remove this one to begin anew"
         )
-    if facts["recipe"] != identity["recipe"]:
+    old, new = facts["recipe"], identity["recipe"]
+    differing = [name for name in new if old.get(name) != new[name]]
+    if differing:
         raise InputError(
-            f"the checkpoint in {folder} belongs to a run with other settings, data or "
-            "code: give another folder, or remove this one to begin anew"
+            f"the checkpoint in {folder} belongs to a run with other settings; these "
+            f"differ: {'; '.join(differing)}. Give another folder, or remove this one to "
+            "begin anew"
         )
 
 

@@ -13,8 +13,8 @@ from subtune_jax.function_identity import said
 from subtune_jax.training.plan import Plan
 
 
-def identity(plan: Plan, scored: str | None = None) -> dict[str, str]:
-    """Returns fingerprints of the base and of the run's recipe.
+def identity(plan: Plan, scored: str | None = None) -> dict[str, Any]:
+    """Returns fingerprints of the base and, by name, of the parts of the run's recipe.
 
     The recipe is what the result depends on: labels, rules, functions with their code and
     what they read (see `function_identity`), data, order, the kind of score, the head. The
@@ -24,24 +24,32 @@ def identity(plan: Plan, scored: str | None = None) -> dict[str, str]:
     network = plan.network
     *body, head = [stage.name for stage in network.stages]
     base = {name: network.params[name] for name in body or [head]}
-    settings = [
-        [sorted(tree.flatten(phase.labels).items()) for phase in plan.phases],
-        [
-            (p.rules, p.steps, p.reset_moments, p.norm, p.dropout, p.keeps)
-            for p in plan.phases
-        ],
-        [said(phase.multipliers) for phase in plan.phases],
-        [said(phase.tuning) for phase in plan.phases],
-        said(plan.settings),
-        said(network.stages),
-        (plan.batch_size, plan.drop, plan.seed, said(plan.augment), scored),
-        tree.fingerprint(network.params[head]),
-        tree.fingerprint({"key": jax.random.key_data(plan.key), **_seen(plan.data)}),
+    phases = plan.phases
+    rules = [
+        (p.rules, p.steps, p.reset_moments, p.norm, p.dropout, p.keeps) for p in phases
     ]
+    recipe = {
+        "labels": [sorted(tree.flatten(phase.labels).items()) for phase in phases],
+        "rules, steps or norms of a phase": rules,
+        "multipliers": [said(phase.multipliers) for phase in phases],
+        "tuning": [said(phase.tuning) for phase in phases],
+        "loss, norm, dropout or accumulate": said(plan.settings),
+        "code of the network's stages": said(network.stages),
+        "batch_size": (plan.batch_size, plan.drop),
+        "augment": said(plan.augment),
+        "validate or mode": scored,
+        "head": tree.fingerprint(network.params[head]),
+        "key": (plan.seed, tree.fingerprint({"key": jax.random.key_data(plan.key)})),
+        "data": tree.fingerprint(_seen(plan.data)),
+    }
     return {
         "base": tree.fingerprint({"params": base, "stats": network.stats}),
-        "recipe": hashlib.sha256(repr(settings).encode()).hexdigest(),
+        "recipe": {name: _digest(value) for name, value in recipe.items()},
     }
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()
 
 
 def _seen(data: Dataset) -> dict[str, Any]:

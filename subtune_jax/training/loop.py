@@ -11,14 +11,17 @@ import numpy as np
 
 from subtune_jax import tree
 from subtune_jax.data import batches
-from subtune_jax.data.batches import Dataset
+from subtune_jax.data.batches import Augment, Dataset
 from subtune_jax.errors import InputError, unknown
+from subtune_jax.losses import cross_entropy
 from subtune_jax.network import Network
 from subtune_jax.training import resume
+from subtune_jax.training.mesh import Placement
 from subtune_jax.training.optimizers import reset_moments, set_multipliers
-from subtune_jax.training.phases import Phase, Program
+from subtune_jax.training.phases import Phase, Program, Stages
 from subtune_jax.training.plan import Plan, make_plan
 from subtune_jax.training.prefix_cache import cached_stages, features
+from subtune_jax.training.progress import bar
 from subtune_jax.training.resume import Epoch, Snapshot, first_snapshot
 from subtune_jax.training.state import (
     Running,
@@ -29,6 +32,14 @@ from subtune_jax.training.state import (
     live_params,
 )
 from subtune_jax.training.step import compiled_step
+from subtune_jax.training.watch import (
+    EpochLog,
+    History,
+    Record,
+    WatchAt,
+    record_of,
+    rule_of,
+)
 
 MODES = ("max", "min")
 
@@ -36,13 +47,16 @@ MODES = ("max", "min")
 class FitResult(NamedTuple):
     """The kept epoch of a finished run; `scores` are those of all epochs that may be kept.
 
-    trainable: the trainable leaves of all phases.
+    trainable: the trainable leaves of all phases. epochs: step, loss and gradient norm of
+    every epoch. records: what `watch` returned, by step.
     """
 
     network: Network
     trainable: Any
     epoch: int
     scores: list[float]
+    epochs: tuple[EpochLog, ...] = ()
+    records: tuple[Record, ...] = ()
 
     def __repr__(self) -> str:
         tuned, scores = tree.count(self.trainable), self.scores
@@ -75,53 +89,100 @@ def fit(
     mode: str = "max",
     checkpoint: str | Path | None = None,
     checkpoint_seconds: float = 60.0,
-    **settings,
+    watch: Callable[[Network], Any] | None = None,
+    watch_at: WatchAt = "epoch",
+    progress: bool | None = None,
+    loss: Callable = cross_entropy,
+    norm: Stages = "stored",
+    dropout: Stages = "tuned",
+    batch_size: int = 64,
+    accumulate: int = 1,
+    augment: Augment | None = None,
+    place: Placement | None = None,
+    cache_bytes: int = 2**30,
 ) -> FitResult:
     """Returns the network after the phases, or at the epoch that `validate` scores best.
 
     Best is the highest score, or under mode `min` the lowest; the first of equal scores
     is kept, and a score that is NaN never. Epochs of phases with `keeps=False` are not
-    scored. The base `network` is left as it is. `settings`: loss, norm, dropout,
-    batch_size, accumulate, augment, place, cache_bytes, as `plan.make_plan` describes
-    them. With a `checkpoint` folder the run is saved every `checkpoint_seconds` and at
-    its end, and the same call continues it, or returns at once when it had ended. Raises
-    `InputError` for settings that cannot be, for the checkpoint of another base or run,
-    and where nothing can learn, and `DivergedError`, with the best epoch so far, when the loss
-    is not finite.
+    scored. The base `network` is left as it is. loss, norm, dropout, batch_size,
+    accumulate, augment, place, cache_bytes: see `plan.make_plan`.
+
+    With a `checkpoint` folder the run is saved every `checkpoint_seconds` and at its end,
+    and the same call continues it, or returns at once when it had ended. watch(network)
+    -> JSON values is called with the live network before the first step, at the end of
+    every phase, and at `watch_at`: `epoch`, `step`, or watch_at(step) -> bool (see
+    `watch.early_then_log`); a resumed run has each record once. progress: whether to show
+    steps, loss, score and time left; default: on a terminal.
+
+    Raises `InputError` for settings that cannot be, for the checkpoint of another base or
+    run, and where nothing can learn, and `DivergedError`, with the best epoch so far, when
+    the loss is not finite.
     """
     require_mode(mode)
-    plan = make_plan(network, phases, data, key=key, **settings)
+    plan = make_plan(
+        network,
+        phases,
+        data,
+        key=key,
+        loss=loss,
+        norm=norm,
+        dropout=dropout,
+        batch_size=batch_size,
+        accumulate=accumulate,
+        augment=augment,
+        place=place,
+        cache_bytes=cache_bytes,
+    )
+    due = rule_of(watch_at, plan.per_epoch, plan.ends)
     scored = None if validate is None else mode
     journal = resume.journal(
         plan, checkpoint and Path(checkpoint), checkpoint_seconds, scored
     )
-    kept, scores = journal.kept, list(journal.scores)
-
-    def save(snapshot: Snapshot) -> None:
-        journal.save(snapshot, kept, scores)
-
+    kept, history = journal.kept, journal.history
+    scores, records = history.scores, history.records
     if validate is not None and not scores:
         require_score(validate, plan.network)
-    try:
-        for point in epochs(plan, journal.snapshot, save):
-            if not plan.phases[plan.phase_at(point.step)].keeps:
-                continue
-            if validate is None:
-                kept = point
-                continue
-            scores.append(float(validate(point.network)))
-            if better(scores[-1], scores[:-1], mode):
-                kept = point
-    except DivergedError as error:
-        error.kept = None if kept is None else _finished(kept, scores)
-        raise
+    if watch is not None and not records:
+        records.append(record_of(0, watch, plan.network))
+
+    def after_step(snapshot: Snapshot) -> None:
+        """Watches before it saves: a record is in the checkpoint of its step, once."""
+        step, running, state, _ = snapshot
+        if watch is not None and due(step) and records[-1].step < step:
+            records.append(record_of(step, watch, live_network(plan, running, state)))
+        journal.save(snapshot, kept, history)
+        shown.update(step, history)
+
+    with bar(plan.ends[-1], progress) as shown:
+        try:
+            for point in epochs(plan, journal.snapshot, after_step):
+                history.epochs.append(EpochLog(*point[:4]))
+                if not plan.phases[plan.phase_at(point.step)].keeps:
+                    continue
+                if validate is None:
+                    kept = point
+                    continue
+                scores.append(float(validate(point.network)))
+                if better(scores[-1], scores[:-1], mode):
+                    kept = point
+        except DivergedError as error:
+            error.kept = None if kept is None else _finished(kept, history)
+            raise
     if kept is None:
         raise ArithmeticError(f"no epoch had a validation score: {scores}")
-    return _finished(kept, scores)
+    return _finished(kept, history)
 
 
-def _finished(kept: Epoch, scores: Sequence[float]) -> FitResult:
-    return FitResult(kept.network, kept.trainable, kept.number, list(scores))
+def _finished(kept: Epoch, history: History) -> FitResult:
+    return FitResult(
+        kept.network,
+        kept.trainable,
+        kept.number,
+        list(history.scores),
+        tuple(history.epochs),
+        tuple(history.records),
+    )
 
 
 def better(score: float, before: Sequence[float], mode: str) -> bool:

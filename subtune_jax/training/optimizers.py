@@ -293,7 +293,11 @@ def carry_moments(new: optax.OptState, old: optax.OptState) -> optax.OptState:
     if isinstance(new, optax.MultiStepsState):
         inner = carry_moments(new.inner_opt_state, old.inner_opt_state)
         return new._replace(inner_opt_state=inner)
-    # {(wave, place in the direction's tree): moment}, over all groups of the phase before
+    # The state that is walked here (see `optimizer`):
+    #   {"clip": ..., "move": PartitionState(inner_states={
+    #       "body@0": MaskedState(MoveState(direction=Adam's moments by path, ...)),
+    #       "head@1": ..., "frozen": empty})}
+    # before: {(wave, place in the direction's tree): moment}, over all its groups
     before = {
         (_wave(group), keys): leaf
         for group, inner in _moving(old).items()

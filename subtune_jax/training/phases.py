@@ -179,6 +179,8 @@ def check(
 
 def same_tuning(one: Tuning, other: Tuning) -> bool:
     """Returns whether trainable values of one tuning mean the same under the other."""
+    # Two calls of one tuning's maker have other `init` closures (other indices, other
+    # strengths); what its values mean is said by `materialize` alone.
     return one.materialize == other.materialize
 
 
@@ -200,6 +202,9 @@ def _leaf(
     before: Sequence[Leaf],
 ) -> Leaf:
     """A leaf that changes its optimizer starts again: its old moments mean something else."""
+    # A wave is the phase since which a leaf's moments count. Leaves of one group that
+    # began together share one count; at count 500 Adam's bias correction is over, and a
+    # newcomer with fresh moments would move at about twice the rate.
     same = (b for b in before if (b.path, b.direction) == (path, direction))
     wave = next((leaf.wave for leaf in same), index)
     return Leaf(path, group, direction, wave, dtype)

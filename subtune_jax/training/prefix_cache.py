@@ -47,6 +47,8 @@ def cached_stages(
 def _at_widths(data: Dataset) -> dict[int, Any]:
     """Returns an example at the width of the longest text's bucket, and at half of it;
     both are the same where nothing is ragged."""
+    # One shape cannot tell a token axis from another of its size; two widths can: what
+    # follows the width in both is per token, and is cut to each text's own length.
     first = first_ragged(data.x)
     longest = np.array([0 if first is None else np.argmax(first.lengths)])
     whole, width = data.take(longest).x, 1 if first is None else first[longest].shape[1]

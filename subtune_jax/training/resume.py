@@ -18,6 +18,7 @@ from subtune_jax.training.phases import Leaf, make_program, phase_optimizer
 from subtune_jax.training.plan import Plan
 from subtune_jax.training.state import Running, State, start
 from subtune_jax.training.step import Logs
+from subtune_jax.training.watch import EpochLog, History, Record
 from subtune_jax.tuning.method import Parts
 
 
@@ -47,13 +48,20 @@ def first_snapshot(plan: Plan) -> Snapshot:
     return Snapshot(0, running, state, ())
 
 
+Save = Callable[[Snapshot, Epoch | None, History], None]
+
+
 class Journal(NamedTuple):
     """Where a run begins (`None`: at its start), and what saves it as it goes."""
 
     snapshot: Snapshot | None
     kept: Epoch | None
-    scores: Sequence[float]
-    save: Callable[[Snapshot, Epoch | None, Sequence[float]], None]
+    history: History
+    save: Save
+
+
+def _no_save(snapshot: Snapshot, kept: Epoch | None, history: History) -> None:
+    """A run without a folder, or one that has ended, has nothing to save."""
 
 
 def journal(
@@ -65,35 +73,41 @@ def journal(
     too: what cannot be saved is an `InputError` now, not after the last epoch.
     """
     if folder is None:
-        return Journal(None, None, (), lambda snapshot, kept, scores: None)
+        return Journal(None, None, History([], [], []), _no_save)
     who = identity(plan, scored)
     last = time.monotonic()
 
-    def save(snapshot: Snapshot, kept: Epoch | None, scores: Sequence[float]) -> None:
+    def save(snapshot: Snapshot, kept: Epoch | None, history: History) -> None:
         nonlocal last
         ended = snapshot.step == plan.ends[-1] and not len(snapshot.logs)
         # Saving is collective: one process's clock decides for all of them.
         if ended or checkpoints.agreed(time.monotonic() - last >= seconds):
-            checkpoints.save(folder, _packed(plan, snapshot, kept, scores, who))
+            checkpoints.save(folder, _packed(plan, snapshot, kept, history, who))
             last = time.monotonic()
 
     found = checkpoints.restore(folder, who)
     if found is None:
         checkpoints.require_writable(folder)
-        begin = first_snapshot(plan)
-        checkpoints.save(folder, _packed(plan, begin, None, (), who))
-        return Journal(begin, None, (), save)
+        begin, history = first_snapshot(plan), History([], [], [])
+        checkpoints.save(folder, _packed(plan, begin, None, history, who))
+        return Journal(begin, None, history, save)
     # Ended: there is nothing to save again. With logs, its last epoch is still to score.
     if found.step == plan.ends[-1] and not found.facts["logs"]:
         print(
             f"{folder} holds this run, finished: its result is returned",
             file=sys.stderr,
         )
-        return Journal(*_unpacked(plan, found), lambda snapshot, kept, scores: None)
+        return Journal(*_unpacked(plan, found), _no_save)
     return Journal(*_unpacked(plan, found), save)
 
 
-def _packed(plan: Plan, snapshot: Snapshot, kept: Epoch | None, scores, who) -> Saved:
+def _packed(
+    plan: Plan,
+    snapshot: Snapshot,
+    kept: Epoch | None,
+    history: History,
+    who: dict[str, Any],
+) -> Saved:
     arrays = packed("state", snapshot.state._asdict())
     running = snapshot.running
     facts = {
@@ -101,7 +115,9 @@ def _packed(plan: Plan, snapshot: Snapshot, kept: Epoch | None, scores, who) -> 
         "logs": [
             [float(v) for v in log] for log in jax.device_get(list(snapshot.logs))
         ],
-        "scores": list(scores),
+        "scores": list(history.scores),
+        "epochs": [list(epoch) for epoch in history.epochs],
+        "records": [list(record) for record in history.records],
         "phase": [running.index, running.tuned_since],
         "leaves": [list(leaf) for leaf in running.program.leaves],
         "kept": None,
@@ -120,7 +136,7 @@ def _packed(plan: Plan, snapshot: Snapshot, kept: Epoch | None, scores, who) -> 
     return Saved(snapshot.step, arrays, facts)
 
 
-def _unpacked(plan: Plan, saved: Saved) -> tuple[Snapshot, Epoch | None, list[float]]:
+def _unpacked(plan: Plan, saved: Saved) -> tuple[Snapshot, Epoch | None, History]:
     """A mask that was learnt has counts that nobody knew: shapes are the checkpoint's."""
     arrays, facts = saved.arrays, saved.facts
     index, since = facts["phase"]
@@ -145,8 +161,13 @@ def _unpacked(plan: Plan, saved: Saved) -> tuple[Snapshot, Epoch | None, list[fl
     )
     logs = [Logs(np.float32(a), np.float32(b), bool(c)) for a, b, c in facts["logs"]]
     snapshot = Snapshot(saved.step, Running(index, program, since), state, logs)
+    history = History(
+        list(facts["scores"]),
+        [EpochLog(*epoch) for epoch in facts["epochs"]],
+        [Record(*record) for record in facts["records"]],
+    )
     if facts["kept"] is None:
-        return snapshot, None, facts["scores"]
+        return snapshot, None, history
     changed = tree.flatten(_subtree("kept/params", arrays))
     network = plan.network._replace(
         params=tree.map_with_path(
@@ -155,7 +176,7 @@ def _unpacked(plan: Plan, saved: Saved) -> tuple[Snapshot, Epoch | None, list[fl
         stats=unpacked("kept/stats", arrays, plan.network.stats),
     )
     kept = Epoch(*facts["kept"], network, _subtree("kept/trainable", arrays))
-    return snapshot, kept, facts["scores"]
+    return snapshot, kept, history
 
 
 def _subtree(prefix: str, arrays: Arrays) -> dict:

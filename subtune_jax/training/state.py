@@ -82,6 +82,9 @@ def advance(
     the tuning takes over. What trains no longer rests with its own values. `network` is
     the base.
     """
+    # Trainable values come from one of three places: from this phase's own leaves where
+    # the tuning goes on (`values`), from `take_over` where it changes, and from a fresh
+    # `init` for newcomers. All else that was ever tuned rests, by the tuning's phase.
     index, params = running.index + 1, network.params
     phase, whole = phases[index], every_part(running, state)
     # Steps fold in 0, 1, ...; the last number that folds in is never a step's.

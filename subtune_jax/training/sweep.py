@@ -39,6 +39,7 @@ from subtune_jax.training.state import (
     start,
 )
 from subtune_jax.training.step import PROGRAMS, Logs, train_step
+from subtune_jax.training.watch import EpochLog
 
 
 class Lane(NamedTuple):
@@ -53,6 +54,7 @@ class Progress(NamedTuple):
 
     kept: Epoch | None = None
     scores: tuple[float, ...] = ()
+    epochs: tuple[EpochLog, ...] = ()
     diverged: DivergedError | None = None
 
 
@@ -140,6 +142,8 @@ def _compiled_lanes(program: Program, shared: bool) -> Callable:
     """Returns the jitted `(states, frozen, batches) -> (states, logs)`: a scan over the
     batches' first axis of the step, vmapped over the states' first axis (and over that
     of the frozen parameters, unless they are shared)."""
+    # vmap inside scan: lanes share one stream of chunks, and the step is compiled once for
+    # all lanes. Plans carry `sizes`, since lanes must agree on every batch's width.
     axis = None if shared else 0
     step = jax.vmap(partial(train_step, program), in_axes=(0, axis, 0))
 
@@ -228,6 +232,7 @@ def _progress(
     except DivergedError as error:
         error.kept = None if before.kept is None else _fit(before)
         return before._replace(diverged=error)
+    before = before._replace(epochs=(*before.epochs, EpochLog(*point[:4])))
     if not plan.phases[running.index].keeps:
         return before
     if validate is None:
@@ -239,7 +244,8 @@ def _progress(
 
 def _fit(now: Progress) -> FitResult:
     point = now.kept
-    return FitResult(point.network, point.trainable, point.number, list(now.scores))
+    scores = list(now.scores)
+    return FitResult(point.network, point.trainable, point.number, scores, now.epochs)
 
 
 def _result(now: Progress) -> FitResult | ArithmeticError:

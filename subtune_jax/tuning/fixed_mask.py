@@ -117,6 +117,8 @@ def _parts(indices: Indices, params: Params, labels: Labels) -> Parts:
         if groups[path] != FROZEN and len(index)
     }
 
+    # An entry without indices is a choice of no element: the leaf rests, where one
+    # without an entry trains as a whole. Arrays of size 0 would be leaves to optimize.
     def part(path: str, leaf: jax.Array):
         if groups[path] == FROZEN or (path in indices and path not in places):
             return None

@@ -174,11 +174,13 @@ def test_another_base_and_other_settings_are_refused(tmp_path):
     }
     with pytest.raises(InputError, match="belongs to another base: its fingerprint is"):
         run(network._replace(params=other), tmp_path)
-    with pytest.raises(InputError, match="belongs to a run with other settings"):
+    with pytest.raises(InputError, match="other settings; these differ: batch_size; key"):
+        fit(network, phases(network), toy.images(24), key=KEY, checkpoint=tmp_path)
+    with pytest.raises(InputError, match="with other settings; these differ: .*; data"):
         fit(network, phases(network), toy.images(40), key=KEY, checkpoint=tmp_path)
 
 
-IDENTITY = {"base": "b", "recipe": "r"}
+IDENTITY = {"base": "b", "recipe": {"data": "d", "head": "h"}}
 
 
 def saved_twice(folder):
