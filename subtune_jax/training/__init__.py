@@ -8,13 +8,16 @@ from subtune_jax.training.predict import evaluate, predict
 from subtune_jax.training.sweep import Lane, sweep
 from subtune_jax.training.test_time import StreamResult, adapt_to_stream, memo, tent
 from subtune_jax.training.tune import Trial, Tuned, tune
+from subtune_jax.training.watch import EpochLog, Record, early_then_log
 
 __all__ = [
     "DivergedError",
+    "EpochLog",
     "FitResult",
     "Lane",
     "Phase",
     "Placement",
+    "Record",
     "Rule",
     "StreamResult",
     "Trial",
@@ -23,6 +26,7 @@ __all__ = [
     "adamw",
     "adapt_to_stream",
     "data_mesh",
+    "early_then_log",
     "evaluate",
     "fit",
     "memo",
