@@ -3,7 +3,7 @@
     import subtune_jax as st
 
 The names of the daily line stand here; all others in the namespaces `cost`,
-`data`, `demo`, `elements`, `losses`, `metrics`, `models`, `recipes`, `scores`,
+`data`, `demo`, `elements`, `losses`, `memory`, `metrics`, `models`, `recipes`, `scores`,
 `selection`, `training`, `tree` and `tuning`, which load when they are used.
 """
 
@@ -38,6 +38,7 @@ NAMESPACES = {
     "demo": "subtune_jax.demo",
     "elements": "subtune_jax.selection.elements",
     "losses": "subtune_jax.losses",
+    "memory": "subtune_jax.memory",
     "metrics": "subtune_jax.metrics",
     "models": "subtune_jax.models",
     "recipes": "subtune_jax.recipes",

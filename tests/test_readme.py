@@ -1,5 +1,6 @@
 """The README is true: its tables are the rows', its code runs, its paths exist."""
 
+import importlib
 import re
 import sys
 import types
@@ -57,15 +58,16 @@ def test_the_new_study_of_extending_is_whole(tmp_path, monkeypatch, capsys):
     ]
     code = [line for line in source.splitlines() if line.strip()]
     assert len(code) < 70
-    names = module("subtuning_profile")
-    exec(compile(source, "subtuning_profile.py", "exec", dont_inherit=True), names)
+    (tmp_path / "subtuning_profile.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    study = importlib.import_module("subtuning_profile")
     out = tmp_path / "out"
 
     def call(*flags):
         argv = ["x", *map(str, flags), "--smoke", "--out", str(out)]
         monkeypatch.setattr(sys, "argv", argv)
         with pytest.raises(SystemExit) if "--table" in flags else nullcontext() as stop:
-            main(names["STUDY"], names["__doc__"])
+            main(study.STUDY, study.__doc__)
         return stop.value.code if stop else 0
 
     assert call("--shift", "label_flip", "--table", "fin") == 2

@@ -1,7 +1,7 @@
 """AugMix copies of an image: mixtures of short chains of mild changes.
 
 Hendrycks et al. 2020, with the operations, strengths and random crops of MEMO's code
-(github.com/zhangmarvin/memo, `utils/third_party.py`; papers/surgical.md 2.7). Two
+(github.com/zhangmarvin/memo, `utils/third_party.py`). Two
 differences: new corners are gray in every channel, and copies are rounded to uint8.
 """
 

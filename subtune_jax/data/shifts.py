@@ -83,7 +83,7 @@ def half_population(data: Dataset, upper: bool) -> Dataset:
 
 
 def label_flip(data: Dataset, rng: np.random.Generator) -> Dataset:
-    """Relabels class y of K as K - 1 - y (CIFAR-Flip, papers/surgical.md 2.2)."""
+    """Relabels class y of K as K - 1 - y (CIFAR-Flip, Lee et al. 2023)."""
     return data._replace(y=data.y.max() - data.y)
 
 

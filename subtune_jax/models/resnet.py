@@ -179,7 +179,7 @@ def resnet(config: ResNetConfig, key: jax.Array) -> Network:
 def units(config: ResNetConfig) -> UnitTable:
     """Returns the unit tables: `coarse` and `fine` hold every leaf exactly once.
 
-    `surgical` is the mapping of surgical fine-tuning (papers/surgical.md 2.1): the
+    `surgical` is the mapping of surgical fine-tuning (Lee et al. 2023): the
     final norm is in no block, and the head is called `last`.
     """
     n = len(config.blocks)

@@ -163,8 +163,8 @@ def call(module: nnx.Module, x: Any, *, batch_stats: bool, key) -> Any:
 
 
 def kinds(layers: str) -> dict[str, tuple[str, ...]]:
-    """Returns the kinds of module (papers/transformer_modules.md 3.3) in the layers whose
-    stage names match `layers`, a regular expression."""
+    """Returns the kinds of module (AkbarTajari et al. 2022) in the layers whose stage
+    names match `layers`, a regular expression."""
     attention = tuple(
         f"{layers}/attention/{n}" for n in ("query", "key", "value", "output")
     )

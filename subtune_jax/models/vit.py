@@ -182,8 +182,8 @@ def units(config: ViTConfig) -> UnitTable:
     """Returns the unit tables: `fine` holds every leaf exactly once, `kinds` the kinds of
     module over all layers, a table for each layer those of that layer alone.
 
-    `surgical` is the mapping of surgical fine-tuning for ViT-B/16 (papers/surgical.md
-    2.1): embedding, first three layers, last three, last (the head).
+    `surgical` is the mapping of surgical fine-tuning for ViT-B/16 (Lee et
+    al. 2023): embedding, first three layers, last three, last (the head).
     """
     layers = [f"layer_{i}" for i in range(config.num_layers)]
     parts = {"patch_embeddings": "patch", "position_embeddings": "position"}

@@ -65,7 +65,7 @@ def random(
 def beyond(values: Mapping[str, np.ndarray], sigmas: float) -> Elements:
     """Returns the elements above mean + sigmas * std of their leaf's values.
 
-    Kovaleva et al. 2021 take 3 (papers/transformer_modules.md 3.3). Leaves without one
+    Kovaleva et al. 2021 take 3. Leaves without one
     are left out; raises `InputError` where no leaf has one.
     """
     require_positive(sigmas=sigmas)

@@ -37,7 +37,7 @@ def auto_rgn(
     RGN over the first `batches` batches of the epoch (5: official code). table: `None`
     for a multiplier per tensor (the paper), or a unit table, whose units share one;
     leaves in no unit get 0. normalization: `max`, `minmax` ((r - min) / (max - min))
-    or `none`. papers/surgical.md 2.4; norms are excluded there by not selecting them.
+    or `none`. Lee et al. 2023, section 4; norms are excluded there by not selecting them.
     Raises `InputError` for an unknown normalization.
     """
     _check(normalization, batches)
@@ -58,7 +58,7 @@ def auto_snr(
 
     The stated form normalizes SNR to 0..1 over tensors (`minmax`) first, and its
     threshold is chosen on validation data; the official code is `mode="official"`,
-    `normalization="none"`, `threshold=0.95`. papers/surgical.md 2.5. Raises
+    `normalization="none"`, `threshold=0.95` (Lee et al. 2023). Raises
     `InputError` for an unknown mode or normalization.
     """
     _check(normalization, batches)

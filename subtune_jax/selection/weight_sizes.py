@@ -1,4 +1,4 @@
-"""How large the weights of a unit are (papers/transformer_modules.md 3.3)."""
+"""How large the weights of a unit are."""
 
 from typing import NamedTuple
 

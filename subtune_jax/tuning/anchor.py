@@ -30,7 +30,7 @@ def l1_sp(strength: float, free: Sequence[str] = ("head",)) -> Tuning:
     """Returns subset tuning with the penalty strength * ||theta - theta_0||_1.
 
     Over the trainable leaves outside the `free` groups, as `l2_sp`; the "L1 regularize"
-    baseline of surgical fine-tuning (papers/surgical.md 2.6). Raises `InputError`
+    baseline of surgical fine-tuning (Lee et al. 2023). Raises `InputError`
     unless strength > 0.
     """
     require_positive(strength=strength)

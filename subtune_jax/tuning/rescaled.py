@@ -18,8 +18,8 @@ def rescaled(free: Sequence[str] = ("head",)) -> Tuning:
 
     The control that separates the size of a weight from its place: under Adam a step
     moves every weight by the same share of itself, where it moves w itself by about
-    the rate. A weight that is 0 stays 0. papers/transformer_modules.md 3.5 (proposed
-    there). In the trainable tree c stands at `PATH/factor`.
+    the rate. A weight that is 0 stays 0. The control is our own, for the
+    transferability of modules. In the trainable tree c stands at `PATH/factor`.
     """
 
     def init(params: Params, labels: Labels, key: jax.Array | None = None) -> Parts:

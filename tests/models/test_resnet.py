@@ -49,7 +49,7 @@ def test_the_surgical_mapping_of_resnet26():
         )
         for unit in network.units["surgical"]
     }
-    # papers/surgical.md 2.1: conv1 432, stages 18,688 / 69,600 / 277,440, norm 128, fc 650
+    # Of the paper's network: conv1 432, stages 18,688 / 69,600 / 277,440, norm 128, fc 650
     assert sizes == {
         "block1": 432 + 18_688,
         "block2": 69_600,

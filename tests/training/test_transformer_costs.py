@@ -41,7 +41,7 @@ PARTS = {
 
 def shapes(config):
     """Returns the network without a number in it."""
-    tables = {"vocabulary": 8, "positions": 4}  # the only arrays that are made
+    tables = {"vocab_size": 8, "max_positions": 4}  # the only arrays that are made
     made = bert(config._replace(**tables, intermediate_size=8), jax.random.key(0))
     whole = jax.eval_shape(lambda key: bert(config, key).params, jax.random.key(0))
     real = bert(config._replace(vocab_size=8), jax.random.key(0)).stages
