@@ -18,7 +18,7 @@ RANKS = [
     {"models", "data", "selection", "tuning"},
     {"training", "deltas"},
     {"serving", "cost", "recipes"},
-    {"demo"},
+    {"demo", "__main__"},
 ]
 
 

@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,19 @@ def test_importing_the_library_is_light_and_starts_no_device():
 def test_a_package_of_the_extra_is_asked_for_in_a_sentence():
     with pytest.raises(InputError, match="F1 needs no_such: pip install 'subtune-jax"):
         require_package("no_such.metrics", "F1")
+
+
+def test_the_package_says_its_version_its_devices_and_where_to_start():
+    command = [sys.executable, "-m", "subtune_jax"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"subtune_jax {version('subtune-jax')}, jax ")
+    assert "devices: cpu:0" in done.stdout and "st.demo.digits_task" in done.stdout
+    assert "python -m experiments" in done.stdout
+
+
+def test_all_studies_are_listed_with_their_claims():
+    command = [sys.executable, "-m", "experiments"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    studies = {p.stem for p in (ROOT / "experiments").glob("*.py")} - {"__init__", "__main__"}
+    for name in studies:
+        assert f"python -m experiments.{name}\n    Claim" in done.stdout
