@@ -8,7 +8,7 @@ high-magnitude was not read; the rules and controls here are our own.
     python -m experiments.module_magnitudes --dataset glue/cola --data-dir DATA \\
         --weights minilm --profile results/transformer_modules/cola --out runs/sizes
 
-Two CPU cores: five minutes, and an hour. Sizes of the pretrained weights by module, layer
+Sizes of the pretrained weights by module, layer
 and part; their rank correlation with the scores of a finished transformer_modules folder;
 scores by the number of elements of each LayerNorm vector that are tuned, the largest
 against random and smallest ones; and two controls: the LayerNorms' factors instead of the
@@ -27,7 +27,7 @@ from scipy.stats import spearmanr
 
 import subtune_jax as st
 from experiments.common.flags import Common, Flags, Positive, default, one_of
-from experiments.common.module_tables import carried, module_table
+from experiments.common.module_tables import KINDS, carried, module_table
 from experiments.common.modules import (
     Job,
     ModuleRecipe,
@@ -45,20 +45,6 @@ from experiments.common.texts import TextTarget, TextTargetFlags
 PROFILE = "transformer_modules"  # the study whose folders are profiles
 RULES = ("highest", "lowest", "random", "fisher")
 CONTROLS = ("frozen", "full", "layer_norms", "rescaled", "random")
-KINDS = (
-    "query",
-    "key",
-    "value",
-    "attention_output",
-    "attention_norm",
-    "intermediate",
-    "output",
-    "output_norm",
-    "layer_norms",
-    "attention",
-    "feed_forward",
-    "biases",
-)
 PARTS = ("kernel", "scale", "bias")
 
 

@@ -1,6 +1,6 @@
 """Do cheap scores know which block to tune? Scores against the measured profile.
 
-Claim (surgical fine-tuning, Lee et al. 2023, section 4): blocks whose gradients are large
+Claim (surgical fine-tuning, Lee et al. 2023): blocks whose gradients are large
 relative to their weights are those worth tuning, so that relative gradient norms can stand
 for a search.
 

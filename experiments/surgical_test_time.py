@@ -1,6 +1,6 @@
 """Which block to adapt without labels, while the test images stream in (MEMO, TENT).
 
-Claim (surgical fine-tuning, Lee et al. 2023, section 3.3): MEMO that keeps its weights from
+Claim (surgical fine-tuning, Lee et al. 2023): MEMO that keeps its weights from
 image to image (online) deteriorates when it tunes everything, and improves when it tunes
 the first block.
 

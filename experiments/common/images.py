@@ -202,6 +202,7 @@ def probed(task: Task, num_classes: int, seed: int) -> Task:
         Phase(head, adam(PROBE_LEARNING_RATE), steps),
         task.train,
         key=jax.random.key(seed),
+        progress=False,
         validate=lambda network: evaluate(
             network, task.validation, task.metrics["validation"]
         ),

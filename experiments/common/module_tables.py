@@ -7,9 +7,7 @@ import numpy as np
 from experiments.common.report import tables
 from experiments.common.report.results import Row
 
-MODULES = (
-    "frozen",
-    "full",
+KINDS = (
     "query",
     "key",
     "value",
@@ -22,8 +20,8 @@ MODULES = (
     "attention",
     "feed_forward",
     "biases",
-    "random",
 )
+MODULES = ("frozen", "full", *KINDS, "random")
 
 
 def module_table(tests: Sequence[Row]) -> str:

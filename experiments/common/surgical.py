@@ -47,9 +47,9 @@ class Recipe:
     learning_rates: Annotated[
         tuple[Positive[float], ...] | None, *by_data((1e-2, 1e-3), (1e-3, 1e-4))
     ] = None
-    """Learning rates tried (real: surgical fine-tuning, section 3)."""
+    """Learning rates tried (real: two of a public replication's three)."""
     head_learning_rates: tuple[Positive[float], ...] = (1e-1, 1e-2, 1e-3)
-    """Learning rates tried for last and head (surgical fine-tuning, section 3)."""
+    """Learning rates tried for last and head (a public replication)."""
     auto_learning_rates: Annotated[
         tuple[Positive[float], ...] | None,
         default("ten times the first of --learning-rates, and that one", "FLOAT..."),
@@ -278,7 +278,7 @@ def tuned_rows(settings: Any, task: Task, job: Any, context: Context) -> Iterato
 def derived(rows: Sequence[Row]) -> list[Row]:
     """Returns test rows of choices among methods, made by validation accuracy per seed.
 
-    `cross_val` is the best block (surgical fine-tuning, section 4), `automatic` the better
+    `cross_val` is the best block (surgical fine-tuning), `automatic` the better
     of the automatic rules; of equals, the first. No test accuracy is read anew.
     """
     choices = {

@@ -1,6 +1,6 @@
 """Two-layer networks f(x) = v^T phi(B x): what tuning one layer can and cannot repair.
 
-The theory of surgical fine-tuning (Lee et al. 2023, section 5). The construction that shows
+The theory of surgical fine-tuning (Lee et al. 2023). The construction that shows
 its Theorem 1 is our own: the paper's proof was not read.
 """
 

@@ -47,8 +47,13 @@ def test_once(predictor: Callable[[Dataset], Any], task: Task) -> dict[str, Any]
     """Returns the scores of a chosen predictor on the test parts, `{metric: score}`.
 
     predictor(data) -> outputs of all examples. Choose by `task.validation` first: a score
-    that was looked at twice is not a test score.
+    that was looked at twice is not a test score. Raises `InputError` for a network.
     """
+    if isinstance(predictor, Network):
+        raise InputError(
+            "test_once takes a function of a data set: what tune returned, or "
+            "lambda data: predict(network, data)"
+        )
     tests = {task.metric: (task.test, task.metrics["test"]), **task.also}
     return {
         name: metric(predictor(sealed._data), sealed._data.y)
@@ -70,9 +75,13 @@ def split_task(
 
     sizes: of `train`, `validation` and `test`; `None` as the last takes what is left.
     groups: int[examples]; parts are then balanced over pairs of class and group, and the
-    metric is the accuracy of the worst pair. Raises `InputError` when a class has too few
-    examples, and where a scored part lacks a pair.
+    metric is the accuracy of the worst pair. Raises `InputError` for other parts, when a
+    class has too few examples, and where a scored part lacks a pair.
     """
+    if set(sizes) != {"train", "validation", "test"}:
+        raise InputError(
+            f"sizes are of the parts train, validation and test, got {', '.join(sizes)}"
+        )
     pairs = data.y if groups is None else class_group_pairs(data.y, groups)
     indices = balanced_indices(pairs, sizes, seed)
     train, validation, test = (

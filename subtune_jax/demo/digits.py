@@ -55,7 +55,7 @@ def digits_halves() -> dict[str, Dataset]:
 def digits_network(shift: Shift, norm: str = "group") -> Network:
     """Returns the network trained on the source task of a shift, from the cache if there.
 
-    Pretraining: AdamW, cosine, 600 steps of 64; half a minute on two cores.
+    Pretraining: AdamW, cosine, 600 steps of 64.
     """
     source = shift.source(digits_halves()["source"])
     classes = int(source.y.max()) + 1
@@ -67,6 +67,7 @@ def digits_network(shift: Shift, norm: str = "group") -> Network:
     phase = Phase(select(network, {"all": [".*"]}), rule, STEPS)
 
     def train() -> Network:
-        return fit(network, phase, source, key=jax.random.key(1), norm="batch").network
+        settings = {"norm": "batch", "progress": False}
+        return fit(network, phase, source, key=jax.random.key(1), **settings).network
 
     return cached(f"digits-{key}", network, train)

@@ -134,7 +134,8 @@ def docstrings_network() -> Network:
     phase = Phase(select(network, {"all": [".*"]}), rule, STEPS)
 
     def train() -> Network:
-        return fit(network, phase, data(SOURCE), key=jax.random.key(1)).network
+        key = jax.random.key(1)
+        return fit(network, phase, data(SOURCE), key=key, progress=False).network
 
     body = cached(f"docstrings-{key}", network, train)
     return replace_head(body, len(TARGET))

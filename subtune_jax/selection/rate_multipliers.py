@@ -37,7 +37,7 @@ def auto_rgn(
     RGN over the first `batches` batches of the epoch (5: official code). table: `None`
     for a multiplier per tensor (the paper), or a unit table, whose units share one;
     leaves in no unit get 0. normalization: `max`, `minmax` ((r - min) / (max - min))
-    or `none`. Lee et al. 2023, section 4; norms are excluded there by not selecting them.
+    or `none`. Lee et al. 2023; norms are excluded there by not selecting them.
     Raises `InputError` for an unknown normalization.
     """
     _check(normalization, batches)

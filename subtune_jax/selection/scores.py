@@ -61,7 +61,7 @@ def relative_gradient_norm(
 
     Of a unit: of all its tensors as one vector. A tensor or unit of norm 0 has RGN inf,
     or 0 where its gradient is 0 too; the official code divides by zero.
-    Surgical fine-tuning (Lee et al. 2023), section 4.
+    Surgical fine-tuning (Lee et al. 2023).
     """
     network, half, groups = _scored(network, groups)
     squares = _by_name(_tree_squares(half), groups)
@@ -96,7 +96,7 @@ def signal_to_noise(
     is left out. `official` is what the paper's code computes: the mean over entries of
     g^2 / (Var over output channels of g + 1e-8), with g the batch gradient; tensors
     with one output channel have SNR 0 there (its code gives NaN). Of a unit: the mean
-    over its entries. Lee et al. 2023, section 4. Raises `InputError` for another mode, and
+    over its entries. Lee et al. 2023. Raises `InputError` for another mode, and
     where no batch has two examples.
     """
     require_positive(micro=micro, chunk=chunk)

@@ -104,7 +104,7 @@ def memo(
     For each image one step of plain SGD on the marginal entropy of `copies` AugMix copies
     of it, then its prediction. labels: what adapts. Learning rate and copies are those of
     the paper's code. norm, episodic: see `adapt_to_stream`; episodic is the paper's MEMO,
-    online that of surgical fine-tuning (section 3.3). The targets of `data` are not read.
+    online that of surgical fine-tuning. The targets of `data` are not read.
     """
 
     def views() -> Iterator[tuple]:

@@ -112,6 +112,7 @@ def tune(
                 key=key,
                 validate=score,
                 place=place,
+                progress=False,  # `progress` tells of each run
                 checkpoint=checkpoint and Path(checkpoint) / slug(variant),
                 **settings,
             )

@@ -98,3 +98,12 @@ def test_images_that_are_read_lazily_are_read_once():
     task = split_task(toy.mlp(), data, SIZES, 0)
     assert sorted(reads) == list(range(30))
     assert task.train.x.shape == (12, 2, 2, 1) and len(reads) == 30
+
+
+def test_a_network_is_no_predictor_and_other_parts_are_said():
+    task = split_task(toy.mlp(), numbered(), SIZES, 0)
+    with pytest.raises(InputError, match="lambda data: predict.network, data."):
+        test_once(task.network, task)
+    for sizes in ({"train": 9, "validation": 9}, SIZES | {"valid": 3}):
+        with pytest.raises(InputError, match="parts train, validation and test, got"):
+            split_task(toy.mlp(), numbered(), sizes, 0)
