@@ -9,10 +9,11 @@ import jax.numpy as jnp
 
 from subtune_jax import tree
 from subtune_jax.data.batches import Batch
+from subtune_jax.dry_run import output_shapes
 from subtune_jax.flops import contraction_flops, trained_flops
 from subtune_jax.labels import FROZEN, lowest_trainable
 from subtune_jax.losses import cross_entropy, require_rows
-from subtune_jax.network import Labels, Network
+from subtune_jax.network import Labels, Network, require_network
 from subtune_jax.training.optimizers import Rule
 from subtune_jax.training.phases import Phase, Settings, Stages, check
 from subtune_jax.training.state import start
@@ -48,6 +49,7 @@ def step_cost(
     compiled.
     """
     require_rows(batch)
+    output_shapes(network, batch.x)
     settings = Settings(loss, norm, dropout, accumulate)
     # One step is compiled, whatever it is a part of.
     phase = phase._replace(steps=max(phase.steps // accumulate, 1) * accumulate)
@@ -84,6 +86,7 @@ def stage_flops(
     Forward, activation gradients down to the lowest trainable leaf, and weight
     gradients of trainable leaves. Without labels: of the forward pass.
     """
+    require_network(network)
     if labels is None:
         labels = jax.tree.map(lambda _: FROZEN, network.params)
     lowest, flops = lowest_trainable(network.stages, labels), {}
@@ -99,14 +102,22 @@ def stage_flops(
 
 
 def cost_table(
-    network: Network, phases: Mapping[str, Phase], batch: Batch, **settings
+    network: Network,
+    phases: Mapping[str, Phase],
+    batch: Batch,
+    *,
+    loss: Callable = cross_entropy,
+    norm: Stages = "stored",
+    dropout: Stages = "tuned",
+    accumulate: int = 1,
 ) -> str:
     """Returns the costs of named phases as markdown, beside full tuning and the floor.
 
     Where no phase is called `all`, one that tunes everything by the rules of the first
-    is added. `forwards` is the step's FLOPs in units of the forward pass. `settings`
-    are those of `step_cost`.
+    is added. `forwards` is the step's FLOPs in units of the forward pass. The other
+    arguments are those of `step_cost`.
     """
+    require_network(network)
     first = next(iter(phases.values()))
     rules = first.rules if isinstance(first.rules, Rule) else [*first.rules.values()][0]
     every = jax.tree.map(
@@ -122,7 +133,15 @@ def cost_table(
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, phase in phases.items():
-        c = step_cost(network, phase, batch, **settings)
+        c = step_cost(
+            network,
+            phase,
+            batch,
+            loss=loss,
+            norm=norm,
+            dropout=dropout,
+            accumulate=accumulate,
+        )
         lines.append(
             f"| {name} | {c.trainable:,} | {c.flops / 1e9:.3f} | {c.floor / 1e9:.3f} | "
             f"{c.flops / c.forward:.2f} | {c.compiled_flops / 1e9:.3f} | "

@@ -6,7 +6,14 @@ import jax
 import jax.numpy as jnp
 
 from subtune_jax.errors import InputError, require_positive, unknown
-from subtune_jax.network import Network, Params, Source, Stage, Stats
+from subtune_jax.network import (
+    Network,
+    Params,
+    Source,
+    Stage,
+    Stats,
+    require_network,
+)
 
 LECUN_NORMAL = jax.nn.initializers.lecun_normal()
 NORMALIZE_MODES = ("batch", "batch_affine")
@@ -103,6 +110,7 @@ def replace_head(
     `InputError` if the old head has other leaves than `kernel` [features, any] and
     `bias` (and `norm`), or if `num_classes` is not a positive number.
     """
+    require_network(network)
     require_positive(num_classes=num_classes)
     if normalize is not None and normalize not in NORMALIZE_MODES:
         raise unknown("normalization of a head", normalize, NORMALIZE_MODES)

@@ -33,6 +33,35 @@ def require_rows(batch: Any) -> None:
         )
 
 
+def require_classes(labels: Any, outputs: Any) -> None:
+    """Raises `InputError` unless labels are classes of the outputs [..., classes].
+
+    They are whole numbers from 0 up, one for each row of outputs. Numbers are looked at
+    where labels are in NumPy; of others, shape and type.
+    """
+    rows, classes = tuple(outputs.shape[:-1]), outputs.shape[-1]
+    shape, dtype = tuple(jnp.shape(labels)), labels.dtype
+    if len(shape) != len(rows):
+        one_hot = shape[:-1] == rows or (len(shape) == 2 and len(rows) == 1)
+        hint = ": of one-hot rows, take labels.argmax(-1)" if one_hot else ""
+        raise InputError(
+            f"labels have shape {list(shape)} for outputs {list(outputs.shape)}: "
+            f"expected one class per example{hint}"
+        )
+    if not jnp.issubdtype(dtype, jnp.integer):
+        raise InputError(
+            f"labels are {dtype}: expected an integer type, as labels.astype(int) has it"
+        )
+    if not isinstance(labels, np.ndarray):
+        return
+    low, high = np.min(labels, initial=0), np.max(labels, initial=0)
+    if low < 0 or high >= classes:
+        raise InputError(
+            f"labels are {np.min(labels)} to {high}: the network has {classes} outputs, "
+            f"so labels 0 to {classes - 1} are expected (see replace_head)"
+        )
+
+
 def per_example(loss: Callable, outputs: Any, targets: Any) -> jax.Array:
     """Returns loss(outputs, targets), float[batch].
 
@@ -66,7 +95,11 @@ def _rows(values: Any) -> int:
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Returns -log softmax(logits)[label], float[batch]; labels are int[batch]."""
+    """Returns -log softmax(logits)[label], float[batch]; labels are int[batch].
+
+    Raises `InputError` for labels of another shape or type, when traced.
+    """
+    require_classes(labels, logits)
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 

@@ -84,8 +84,16 @@ def _correlation(f: Callable, outputs: np.ndarray, targets: np.ndarray) -> float
 
 def _classes(logits: np.ndarray, labels: np.ndarray, axis: int = -1) -> np.ndarray:
     """Returns the places of the largest logits; the labels must be of their shape."""
-    places = np.argmax(logits, axis=axis)
+    if not np.size(logits):
+        raise InputError("there are no examples to score")
+    places, classes = np.argmax(logits, axis=axis), np.shape(logits)[axis]
     _require_shape("labels", labels, places.shape)
+    low, high = np.min(labels), np.max(labels)
+    if low < 0 or high >= classes:
+        raise InputError(
+            f"labels are {low} to {high}: the outputs are of {classes} classes, so "
+            f"labels 0 to {classes - 1} are expected"
+        )
     return places
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 
 from subtune_jax import tree
+from subtune_jax.errors import InputError
 
 Params = dict[str, Any]  # {stage name: nested dict of arrays}
 Stats = dict[str, Any]  # batch statistics, same form; empty where a stage has none
@@ -86,6 +87,20 @@ class Network(NamedTuple):
         return f"Network({tree.count(self.params):,} parameters in stages {names})"
 
 
+def require_network(network: Any) -> None:
+    """Raises `InputError` for what is not a `Network`, such as a Flax module."""
+    if isinstance(network, Network):
+        return
+    homes = " ".join(kind.__module__ for kind in type(network).__mro__)
+    hint = ""
+    if "flax.nnx" in homes:
+        hint = ": make one of your module by from_nnx(module)"
+    elif "flax.linen" in homes:
+        hint = ": make one of your module by from_linen(module, variables)"
+    name = type(network).__name__
+    raise InputError(f"network must be a Network, got {name}{hint}")
+
+
 def forward(
     stages: tuple[Stage, ...],
     params: Params,
@@ -118,6 +133,7 @@ def forward(
 def remat(network: Network) -> Network:
     """Returns the network with what happens inside a stage computed again in the backward
     pass instead of kept: less memory, one more forward pass from the lowest tuned stage."""
+    require_network(network)
     stages = tuple(
         stage._replace(apply=_remat(stage.apply)) for stage in network.stages
     )

@@ -14,7 +14,7 @@ PACKAGE = Path(subtune_jax.__file__).parent
 RANKS = [
     {"errors", "tree", "flops", "memory"},
     {"network", "function_identity", "losses", "metrics"},
-    {"labels", "head"},
+    {"labels", "head", "dry_run"},
     {"models", "data", "selection", "tuning"},
     {"training", "deltas"},
     {"serving", "cost", "recipes"},

@@ -5,6 +5,7 @@ A compiler may drop a NaN, an index past a table reads its last row, and pixels 
 whole.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,45 +15,101 @@ import numpy as np
 from subtune_jax import tree
 from subtune_jax.data.batches import Dataset
 from subtune_jax.data.buckets import Ragged
-from subtune_jax.errors import InputError
-from subtune_jax.network import Network, Pixels, Tokens
+from subtune_jax.dry_run import output_shapes
+from subtune_jax.errors import InputError, require_type
+from subtune_jax.losses import cross_entropy, require_classes
+from subtune_jax.network import Network, Pixels, Tokens, require_network
 
 
-def require_inputs(network: Network, data: Dataset) -> None:
-    """Raises `InputError` for data that the network would take and misread.
+def require_data(network: Network, data: Dataset, loss: Callable | None = None) -> None:
+    """Raises `InputError` for data that the network cannot take, or would misread.
 
-    Inputs and targets must be as many, and inputs finite; what a network with a `source`
-    reads must be pixels from 0 to 255 of its channels, or ids inside its tables. Images
-    that are read when they are taken are not read for that.
+    Targets must be an array of numbers, one row for each row of the inputs, and under
+    `losses.cross_entropy` classes of the network's outputs. Inputs: see `require_inputs`.
     """
-    require_pairs(data)
-    require_finite(data)
+    require_network(network)
+    require_type(Dataset, data=data)
+    require_targets(data.y)
+    require_pairs(require_inputs(network, data.x), data.y)
+    if loss is cross_entropy:
+        require_classes(np.asarray(data.y), output_shapes(network, _first(data.x)))
+
+
+def require_inputs(network: Network, x: Any) -> int:
+    """Returns the number of inputs; raises `InputError` for those that cannot be.
+
+    Inputs are arrays with as many rows, at least one, and finite; what a network with a
+    `source` reads must be pixels from 0 to 255 of its channels, or ids inside its tables;
+    and every stage must take the shapes and types it is given. Images that are read when
+    they are taken are not read for that, but for the first.
+    """
+    require_network(network)
+    rows = _rows(x)
+    require_finite(x)
     reads = None if network.source is None else network.source.reads
     if isinstance(reads, Pixels):
-        _require_pixels(reads, data.x)
+        _require_pixels(reads, x)
     if isinstance(reads, Tokens):
-        _require_tokens(reads, data.x)
+        _require_tokens(reads, x)
+    output_shapes(network, _first(x))
+    return rows
 
 
-def require_numbers(targets: Any) -> None:
-    """Raises `InputError` for targets that are not numbers, such as the names of classes."""
-    values = np.asarray(targets)
-    if values.dtype.kind in "OUS":
-        first = f": the first is {str(values.ravel()[0])!r}" if values.size else ""
+def require_pairs(rows: int, targets: Any) -> None:
+    """Raises `InputError` unless there are as many targets as rows of inputs."""
+    if rows != len(targets):
+        raise InputError(f"there are {rows} inputs and {len(targets)} targets")
+
+
+def require_targets(targets: Any) -> None:
+    """Raises `InputError` for targets that are not an array of numbers, or none at all."""
+    if not isinstance(targets, np.ndarray | jax.Array):
+        raise InputError(
+            f"targets must be an array, got a {type(targets).__name__}: "
+            "numpy.asarray makes one"
+        )
+    if targets.dtype.kind in "OUS":
+        first = f": the first is {str(targets.ravel()[0])!r}" if targets.size else ""
         raise InputError(f"targets must be numbers (classes from 0 up){first}")
+    if not targets.ndim or not len(targets):
+        raise InputError(
+            f"there are no examples: the targets have shape {list(targets.shape)}"
+        )
 
 
-def require_pairs(data: Dataset) -> None:
-    """Raises `InputError` unless every input array has a row for every target."""
-    for leaf in jax.tree.leaves(data.x):
-        rows = len(leaf) if hasattr(leaf, "__len__") else len(data.y)
-        if rows != len(data.y):
-            raise InputError(f"there are {rows} inputs and {len(data.y)} targets")
+def _rows(x: Any) -> int:
+    """Returns the number of rows that all arrays of the inputs have."""
+    if isinstance(x, list):
+        raise InputError(
+            "inputs must be an array with the example first, got a list: numpy.asarray "
+            "makes one"
+        )
+    rows = {}
+    for path, leaf in tree.flatten(x).items():
+        name = f"input {path!r}" if path else "inputs"
+        if not isinstance(leaf, np.ndarray | jax.Array) and not hasattr(leaf, "only"):
+            raise InputError(
+                f"{name} must be an array with the example first, got a "
+                f"{type(leaf).__name__}: numpy.asarray makes one"
+            )
+        if getattr(leaf, "dtype", np.dtype(int)).kind in "OUS":
+            raise InputError(f"{name} must be numbers, got {leaf.dtype} (see `texts`)")
+        rows[path] = len(leaf) if getattr(leaf, "ndim", 1) else 0
+    if len(set(rows.values())) > 1:
+        counts = ", ".join(f"{path} {count}" for path, count in rows.items())
+        raise InputError(f"the inputs have different numbers of rows: {counts}")
+    if not any(rows.values()):
+        raise InputError("there are no examples: the inputs are empty")
+    return next(iter(rows.values()))
 
 
-def require_finite(data: Dataset) -> None:
+def _first(x: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf[np.arange(1)], x)
+
+
+def require_finite(x: Any) -> None:
     """Raises `InputError` for an input in memory that is NaN or infinite."""
-    for path, values in _in_memory(data.x).items():
+    for path, values in _in_memory(x).items():
         inexact = jnp.issubdtype(values.dtype, jnp.inexact)  # bfloat16 too
         if inexact and not np.isfinite(values).all():
             name = f"input {path!r}" if path else "the inputs"
@@ -79,6 +136,11 @@ def _require_tokens(reads: Tokens, x: Any) -> None:
     rows = {"input_ids": reads.vocab_size, "token_type_ids": reads.type_vocab_size}
     if not isinstance(x, dict) or "input_ids" not in x:
         raise InputError("the network takes texts: a dict with input_ids, see `texts`")
+    if "attention_mask" not in x:
+        raise InputError(
+            "the inputs have no attention_mask, 1 at tokens and 0 at padding: the inputs "
+            f"are {', '.join(x)} (see `texts`)"
+        )
     for name, values in _in_memory(x).items():
         low, high = np.min(values, initial=0), np.max(values, initial=0)
         if name in rows and (low < 0 or high >= rows[name]):

@@ -8,10 +8,11 @@ import numpy as np
 
 from subtune_jax.data.batches import Dataset
 from subtune_jax.data.folders import LazyImages
+from subtune_jax.data.inputs import require_targets
 from subtune_jax.data.splits import balanced_folds, balanced_indices
-from subtune_jax.errors import InputError
+from subtune_jax.errors import InputError, require_type
 from subtune_jax.metrics import Metric, accuracy, worst_group_accuracy
-from subtune_jax.network import Network
+from subtune_jax.network import Network, require_network
 
 
 class Sealed:
@@ -78,6 +79,9 @@ def split_task(
     metric is the accuracy of the worst pair. Raises `InputError` for other parts, when a
     class has too few examples, and where a scored part lacks a pair.
     """
+    require_network(network)
+    require_type(Dataset, data=data)
+    require_targets(data.y)
     if set(sizes) != {"train", "validation", "test"}:
         raise InputError(
             f"sizes are of the parts train, validation and test, got {', '.join(sizes)}"

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from subtune_jax import tree
 from subtune_jax.errors import InputError
-from subtune_jax.network import Network
+from subtune_jax.network import Network, require_network
 
 
 def save(network: Network, file: Path) -> None:
@@ -48,6 +48,7 @@ def restore(network: Network, file: Path) -> Network:
 
 
 def _trees(network: Network) -> dict:
+    require_network(network)
     return {"params": network.params, "stats": network.stats}
 
 

@@ -14,7 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from subtune_jax import function_identity, tree
-from subtune_jax.losses import per_example, require_rows, weighted_mean
+from subtune_jax.dry_run import output_shapes
+from subtune_jax.losses import (
+    cross_entropy,
+    per_example,
+    require_classes,
+    require_rows,
+    weighted_mean,
+)
 from subtune_jax.network import Network, Params, forward
 
 PROGRAMS = 64  # compiled scores that are kept
@@ -43,7 +50,7 @@ def batch_gradient(
     network: Network, loss: Callable, reduce: Callable, half: Params, batch: Any
 ) -> Any:
     """Returns the half tree of reduce(gradient of the mean loss of a batch)."""
-    require_rows(batch)
+    _require_batch(network, loss, batch)
     run = _batch_gradient(network.stages, loss, reduce, _code(network, loss, reduce))
     batch = tree.beside(batch, network.params)
     return run(half, network.params, network.stats, batch)
@@ -57,7 +64,7 @@ def row_moments(
     Memory is that of `chunk` gradients and two more half trees, whatever the batch is.
     A row with a padding example is left out; rows that are not full are too.
     """
-    require_rows(batch)
+    _require_batch(network, loss, batch)
     batch = tree.beside(batch, network.params)
     rows = len(batch.weight) // size
     chunks = -(-rows // chunk)
@@ -67,6 +74,13 @@ def row_moments(
     for index in tree.beside(list(np.arange(chunks, dtype=np.int32)), network.params):
         moments = run(moments, half, network.params, network.stats, batch, index)
     return moments
+
+
+def _require_batch(network: Network, loss: Callable, batch: Any) -> None:
+    require_rows(batch)
+    outputs = output_shapes(network, batch.x)
+    if loss is cross_entropy:
+        require_classes(batch.y, outputs)
 
 
 def _code(network: Network, *functions: Callable) -> str:

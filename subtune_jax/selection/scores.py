@@ -20,7 +20,7 @@ from subtune_jax import tree
 from subtune_jax.errors import InputError, require_positive, unknown
 from subtune_jax.labels import trainable_half
 from subtune_jax.losses import cross_entropy
-from subtune_jax.network import Labels, Network, Params
+from subtune_jax.network import Labels, Network, Params, require_network
 from subtune_jax.selection.gradients import (
     Moments,
     batch_gradient,
@@ -36,6 +36,7 @@ SNR_MODES = ("per_example", "microbatch", "official")
 
 def unit_groups(network: Network, table: str) -> dict[str, list[str]]:
     """Returns `{unit: paths}` of a unit table; units may share leaves."""
+    require_network(network)
     if table not in network.units:
         raise unknown("unit table", table, network.units)
     return {unit: match(network, f"{table}:{unit}") for unit in network.units[table]}
@@ -194,6 +195,7 @@ def _scored(
 
 def _on_device(network: Network) -> Network:
     """Once: a network in NumPy would travel with every batch."""
+    require_network(network)
     params, stats = jax.device_put((network.params, network.stats))
     return network._replace(params=params, stats=stats)
 

@@ -8,7 +8,7 @@ import numpy as np
 from subtune_jax import tree
 from subtune_jax.errors import InputError, nearest
 from subtune_jax.labels import FROZEN, trainable_half
-from subtune_jax.network import Labels, Network, Params
+from subtune_jax.network import Labels, Network, Params, require_network
 
 
 def select(network: Network, selection: Mapping[str, Sequence[str]]) -> Labels:
@@ -26,6 +26,7 @@ def select(network: Network, selection: Mapping[str, Sequence[str]]) -> Labels:
     Raises `InputError` when an entry matches no leaf (with the nearest units and
     paths), or none that an earlier group has not taken.
     """
+    require_network(network)
     if not isinstance(selection, Mapping):
         raise InputError("a selection is a dict of group names to lists of selectors")
     groups: dict[str, str] = {}
@@ -50,6 +51,7 @@ def select(network: Network, selection: Mapping[str, Sequence[str]]) -> Labels:
 
 def match(network: Network, entry: str) -> list[str]:
     """Returns the paths of the leaves that one entry of a selection matches (>= 1)."""
+    require_network(network)
     names = list(tree.flatten(network.params))
     patterns = unit_patterns(network, entry) or (entry,)
     matched = [n for n in names if any(_matches(p, n) for p in patterns)]
@@ -65,6 +67,7 @@ def match(network: Network, entry: str) -> list[str]:
 
 def unit_patterns(network: Network, name: str) -> tuple[str, ...]:
     """Returns the path patterns of a unit, `unit` or `table:unit`; () if there is none."""
+    require_network(network)
     only, _, unit = name.rpartition(":")
     for table, units in network.units.items():
         if only in ("", table) and unit in units:
@@ -83,6 +86,7 @@ def _matches(pattern: str, name: str) -> bool:
 
 def coverage(network: Network, labels: Labels) -> list[tuple[str, str, int, int]]:
     """Returns rows (stage, group, leaves, numbers): what a selection selects, to print."""
+    require_network(network)
     rows: dict[tuple[str, str], tuple[int, int]] = {}
     sizes = tree.flatten(network.params)
     for name, group in tree.flatten(labels).items():
@@ -98,6 +102,7 @@ def coverage(network: Network, labels: Labels) -> list[tuple[str, str, int, int]
 
 def count_trainable(network: Network, labels: Labels) -> int:
     """Returns how many parameters of a network are not frozen."""
+    require_network(network)
     return tree.count(trainable_half(network.params, labels))
 
 

@@ -47,6 +47,6 @@ def unit_weights(network: Network, entry: str, part: str | None = None) -> np.nd
     part: only the leaves of that name (`kernel`, `scale`, `bias`, `embedding`), which
     may be none. Raises `InputError` as `select`.
     """
-    leaves, found = tree.flatten(network.params), match(network, entry)
+    found, leaves = match(network, entry), tree.flatten(network.params)
     names = [n for n in found if part in (None, n.rpartition("/")[2])]
     return np.concatenate([np.zeros(0), *(np.ravel(leaves[n]) for n in names)])

@@ -153,6 +153,7 @@ def check(
     programs: list[Program | None] = []
     for index, phase in enumerate(phases):
         require_positive(steps=phase.steps)
+        require_rules(phase.rules)
         if phase.steps != int(phase.steps) or phase.steps % settings.accumulate:
             raise InputError(
                 f"steps ({phase.steps}) must be a multiple of accumulate "
@@ -243,6 +244,20 @@ def rules_by_group(
             f"leaves are in groups {', '.join(sorted(groups))}"
         )
     return dict(sorted(rules.items()))
+
+
+def require_rules(rules: Rule | Mapping[str, Rule]) -> None:
+    """Raises `InputError` unless rules are one `Rule`, or a dict of them by group."""
+    several = isinstance(rules, Mapping)
+    for rule in rules.values() if several else [rules]:
+        if isinstance(rule, Rule):
+            continue
+        optax_s = isinstance(rule, optax.GradientTransformation)
+        name = "an optax transformation" if optax_s else f"a {type(rule).__name__}"
+        raise InputError(
+            f"rules must be a Rule or a dict of them by group, got {name}: sgd, adam and "
+            "adamw make one, with clipping, decay, schedule and warm-up"
+        )
 
 
 def transformation(

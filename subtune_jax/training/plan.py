@@ -10,7 +10,7 @@ import numpy as np
 from subtune_jax.data import batches
 from subtune_jax.data.batches import Augment, Dataset
 from subtune_jax.data.buckets import lengths
-from subtune_jax.data.inputs import require_inputs, require_numbers
+from subtune_jax.data.inputs import require_data
 from subtune_jax.errors import InputError, require_type
 from subtune_jax.labels import stages_with_batch_stats
 from subtune_jax.losses import cross_entropy
@@ -67,14 +67,10 @@ def make_plan(
     cache_bytes: how much memory the activations of a frozen prefix may take to be
     computed once; 0 turns that off.
     """
-    require_type(Network, network=network)
-    require_type(Dataset, data=data)
+    require_data(network, data, loss)
     require_key(key)
-    require_inputs(network, data)
-    require_numbers(data.y)
-    if loss is cross_entropy:
-        require_labels(network, data)
     phases = (phases,) if isinstance(phases, Phase) else tuple(phases)
+    require_type(Phase, **{f"phase {i}": phase for i, phase in enumerate(phases)})
     if phases and not any(phase.keeps for phase in phases):
         raise InputError("no phase keeps its epochs: the run would have no result")
     settings = Settings(loss, norm, dropout, accumulate)
@@ -123,16 +119,3 @@ def require_key(key: jax.Array) -> None:
     typed = hasattr(key, "dtype") and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
     if not typed or key.shape:
         raise InputError(f"key must be one jax.random.key(seed), got {dtype}")
-
-
-def require_labels(network: Network, data: Dataset) -> None:
-    """Raises `InputError` for labels that a linear head has no output for."""
-    head = network.params[network.stages[-1].name]
-    kernel = head.get("kernel") if isinstance(head, dict) else None
-    outputs = kernel.shape[-1] if getattr(kernel, "ndim", 0) == 2 else None
-    low, high = np.min(data.y), np.max(data.y)
-    if low < 0 or (outputs is not None and high >= outputs):
-        raise InputError(
-            f"labels are {low} to {high}: the network has {outputs} outputs, so labels "
-            f"0 to {(outputs or 1) - 1} are expected (see replace_head)"
-        )

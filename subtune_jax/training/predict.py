@@ -1,5 +1,7 @@
 """Outputs and scores of a network over a whole set."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,18 +10,28 @@ from subtune_jax import tree
 from subtune_jax.data import batches
 from subtune_jax.data.batches import Dataset
 from subtune_jax.data.buckets import lengths
-from subtune_jax.data.inputs import require_inputs, require_numbers
+from subtune_jax.data.inputs import require_data, require_inputs, require_pairs
+from subtune_jax.errors import require_positive
 from subtune_jax.metrics import Metric, accuracy
 from subtune_jax.network import Network
 from subtune_jax.training.step import compiled_forward
 
 
-def predict(network: Network, data: Dataset, *, batch_size: int = 256) -> np.ndarray:
+def predict(
+    network: Network, data: Dataset | Any, *, batch_size: int = 256
+) -> np.ndarray:
     """Returns the outputs for all examples, in order: stored statistics, no dropout.
 
-    Outputs per token are padded to the longest text's bucket with the lowest number.
+    data: a `Dataset`, whose targets are not read, or inputs alone. Outputs per token are
+    padded to the longest text's bucket with the lowest number. Raises `InputError` for
+    inputs that the network cannot take.
     """
-    require_inputs(network, data)
+    require_positive(batch_size=batch_size)
+    x = data.x if isinstance(data, Dataset) else data
+    rows = require_inputs(network, x)
+    if isinstance(data, Dataset):
+        require_pairs(rows, data.y)
+    data = Dataset(x, np.zeros(rows, np.int8))
     run, sizes = compiled_forward(network), lengths(data.x)
     params, stats = jax.device_put(
         (network.params, network.stats)
@@ -27,14 +39,14 @@ def predict(network: Network, data: Dataset, *, batch_size: int = 256) -> np.nda
     if sizes is not None:  # like lengths together, and back into their order
         order = np.argsort(sizes, kind="stable")
         data = data.only(order)
-    rows = [
+    parts = [
         jax.device_get(run(params, stats, tree.beside(batch.x, params)))[
             batch.weight > 0
         ]
         for batch in batches.in_order(data, batch_size)
     ]
-    made = np.concatenate(_as_wide(rows))
-    return made if sizes is None else made[np.argsort(order)]
+    outputs = np.concatenate(_as_wide(parts))
+    return outputs if sizes is None else outputs[np.argsort(order)]
 
 
 def _as_wide(rows: list[np.ndarray]) -> list[np.ndarray]:
@@ -55,5 +67,5 @@ def evaluate(
     network: Network, data: Dataset, metric: Metric = accuracy, *, batch_size: int = 256
 ) -> float:
     """Returns metric(outputs, targets) over all of `data`, each example counted once."""
-    require_numbers(data.y)
+    require_data(network, data)
     return metric(predict(network, data, batch_size=batch_size), data.y)

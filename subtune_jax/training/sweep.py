@@ -14,9 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from subtune_jax.data.batches import Batch, Dataset
+from subtune_jax.data.batches import Augment, Batch, Dataset
 from subtune_jax.data.buckets import lengths
+from subtune_jax.data.inputs import require_data
 from subtune_jax.errors import InputError, require_positive
+from subtune_jax.losses import cross_entropy
 from subtune_jax.network import Network
 from subtune_jax.training.loop import (
     DivergedError,
@@ -28,7 +30,7 @@ from subtune_jax.training.loop import (
     require_score,
     segment,
 )
-from subtune_jax.training.phases import Phase, Program
+from subtune_jax.training.phases import Phase, Program, Stages
 from subtune_jax.training.plan import Plan, make_plan
 from subtune_jax.training.resume import Epoch
 from subtune_jax.training.state import (
@@ -66,26 +68,39 @@ def sweep(
     validate: Callable[[Network], float] | None = None,
     mode: str = "max",
     chunk: int = 16,
-    **settings,
+    loss: Callable = cross_entropy,
+    norm: Stages = "stored",
+    dropout: Stages = "tuned",
+    batch_size: int = 64,
+    accumulate: int = 1,
+    augment: Augment | None = None,
 ) -> list[FitResult | ArithmeticError]:
     """Returns what `fit` gives for every lane, or the error (`DivergedError`) it would raise.
 
-    The lanes' steps are one `vmap`, scanned over `chunk` steps at a time. `settings` are
-    those of `plan.make_plan` but `place`; a frozen prefix is not cached. Raises
-    `InputError` when lanes differ in more than rates, multipliers and keys: these are
-    values, all else is the program.
+    The lanes' steps are one `vmap`, scanned over `chunk` steps at a time. The other
+    arguments are those of `fit`; lanes fill one device, and a frozen prefix is not
+    cached. Raises `InputError` when lanes differ in more than rates, multipliers and
+    keys: these are values, all else is the program.
     """
     require_positive(lanes=len(lanes), chunk=chunk)
     require_mode(mode)
-    if "place" in settings:
-        raise InputError("a sweep fills one device with its lanes: leave place out")
+    require_data(network, data)
     sizes = lengths(data.x)
     if sizes is not None:
         data = data.take(np.arange(len(data.y)))  # lanes share their batches' shapes
+    plan_of = partial(
+        make_plan,
+        network,
+        data=data,
+        loss=loss,
+        norm=norm,
+        dropout=dropout,
+        batch_size=batch_size,
+        accumulate=accumulate,
+        augment=augment,
+    )
     plans = [
-        make_plan(network, lane.phases, data, key=lane.key, **settings)._replace(
-            sizes=sizes
-        )
+        plan_of(phases=lane.phases, key=lane.key)._replace(sizes=sizes)
         for lane in lanes
     ]
     if validate is not None:

@@ -12,7 +12,7 @@ from subtune_jax.data.augmix import augmix_copies
 from subtune_jax.data.batches import Batch, Dataset
 from subtune_jax.errors import InputError
 from subtune_jax.losses import entropy, marginal_entropy
-from subtune_jax.network import Labels, Network, Stage, forward
+from subtune_jax.network import Labels, Network, Stage, forward, require_network
 from subtune_jax.training.loop import DivergedError
 from subtune_jax.training.optimizers import Rule, adam, sgd
 from subtune_jax.training.phases import Phase, Settings, Stages, check
@@ -43,6 +43,7 @@ def adapt_to_stream(
     for a phase that cannot be, or has multipliers, a schedule or a warm-up, and
     `DivergedError` when a loss or gradient is not finite.
     """
+    require_network(network)
     _require_endless(phase)
     settings = Settings(loss, norm, dropout)
     check(network, [phase], settings)

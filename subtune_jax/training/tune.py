@@ -10,9 +10,9 @@ import numpy as np
 
 from subtune_jax.data.batches import Augment, Dataset
 from subtune_jax.data.task import Task
-from subtune_jax.errors import InputError
+from subtune_jax.errors import InputError, require_type
 from subtune_jax.losses import cross_entropy
-from subtune_jax.network import Network
+from subtune_jax.network import Network, require_network
 from subtune_jax.training.loop import DivergedError, FitResult, fit
 from subtune_jax.training.mesh import Placement
 from subtune_jax.training.phases import Phase, Stages
@@ -82,6 +82,8 @@ def tune(
     other arguments are those of `fit`. Raises `InputError` for no variant, and where
     lanes meet a mesh or a checkpoint.
     """
+    require_network(network)
+    require_type(Task, task=task)
     if not variants:
         raise InputError("tune needs at least one variant to try")
     if lanes and (place is not None or checkpoint is not None):

@@ -8,7 +8,7 @@ import pytest
 from subtune_jax.cost import step_cost
 from subtune_jax.data.batches import Batch, Dataset
 from subtune_jax.data.buckets import ragged
-from subtune_jax.data.inputs import require_inputs, require_numbers
+from subtune_jax.data.inputs import require_inputs, require_targets
 from subtune_jax.errors import InputError
 from subtune_jax.selection.select import select
 from subtune_jax.training.loop import fit
@@ -70,7 +70,7 @@ def test_names_of_classes_instead_of_numbers():
         step_cost(toy.mlp(), phase, batch)
     with pytest.raises(InputError, match="the weights of a batch have shape"):
         step_cost(toy.mlp(), phase, batch._replace(y=data.y, weight=np.ones((8, 1))))
-    require_numbers(data.y)
+    require_targets(data.y)
 
 
 @pytest.mark.parametrize(
@@ -90,8 +90,8 @@ def test_names_of_classes_instead_of_numbers():
 def test_images_of_another_scale_or_shape(family, scale, message):
     network = toy.small_resnet() if family == "resnet" else toy.transformer("vit")[0]
     data = toy.images(12)
-    require_inputs(network, data)
-    require_inputs(network, data._replace(x=data.x.astype(np.float32)))
+    require_inputs(network, data.x)
+    require_inputs(network, data.x.astype(np.float32))
     changed = scale(data.x.astype(np.float32)).astype(np.float32)
     refused(network, data._replace(x=changed), message)
 
@@ -117,13 +117,13 @@ def test_ids_outside_the_tables(name, value, message):
     ids = np.clip(data.x["input_ids"], 0, 39)
     ids[0, :2] = 0, 39
     x = {**data.x, "input_ids": ids, "token_type_ids": np.zeros_like(ids)}
-    require_inputs(network, data._replace(x=x))
+    require_inputs(network, x)
     x[name] = x[name].copy()
     x[name][2, 3] = value
     refused(network, data._replace(x=x), message)
     rows = {key: ragged(list(values), (8,)) for key, values in x.items()}
     with pytest.raises(InputError, match=message):
-        require_inputs(network, data._replace(x=rows))
+        require_inputs(network, rows)
 
 
 def test_an_array_where_texts_are_expected():
