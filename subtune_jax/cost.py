@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from subtune_jax import tree
 from subtune_jax.data.batches import Batch
 from subtune_jax.dry_run import output_shapes
+from subtune_jax.errors import InputError
 from subtune_jax.flops import contraction_flops, trained_flops
 from subtune_jax.labels import FROZEN, lowest_trainable
 from subtune_jax.losses import cross_entropy, require_rows
@@ -63,6 +64,8 @@ def step_cost(
         jax.random.key(0),
     )
     frozen = network.params
+    if program is None:
+        raise InputError("what the phase trains is only known when it begins")
     compiled = compiled_step(program).lower(state, frozen, batch).compile()
     labels = trained_labels(state.trainable, phase.labels)
     return Cost(

@@ -67,7 +67,7 @@ def _unwrapped(value: Any) -> Any:
     return value
 
 
-def _held(value: Any) -> list | dict | None:
+def _held(value: Any) -> list | Mapping | None:
     """Returns what makes a value another than those of its name; `None` if nothing."""
     if isinstance(value, type):
         return None
@@ -107,7 +107,7 @@ def _of_module(path: str, module: Any, names: list[str]) -> dict[str, Any]:
         return {}
     if _installed(getattr(module, "__file__", None) or "<frozen"):
         return {}
-    found = {}
+    found: dict[str, Any] = {}
     for name in names:
         if hasattr(module, name) and path.count(".") < 4:
             value = getattr(module, name)

@@ -85,7 +85,7 @@ def per_example(loss: Callable, outputs: Any, targets: Any) -> jax.Array:
     return values
 
 
-def weighted_mean(values: jax.Array, weight: jax.Array) -> jax.Array:
+def weighted_mean(values: jax.Array, weight: Any) -> jax.Array:
     """Returns sum(weight * values) / sum(weight), both float[batch]."""
     return jnp.sum(values * weight) / jnp.sum(weight)
 

@@ -122,8 +122,9 @@ def forward(
     """
     stats = dict(stats)
     for index, (name, apply) in list(enumerate(stages))[start:stop]:
-        draws = key is not None and (dropout is None or name in dropout)
-        stage_key = jax.random.fold_in(key, first + index) if draws else None
+        stage_key = None
+        if key is not None and (dropout is None or name in dropout):
+            stage_key = jax.random.fold_in(key, first + index)
         x, stats[name] = apply(
             params[name], stats[name], x, batch_stats=name in batch_stats, key=stage_key
         )

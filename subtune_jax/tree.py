@@ -26,6 +26,12 @@ def flatten(tree: Tree) -> dict[str, Any]:
     return {path(keys): leaf for keys, leaf in jax.tree.leaves_with_path(tree)}
 
 
+def alike(one: Tree, other: Tree) -> bool:
+    """Returns whether two trees have the same structure."""
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (one, other)]
+    return structures[0] == structures[1]
+
+
 def unflatten(flat: Mapping[str, Any]) -> dict:
     """Returns the nested dict of `{path: leaf}`; the inverse of `flatten`."""
     tree: dict = {}

@@ -113,6 +113,17 @@ def test_every_public_name_is_there_and_documented(name):
             assert value.__doc__, f"{name}.{key}"
 
 
+@pytest.mark.parametrize("name", ["", *subtune_jax.NAMESPACES])
+def test_every_public_function_has_types(name):
+    module = getattr(subtune_jax, name) if name else subtune_jax
+    for key, value in public(module).items():
+        if inspect.isfunction(value):
+            signature = inspect.signature(value)
+            types = [p.annotation for p in signature.parameters.values()]
+            types.append(signature.return_annotation)
+            assert inspect.Signature.empty not in types, f"{name}.{key}"
+
+
 def studies_and_pages():
     """Yields (name, source) of every study, and of every block of code in the pages."""
     for file in sorted((PACKAGE.parent / "experiments").glob("*.py")):

@@ -40,7 +40,7 @@ def augmix_copies(
 def _mixed(x: np.ndarray, chains: int, rng: np.random.Generator) -> np.ndarray:
     weights, m = rng.dirichlet(np.ones(chains)), rng.beta(1, 1)
     mix = sum(w * _chain(x, rng) for w in weights)
-    return np.uint8(np.round(m * x + (1 - m) * mix))
+    return np.round(m * x + (1 - m) * mix).astype(np.uint8)
 
 
 def _chain(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:

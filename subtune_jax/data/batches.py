@@ -18,7 +18,7 @@ class Dataset(NamedTuple):
     x: Any
     y: np.ndarray
 
-    def take(self, index: Sequence[int] | np.ndarray) -> "Dataset":
+    def take(self, index: Sequence[int] | np.ndarray | slice) -> "Dataset":
         """Returns the examples at `index`, in that order."""
         return Dataset(jax.tree.map(lambda leaf: leaf[index], self.x), self.y[index])
 

@@ -171,7 +171,8 @@ def _parts(
 
 def _alike(groups: list[list[str]], half: int) -> tuple[list[str], list[str]]:
     """Shares every group between the sides."""
-    source, target = [], []
+    source: list[str] = []
+    target: list[str] = []
     for group in groups:
         cut = min(len(group) // 2, half - len(source))
         if len(group) == 1:
@@ -184,7 +185,9 @@ def _alike(groups: list[list[str]], half: int) -> tuple[list[str], list[str]]:
 
 def _apart(groups: list[list[str]], half: int) -> tuple[list[str], list[str]]:
     """Gives every group to one side, as far as it has room; the rest fills up."""
-    source, target, spare = [], [], []
+    source: list[str] = []
+    target: list[str] = []
+    spare: list[str] = []
     for group in groups:
         if len(source) <= len(target) and len(source) < half:
             side = source

@@ -33,13 +33,13 @@ def crop_and_flip(padding: int = 4) -> Callable:
         around = ((0, 0), (padding, padding), (padding, padding), (0, 0))
         padded = np.pad(images, around)
         corners = rng.integers(0, 2 * padding + 1, (n, 2))
-        flips = rng.random(n) < 0.5
+        flips = np.less(rng.random(n), 0.5)
         crops = [
             image[top : top + height, left : left + width]
             for image, (top, left) in zip(padded, corners, strict=True)
         ]
         return np.stack(
-            [c[:, ::-1] if f else c for c, f in zip(crops, flips, strict=True)]
+            [crop[:, ::-1] if flips[i] else crop for i, crop in enumerate(crops)]
         )
 
     return augment

@@ -30,7 +30,7 @@ def records(
     import tensorflow_datasets as tfds  # a second of imports, only when used
 
     builder = tfds.builder_from_directory(folder)
-    part = re.match(r"\w*", split)[0]
+    (part,) = re.findall(r"^\w*", split)
     if part not in builder.info.splits:
         raise InputError(
             f"{name} has no split {part!r}: expected one of "

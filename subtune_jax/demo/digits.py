@@ -67,7 +67,14 @@ def digits_network(shift: Shift, norm: str = "group") -> Network:
     phase = Phase(select(network, {"all": [".*"]}), rule, STEPS)
 
     def train() -> Network:
-        settings = {"norm": "batch", "progress": False}
-        return fit(network, phase, source, key=jax.random.key(1), **settings).network
+        run = fit(
+            network,
+            phase,
+            source,
+            key=jax.random.key(1),
+            norm="batch",
+            progress=False,
+        )
+        return run.network
 
     return cached(f"digits-{key}", network, train)

@@ -64,13 +64,14 @@ VERSION = 2
 def sentences(modules: tuple[str, ...]) -> tuple[list[str], np.ndarray]:
     """Returns the first sentences of the modules' docstrings, each once, and their
     module's number."""
-    home, found = Path(sysconfig.get_paths()["stdlib"]), {}
+    home = Path(sysconfig.get_paths()["stdlib"])
+    numbers: dict[str, int] = {}
     for number, module in enumerate(modules):
         files = sorted([*home.glob(f"{module}.py"), *home.glob(f"{module}/**/*.py")])
         for file in files:
             for sentence in _docstrings(file):
-                found.setdefault(sentence, number)
-    return list(found), np.array(list(found.values()), np.int32)
+                numbers.setdefault(sentence, number)
+    return list(numbers), np.array(list(numbers.values()), np.int32)
 
 
 def _docstrings(file: Path) -> list[str]:

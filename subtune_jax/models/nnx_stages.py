@@ -28,9 +28,8 @@ def split_stages(
     stages, params, stats = [], {}, {}
     _require_untied(modules)
     for name, module in modules.items():
-        graph, weights, statistics, rest = nnx.split(
-            module, nnx.Param, nnx.BatchStat, ...
-        )
+        graph, *states = nnx.split(module, nnx.Param, nnx.BatchStat, ...)
+        weights, statistics, rest = states
         _require_random(name, rest)
         params[name], weight_keys = _plain(weights)
         stats[name], stat_keys = _plain(statistics)

@@ -183,7 +183,9 @@ def units(config: ResNetConfig) -> UnitTable:
     final norm is in no block, and the head is called `last`.
     """
     n = len(config.blocks)
-    blocks = {f"block{s}": (f"block{s}_\\d+",) for s in range(1, n + 1)}
+    blocks: dict[str, tuple[str, ...]] = {
+        f"block{s}": (f"block{s}_\\d+",) for s in range(1, n + 1)
+    }
     blocks["block1"] = ("stem", *blocks["block1"])
     final = ("pool",) if config.preactivation else ()  # else pooling has no parameters
     fine = [

@@ -194,5 +194,5 @@ def units(config: ViTConfig) -> UnitTable:
     fine = {name: (name,) for name in ("embeddings", *layers, "pooler", "head")}
     surgical = {"embedding": ("embeddings",), "first3": tuple(layers[:3])}
     surgical |= {"last3": tuple(layers[-3:]), "last": ("head",)}
-    every = {"fine": fine, "kinds": kinds(r"layer_\d+") | embeddings | ends}
+    every: dict = {"fine": fine, "kinds": kinds(r"layer_\d+") | embeddings | ends}
     return every | {"surgical": surgical} | {name: kinds(name) for name in layers}

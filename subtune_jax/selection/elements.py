@@ -22,7 +22,9 @@ def magnitudes(params: Params, labels: Labels, group: str) -> Elements:
     return of_group(params, labels, group, np.abs)
 
 
-def of_group(params: Params, labels: Labels, group: str, f=np.asarray) -> Elements:
+def of_group(
+    params: Params, labels: Labels, group: str, f: Callable = np.asarray
+) -> Elements:
     """Returns f(leaf) of a group's leaves as flat arrays, by path.
 
     `params` may be any tree like the parameters, as the squares of gradients

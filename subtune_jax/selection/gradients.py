@@ -31,7 +31,7 @@ class Moments(NamedTuple):
     """Of the gradients g of the rows of a batch: their number, and half trees of their
     mean and of sum (g - mean g)^2."""
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # hides tuple.count
     mean: Any
     spread: Any
 

@@ -90,7 +90,7 @@ def _multipliers(
     found = score(network, islice(stream, batches), groups=groups)
     scaled = normalized(found, normalization)
     units = {path: unit for unit, found in groups.items() for path in found}
-    return {path: scaled.get(units.get(path), 0.0) for path in paths}
+    return {path: scaled.get(units.get(path, ""), 0.0) for path in paths}
 
 
 def _groups(

@@ -261,7 +261,7 @@ def _official_ratios(grad: jax.Array) -> jax.Array:
     )
 
 
-def _by_name(values: Any, groups: Groups | None) -> Score:
+def _by_name(values: Any, groups: Mapping[str, Sequence[str]] | None) -> Score:
     """Returns a tree of scalars by path, or summed by unit; one transfer for all.
 
     Units without a leaf that is scored are left out.

@@ -18,7 +18,7 @@ class Statistics(NamedTuple):
     outliers, NaN for weights that are all the same.
     """
 
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count
     l2: float
     rms: float
     mean: float

@@ -109,7 +109,8 @@ def fit(
     accumulate, augment, place, cache_bytes: see `plan.make_plan`.
 
     With a `checkpoint` folder the run is saved every `checkpoint_seconds` and at its end,
-    and the same call continues it, or returns at once when it had ended. watch(network)
+    and the same call continues it, or returns at once when it had ended; with more steps
+    in a last phase of constant rates it goes on from there. watch(network)
     -> JSON values is called with the live network before the first step, at the end of
     every phase, and at `watch_at`: `epoch`, `step`, or watch_at(step) -> bool (see
     `watch.early_then_log`); a resumed run has each record once. progress: whether to show
@@ -137,7 +138,7 @@ def fit(
     due = rule_of(watch_at, plan.per_epoch, plan.ends)
     scored = None if validate is None else mode
     journal = resume.journal(
-        plan, checkpoint and Path(checkpoint), checkpoint_seconds, scored
+        plan, Path(checkpoint) if checkpoint else None, checkpoint_seconds, scored
     )
     kept, history = journal.kept, journal.history
     scores, records = history.scores, history.records
@@ -286,7 +287,8 @@ def refreshed(plan: Plan, running: Running, state: State, step: int) -> State:
     if phase.reset_moments:
         opt_state = reset_moments(opt_state)
     owners = tree.owners(state.trainable, plan.network.params)
-    stream = map(plan.place, segment(plan, running.index, step, plan.data))
+    epoch = segment(plan, running.index, step, plan.data)
+    stream = (plan.place(batch) for batch in epoch)
     network = live_network(plan, running, state)
     factors = phase.multipliers(network, stream, list(dict.fromkeys(owners.values())))
     by_leaf = {

@@ -143,7 +143,7 @@ class MoveState(NamedTuple):
     1 until set. All others are float32 scalars.
     """
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # hides tuple.count
     direction: Any
     multipliers: Tree
     learning_rate: jax.Array

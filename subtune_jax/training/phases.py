@@ -159,7 +159,7 @@ def check(
                 f"steps ({phase.steps}) must be a multiple of accumulate "
                 f"({settings.accumulate})"
             )
-        if jax.tree.structure(phase.labels) != jax.tree.structure(network.params):
+        if not tree.alike(phase.labels, network.params):
             raise InputError(f"the labels of phase {index} are of another network")
         if set(jax.tree.leaves(phase.labels)) <= {FROZEN}:
             raise InputError(f"phase {index} trains nothing: every leaf is frozen")
@@ -173,7 +173,8 @@ def check(
             programs.append(None)
             continue
         shapes = parts_shapes(network, phase).trainable
-        leaves = programs[-1].leaves if programs else ()
+        before = programs[-1] if programs else None
+        leaves = () if before is None else before.leaves
         programs.append(make_program(network, phase, shapes, settings, index, leaves))
     return programs
 
@@ -248,8 +249,7 @@ def rules_by_group(
 
 def require_rules(rules: Rule | Mapping[str, Rule]) -> None:
     """Raises `InputError` unless rules are one `Rule`, or a dict of them by group."""
-    several = isinstance(rules, Mapping)
-    for rule in rules.values() if several else [rules]:
+    for rule in rules.values() if isinstance(rules, Mapping) else [rules]:
         if isinstance(rule, Rule):
             continue
         optax_s = isinstance(rule, optax.GradientTransformation)

@@ -145,8 +145,12 @@ def _ragged_features(
     network: Network, stop: int, data: Dataset, batch_size: int
 ) -> Dataset:
     first = first_ragged(data.x)
+    assert first is not None  # the caller has ragged inputs
     order = np.argsort(first.lengths, kind="stable")  # like lengths together
-    run, made = compiled_forward(network, 0, stop), []
+    run = compiled_forward(network, 0, stop)
+    made: list[
+        list[np.ndarray]
+    ] = []  # by text, in this order, the leaves of its features
     wide = _at_widths(data)
     shapes = [
         jax.eval_shape(run, network.params, network.stats, x) for x in wide.values()

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from subtune_jax import tree
+from subtune_jax.errors import InputError
 from subtune_jax.network import Network
 from subtune_jax.training import checkpoints
 from subtune_jax.training.checkpoints import Arrays, Saved, packed, unpacked
@@ -91,6 +91,11 @@ def journal(
         begin, history = first_snapshot(plan), History([], [], [])
         checkpoints.save(folder, _packed(plan, begin, None, history, who))
         return Journal(begin, None, history, save)
+    if found.step > plan.ends[-1]:
+        raise InputError(
+            f"the checkpoint in {folder} has {found.step} steps of this run, and "
+            f"{plan.ends[-1]} are asked for: ask for as many or more, or give another folder"
+        )
     # Ended: there is nothing to save again. With logs, its last epoch is still to score.
     if found.step == plan.ends[-1] and not found.facts["logs"]:
         print(
@@ -159,7 +164,7 @@ def _unpacked(plan: Plan, saved: Saved) -> tuple[Snapshot, Epoch | None, History
         step=unpacked("state/step", arrays, jax.numpy.int32(0)),
         key=unpacked("state/key", arrays, plan.key),
     )
-    logs = [Logs(np.float32(a), np.float32(b), bool(c)) for a, b, c in facts["logs"]]
+    logs = [Logs(*map(jax.numpy.asarray, log)) for log in facts["logs"]]
     snapshot = Snapshot(saved.step, Running(index, program, since), state, logs)
     history = History(
         list(facts["scores"]),
@@ -175,7 +180,9 @@ def _unpacked(plan: Plan, saved: Saved) -> tuple[Snapshot, Epoch | None, History
         ),
         stats=unpacked("kept/stats", arrays, plan.network.stats),
     )
-    kept = Epoch(*facts["kept"], network, _subtree("kept/trainable", arrays))
+    number, step, loss, grad_norm = facts["kept"]
+    tuned = _subtree("kept/trainable", arrays)
+    kept = Epoch(number, step, loss, grad_norm, network, tuned)
     return snapshot, kept, history
 
 

@@ -43,7 +43,7 @@ class State(NamedTuple):
 class Running(NamedTuple):
     """A phase that runs: its index, its program, and the first phase of its tuning."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index
     program: Program
     tuned_since: int = 0
 
@@ -144,8 +144,9 @@ def _goes_on(
     back that rests under a tuning before this one.
     """
     old, new = tree.flatten(whole.fixed), tree.flatten(begun.fixed)
-    forms, others = _forms(whole, params), _forms(begun, params)
-    same = all(forms[leaf] == others[leaf] for leaf in forms.keys() & others.keys())
+    forms, next_forms = _forms(whole, params), _forms(begun, params)
+    shared = forms.keys() & next_forms.keys()
+    same = all(forms[leaf] == next_forms[leaf] for leaf in shared)
     same &= all(
         old[path].shape == new[path].shape and bool((old[path] == new[path]).all())
         for path in old.keys() & new.keys()

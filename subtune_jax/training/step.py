@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -76,7 +76,7 @@ def train_step(
 
 
 @lru_cache(PROGRAMS)
-def compiled_step(program: Program) -> Callable:
+def compiled_step(program: Program) -> Any:
     """Returns the jitted `(state, frozen, batch) -> (state, logs)`; the state is donated."""
     return jax.jit(partial(train_step, program), donate_argnums=0)
 

@@ -245,7 +245,7 @@ def _progress(
     try:
         point = finished_epoch(plan, running, state, step, own)
     except DivergedError as error:
-        error.kept = None if before.kept is None else _fit(before)
+        error.kept = None if before.kept is None else _fit(before, before.kept)
         return before._replace(diverged=error)
     before = before._replace(epochs=(*before.epochs, EpochLog(*point[:4])))
     if not plan.phases[running.index].keeps:
@@ -257,10 +257,9 @@ def _progress(
     return before._replace(kept=kept, scores=(*before.scores, score))
 
 
-def _fit(now: Progress) -> FitResult:
-    point = now.kept
+def _fit(now: Progress, kept: Epoch) -> FitResult:
     scores = list(now.scores)
-    return FitResult(point.network, point.trainable, point.number, scores, now.epochs)
+    return FitResult(kept.network, kept.trainable, kept.number, scores, now.epochs)
 
 
 def _result(now: Progress) -> FitResult | ArithmeticError:
@@ -268,7 +267,7 @@ def _result(now: Progress) -> FitResult | ArithmeticError:
         return now.diverged
     if now.kept is None:
         return ArithmeticError(f"no epoch had a validation score: {now.scores}")
-    return _fit(now)
+    return _fit(now, now.kept)
 
 
 def _stacked(values: Sequence, stack: Callable = jnp.stack) -> Any:

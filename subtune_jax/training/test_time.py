@@ -180,9 +180,8 @@ def _require_endless(phase: Phase) -> None:
     no epochs and no end, and a schedule would have run out after the first input."""
     if phase.multipliers is not None:
         raise InputError("multipliers are refreshed by epochs: a stream has none")
-    alone = isinstance(phase.rules, Rule)
-    rules = [phase.rules] if alone else phase.rules.values()
-    for rule in rules:
+    rules = phase.rules
+    for rule in [rules] if isinstance(rules, Rule) else rules.values():
         if rule.schedule != "constant" or rule.warmup:
             given = "a warm-up" if rule.warmup else f"the schedule {rule.schedule!r}"
             raise InputError(

@@ -1,7 +1,7 @@
 """Variants of a method tried on validation data, the best of which is tested once."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,7 +45,7 @@ class Tuned(NamedTuple):
     @property
     def network(self) -> Network:
         """The chosen network; raises `ArithmeticError` where every run diverged."""
-        if self.best is None:
+        if self.best is None or self.best.network is None:
             raise ArithmeticError("every run diverged: try lower learning rates")
         return self.best.network
 
@@ -91,8 +91,14 @@ def tune(
     alone = place is None and checkpoint is None and len(variants) > 1
     if lanes is None:
         lanes = alone and jax.default_backend() != "cpu"
-    settings = {"loss": loss, "norm": norm, "dropout": dropout, "augment": augment}
-    settings |= {"batch_size": batch_size, "accumulate": accumulate}
+    settings: dict[str, Any] = {
+        "loss": loss,
+        "norm": norm,
+        "dropout": dropout,
+        "batch_size": batch_size,
+        "accumulate": accumulate,
+        "augment": augment,
+    }
 
     def score(candidate: Network) -> float:
         return evaluate(candidate, task.validation, task.metrics["validation"])
@@ -103,27 +109,40 @@ def tune(
         for trial in trials:
             progress(trial)
         return Tuned(best_of(trials), trials)
-    trials = []
+
+    def run(variant: Any, phases: Phase | Sequence[Phase]) -> FitResult:
+        return fit(
+            network,
+            phases,
+            task.train,
+            key=key,
+            validate=score,
+            place=place,
+            progress=False,  # `tune` has its own
+            checkpoint=Path(checkpoint) / slug(variant) if checkpoint else None,
+            **settings,
+        )
+
+    trials = tuple(_one_by_one(run, variants, phases_of, progress))
+    return Tuned(best_of(trials), trials)
+
+
+def _one_by_one(
+    run: Callable[[Any, Any], FitResult],
+    variants: Sequence[Any],
+    phases_of: Callable,
+    progress: Callable[[Trial], None],
+) -> Iterator[Trial]:
     for variant in variants:
         begin, phases = time.perf_counter(), phases_of(variant)
+        result: FitResult | ArithmeticError
         try:
-            result = fit(
-                network,
-                phases,
-                task.train,
-                key=key,
-                validate=score,
-                place=place,
-                progress=False,  # `progress` tells of each run
-                checkpoint=checkpoint and Path(checkpoint) / slug(variant),
-                **settings,
-            )
+            result = run(variant, phases)
         except ArithmeticError as error:
             result = error
-        seconds = time.perf_counter() - begin
-        trials.append(trial_of(variant, phases, result, seconds))
-        progress(trials[-1])
-    return Tuned(best_of(trials), tuple(trials))
+        trial = trial_of(variant, phases, result, time.perf_counter() - begin)
+        progress(trial)
+        yield trial
 
 
 def slug(variant: Any) -> str:
@@ -159,17 +178,20 @@ def trial_of(
     before that counts, if there was one."""
     phases = (phases,) if isinstance(phases, Phase) else phases
     status, steps = "ok", sum(phase.steps for phase in phases)
+    kept = result if isinstance(result, FitResult) else None
     if isinstance(result, ArithmeticError):
         status = "diverged"
         steps = getattr(result, "step", steps)
-        result = result.kept if isinstance(result, DivergedError) else None
-    if result is None:
+        kept = result.kept if isinstance(result, DivergedError) else None
+    if kept is None:
         return Trial(variant, None, 0, status, steps, seconds, None)
-    value = float(np.nanmax(result.scores))
-    return Trial(variant, value, result.epoch, status, steps, seconds, result.network)
+    value = float(np.nanmax(kept.scores))
+    return Trial(variant, value, kept.epoch, status, steps, seconds, kept.network)
 
 
 def best_of(trials: Sequence[Trial]) -> Trial | None:
     """Returns the trial with the highest score, the first of equals; `None` without one."""
-    scored = [trial for trial in trials if trial.value is not None]
-    return max(scored, key=lambda trial: trial.value) if scored else None
+    scored = [
+        (trial.value, -i) for i, trial in enumerate(trials) if trial.value is not None
+    ]
+    return trials[-max(scored)[1]] if scored else None

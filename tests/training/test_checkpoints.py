@@ -134,6 +134,41 @@ def test_a_finished_run_is_returned_without_a_step(tmp_path, monkeypatch):
         chex.assert_trees_all_equal(one, two)
 
 
+def longer(folder, steps, rule):
+    network = toy.mlp()
+    plan = [
+        Phase(select(network, {"g": ["head"]}), rule, 5),
+        Phase(select(network, {"g": ["two", "head"]}), rule, steps),
+    ]
+    data, settings = toy.points(32), {"key": KEY, "batch_size": 8}
+    return fit(network, plan, data, checkpoint=folder, **settings)
+
+
+def test_more_steps_on_the_same_run_continue_it(tmp_path):
+    rule = adam(1e-2, clip_norm=1.0, warmup=2)
+    short = longer(tmp_path / "short", 9, rule)  # ends inside an epoch of 4 steps
+    assert [log.step for log in short.epochs] == [4, 8, 12, 14]
+    more = longer(tmp_path / "short", 20, rule)
+    whole = longer(tmp_path / "whole", 20, rule)
+    chex.assert_trees_all_equal(more.network.params, whole.network.params)
+    chex.assert_trees_all_equal(more.trainable, whole.trainable)
+    # The epoch in which the short run ended has two entries: its two parts.
+    assert [log.step for log in more.epochs] == [4, 8, 12, 14, 16, 20, 24, 25]
+    assert more.epochs[:4] == short.epochs
+    assert more.epochs[5:] == whole.epochs[4:]
+    message = "has 25 steps of this run, and 14 are asked for: ask for as many or more"
+    with pytest.raises(InputError, match=message):
+        longer(tmp_path / "short", 9, rule)
+
+
+def test_a_schedule_ends_with_its_steps_and_cannot_be_continued(tmp_path):
+    rule = adam(1e-2, schedule="cosine")
+    longer(tmp_path, 9, rule)
+    message = r"these differ: steps \(of a phase before the last, or under a schedule\)"
+    with pytest.raises(InputError, match=message):
+        longer(tmp_path, 20, rule)
+
+
 def test_only_what_trains_is_saved(tmp_path):
     network = toy.small_resnet("batch")
     run(network, str(tmp_path), seconds=1e9)  # at the end only

@@ -179,7 +179,8 @@ CHANGES = {
     "the labels of leaves": lambda: {"labels": ["two/kernel"]},
     "the loss": lambda: {"loss": twice},
     "the rate": lambda: {"rules": sgd(0.2)},
-    "the steps": lambda: {"steps": 9},
+    "a schedule": lambda: {"rules": sgd(0.1, schedule="cosine")},
+    "its steps": lambda: {"rules": sgd(0.1, schedule="cosine"), "steps": 9},
     "multipliers": lambda: {"multipliers": factors(1.0)},
     "other multipliers": lambda: {"multipliers": factors(2.0)},
     "moments": lambda: {"reset_moments": True},
@@ -209,6 +210,7 @@ def test_whatever_a_result_depends_on_is_another_recipe():
     recipes["the lowest score"] = recipe_of(plan(), "min")
     assert len(set(recipes.values())) == len(recipes)
     assert recipe_of(plan()) == recipes["nothing"]
+    assert recipe_of(plan(steps=9)) == recipes["nothing"]  # more of them continue it
     assert len({identity(plan(**make()))["base"] for make in CHANGES.values()}) == 1
 
 

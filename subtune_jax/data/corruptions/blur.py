@@ -17,7 +17,7 @@ def frosted_glass_blur(x: np.ndarray, c: tuple, rng: np.random.Generator) -> np.
     As the original: its swap acts on views of one array, so it copies one way.
     """
     sigma, reach, passes = c
-    x = np.uint8(gaussian_blur(x, sigma, rng) * 255)
+    x = (gaussian_blur(x, sigma, rng) * 255).astype(np.uint8)
     height, width = x.shape[:2]
     for _ in range(passes):
         for h in range(height - reach, reach, -1):
@@ -39,7 +39,8 @@ def defocus_blur(x: np.ndarray, c: tuple, rng: np.random.Generator) -> np.ndarra
 
 def motion_blur(x: np.ndarray, c: tuple, rng: np.random.Generator) -> np.ndarray:
     """One-sided Gaussian along a random angle of -45 to 45 degrees; c = (radius, sigma)."""
-    return moved(x, *c, rng.uniform(-45, 45))
+    radius, sigma = c
+    return moved(x, radius, sigma, rng.uniform(-45, 45))
 
 
 def moved(x: np.ndarray, radius: int, sigma: float, angle: float) -> np.ndarray:

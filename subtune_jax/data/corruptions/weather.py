@@ -13,8 +13,18 @@ LUMA = np.array([0.299, 0.587, 0.114])
 WATER, MUD = np.array([175, 238, 238]) / 255, np.array([63, 42, 20]) / 255
 # Mean colors of the original's five frost photographs (two are one picture), and the
 # standard deviation within their crops; measured.
-FROSTS = ((78, 149, 166), (201, 205, 214), (201, 205, 214), (138, 153, 165))
-FROSTS = np.array([*FROSTS, (112, 123, 135)]) / 255
+FROSTS = (
+    np.array(
+        [
+            [78, 149, 166],
+            [201, 205, 214],
+            [201, 205, 214],
+            [138, 153, 165],
+            [112, 123, 135],
+        ]
+    )
+    / 255
+)
 FROST_SPREAD = 17 / 255
 
 
@@ -55,7 +65,8 @@ def plasma(size: int, decay: float, rng: np.random.Generator) -> np.ndarray:
 
 def frost(x: np.ndarray, c: tuple, rng: np.random.Generator) -> np.ndarray:
     """c[0] x + c[1] ice. The ice is generated: the original crops photographs."""
-    return c[0] * x + c[1] * _ice(*x.shape, rng)
+    height, width, channels = x.shape
+    return c[0] * x + c[1] * _ice(height, width, channels, rng)
 
 
 def _ice(
@@ -99,7 +110,7 @@ def spatter(x: np.ndarray, c: tuple, rng: np.random.Generator) -> np.ndarray:
         mask = ndimage.gaussian_filter(mask, c[4], mode="nearest")[..., None]
         mask[mask < 0.8] = 0
         return x * (1 - mask) + mask * _tint(MUD, x.shape[-1])
-    gloss = _gloss(np.uint8(np.clip(liquid, 0, 1) * 255))
+    gloss = _gloss((np.clip(liquid, 0, 1) * 255).astype(np.uint8))
     drops = c[4] * gloss / max(gloss.max(), 1e-12)
     return x + drops[..., None] * _tint(WATER, x.shape[-1])
 
@@ -110,9 +121,9 @@ def _gloss(liquid: np.ndarray) -> np.ndarray:
     far = (
         ndimage.distance_transform_edt(~rims) if rims.any() else np.full(rims.shape, 20)
     )
-    level = np.uint8(ndimage.uniform_filter(np.minimum(far, 20.0), 3, mode="mirror"))
+    near = ndimage.uniform_filter(np.minimum(far, 20.0), 3, mode="mirror")
     relief = [[-2, -1, 0], [-1, 1, 1], [0, 1, 2]]
-    light = ndimage.correlate(_equalized(level), relief, mode="mirror")
+    light = ndimage.correlate(_equalized(near.astype(np.uint8)), relief, mode="mirror")
     return liquid * ndimage.uniform_filter(np.clip(light, 0, 255), 3, mode="mirror")
 
 

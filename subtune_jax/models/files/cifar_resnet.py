@@ -8,7 +8,7 @@ import jax
 from subtune_jax.errors import InputError, unknown
 from subtune_jax.models.files.convert import CONV, LINEAR, Family, Name, norm_names
 from subtune_jax.models.resnet import ResNetConfig, resnet
-from subtune_jax.network import Pixels
+from subtune_jax.network import Pixels, Source
 
 CIFAR_RESNET = [
     Name(r"conv1\.weight", "params/stem/conv/kernel", CONV),
@@ -51,5 +51,5 @@ def resnet_family(config: Mapping[str, Any], options: Mapping[str, Any]) -> Fami
         )
     network = resnet(made, jax.random.key(0))
     height, width, channels = config["input_size"]
-    source = network.source._replace(reads=Pixels(channels, (height, width)))
+    source = Source(Pixels(channels, (height, width)))
     return Family(network._replace(source=source), CIFAR_RESNET)

@@ -86,18 +86,18 @@ def filled(
     found: dict[str, np.ndarray] = {}
     unexpected, misshapen = [], []
     for name, tensor in tensors.items():
-        known = _known(name, table)
-        path = None if known is None else known.path
+        ours = _known(name, table)
+        path = None if ours is None else ours.path
         if path in kept or (path or "").split("/")[1:2] == [fresh]:
             continue
-        if path not in wanted or (known.used and path in found):
+        if ours is None or path not in wanted or (ours.used and path in found):
             unexpected.append(name)
-        elif known.used:
-            value = _laid_out(tensor, known.axes)
+        elif ours.used:
+            value = _laid_out(tensor, ours.axes)
             found[path], shape = value, wanted[path].shape
             if value.shape != shape or value.dtype.kind not in "fV":
-                said = f"{name} {value.dtype}{list(value.shape)}"
-                misshapen.append(f"{said} (expected float{list(shape)} in our layout)")
+                given = f"{name} {value.dtype}{list(value.shape)}"
+                misshapen.append(f"{given} (expected float{list(shape)} in our layout)")
     problems = {
         "missing": sorted(wanted.keys() - found.keys()),
         "unexpected": unexpected,

@@ -121,8 +121,8 @@ TIMM = {
     "huge": (1280, 32, 16),
 }
 TIMM_POOLINGS = {"token": "cls", "avg": "mean"}
-TIMM_OPTIONS = ("embed_dim", "patch_size", "depth", "num_heads", "mlp_ratio")
-TIMM_OPTIONS += ("class_token", "global_pool")
+TIMM_SIZES = ("embed_dim", "patch_size", "depth", "num_heads", "mlp_ratio")
+TIMM_OPTIONS = (*TIMM_SIZES, "class_token", "global_pool")
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -183,7 +183,11 @@ def hugging_face_config(
 def clip_config(config: Mapping[str, Any], images: Mapping[str, Any]) -> ViTConfig:
     """Returns the image tower of a `clip` or `clip_vision_model` configuration, as
     `hugging_face_config`; what it leaves out is CLIP ViT-B/32's."""
-    base = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
+    base: dict[str, Any] = {
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+    }
     base |= {"intermediate_size": 3072, "image_size": 224, "patch_size": 32}
     base |= {"layer_norm_eps": 1e-5, "hidden_act": "quick_gelu"}
     tower = base | dict(config.get("vision_config") or config)
@@ -198,14 +202,14 @@ def clip_config(config: Mapping[str, Any], images: Mapping[str, Any]) -> ViTConf
     )
 
 
-def _pixels(images: Mapping[str, Any], mean: tuple, std: tuple) -> dict[str, tuple]:
+def _pixels(images: Mapping[str, Any], mean: tuple, std: tuple) -> dict[str, Any]:
     if not images.get("do_normalize", True):
         return {"mean": (0.0,), "std": (1.0,)}
     given = images.get("image_mean", mean), images.get("image_std", std)
     return {"mean": tuple(given[0]), "std": tuple(given[1])}
 
 
-def _sizes(config: Mapping[str, Any]) -> dict[str, int]:
+def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "image_size": _side(config["image_size"]),
         "patch_size": _side(config["patch_size"]),
