@@ -1,10 +1,10 @@
 """Which elements of the selected leaves to tune: `{path: indices}` for `fixed_mask`.
 
-Papers/transformer_modules.md 3.3 (reconstructed there: the paper's definition of its
-high-magnitude weights was not read).
+After the high-magnitude weights of AkbarTajari et al. 2022; how the paper chooses them was
+not read, and is reconstructed here (see docs/methods.md).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
