@@ -135,13 +135,13 @@ def profiles(
     rows: Sequence[Row], units: Sequence[str]
 ) -> dict[tuple[str, int], dict[str, float]]:
     """Returns `{(task, seed): {unit: validation accuracy}}`, at the best learning rate."""
-    found: dict[tuple[str, int], dict[str, float]] = {}
+    scores: dict[tuple[str, int], dict[str, float]] = {}
     for row in rows:
         unit = row.get("method")
         if row["split"] == "validation" and unit in units and row["value"] is not None:
-            profile = found.setdefault((row["task"], row["seed"]), {})
+            profile = scores.setdefault((row["task"], row["seed"]), {})
             profile[unit] = max(profile.get(unit, 0.0), row["value"])
-    return found
+    return scores
 
 
 def measured_rows(rows: Sequence[Row], config: Config) -> Sequence[Row]:

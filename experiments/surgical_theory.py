@@ -79,10 +79,10 @@ def rows(settings: Settings, task: None, job: Job, context: Context) -> Iterator
     about = {"dataset": "digits", "commit": results.commit()}
     if job.part == THEORY:
         with jax.enable_x64(True):
-            found = theory_rows(settings.theory_seeds, settings.theory_steps)
+            new = theory_rows(settings.theory_seeds, settings.theory_steps)
     else:
-        found = noise_rows(settings, job, context)
-    return (about | row for row in found)
+        new = noise_rows(settings, job, context)
+    return (about | row for row in new)
 
 
 def theory_rows(seeds: int, steps: int) -> list[Row]:

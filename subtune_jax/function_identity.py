@@ -107,13 +107,13 @@ def _of_module(path: str, module: Any, names: list[str]) -> dict[str, Any]:
         return {}
     if _installed(getattr(module, "__file__", None) or "<frozen"):
         return {}
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for name in names:
         if hasattr(module, name) and path.count(".") < 4:
             value = getattr(module, name)
-            found |= {f"{path}.{name}": value}
-            found |= _of_module(f"{path}.{name}", value, names)
-    return found
+            values |= {f"{path}.{name}": value}
+            values |= _of_module(f"{path}.{name}", value, names)
+    return values
 
 
 def _codes(code: types.CodeType) -> list[types.CodeType]:

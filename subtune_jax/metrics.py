@@ -31,10 +31,10 @@ def worst_group_accuracy(groups: np.ndarray) -> Metric:
 
     def metric(logits: np.ndarray, labels: np.ndarray) -> float:
         _require_shape("labels", labels, np.shape(groups))
-        found = [
+        scores = [
             accuracy(logits[groups == g], labels[groups == g]) for g in set(groups)
         ]
-        return float(np.min(found))
+        return float(np.min(scores))
 
     return metric
 

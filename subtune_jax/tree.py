@@ -50,14 +50,14 @@ def owners(over: Tree, under: Tree) -> dict[str, str]:
     `over` has subtrees where `under` has leaves: `two/kernel/factor` belongs to
     `two/kernel`. What belongs to no leaf is left out.
     """
-    names, found = flatten(under), {}
+    names, owned = flatten(under), {}
     for name in flatten(over):
         parts = name.split("/")
         starts = ("/".join(parts[:n]) for n in range(len(parts), 0, -1))
         owner = next((start for start in starts if start in names), None)
         if owner is not None:
-            found[name] = owner
-    return found
+            owned[name] = owner
+    return owned
 
 
 def map_with_path(f: Callable, tree: Tree, *rest: Tree) -> Tree:

@@ -40,7 +40,7 @@ def calls(network, data):
     )
     key, batch = KEY, st.data.Batch(data.x, data.y, np.ones(len(data.y), np.float32))
     task = st.Task(network, data, data, None)
-    lane = st.training.Lane(phase, key)
+    lane = st.training.Run(phase, key)
     return {
         "fit": lambda: st.fit(network, phase, data, key=key, batch_size=8),
         "sweep": lambda: st.training.sweep(network, [lane], data, batch_size=8),
@@ -171,7 +171,7 @@ def test_rules_that_are_no_rules(rules):
     message = f"rules must be a Rule or a dict of them by group, got {found}"
     for call in (
         lambda: st.fit(network, phase, DATA, key=KEY),
-        lambda: st.training.sweep(network, [st.training.Lane(phase, KEY)], DATA),
+        lambda: st.training.sweep(network, [st.training.Run(phase, KEY)], DATA),
         lambda: st.step_cost(
             network, phase, st.data.Batch(DATA.x, DATA.y, np.ones(24, np.float32))
         ),

@@ -27,10 +27,10 @@ from subtune_jax.training.mesh import placement
 from subtune_jax.training.optimizers import Rule, adamw
 from subtune_jax.training.phases import Phase
 from subtune_jax.tree import count
+from subtune_jax.tuning import subset
 from subtune_jax.tuning.fixed_mask import fixed_mask
 from subtune_jax.tuning.method import Tuning
 from subtune_jax.tuning.rescaled import rescaled
-from subtune_jax.tuning.subset import subset
 
 ELEMENTS = re.compile(r"(highest|lowest|random|fisher)_(\d+)|beyond_(\d+(?:\.\d+)?)")
 HEAD = {"head": ["head"]}
@@ -120,7 +120,7 @@ def tuning_of(task: Task, module: str, seed: int, batch_size: int = 16) -> Tunin
         return _random_dense(task.network, seed)
     if match := ELEMENTS.fullmatch(module):
         return _norm_elements(task, module, match, seed, batch_size)
-    return subset
+    return subset()
 
 
 def _random_dense(network: Network, seed: int) -> Tuning:

@@ -107,5 +107,5 @@ def output_shift(key: jax.Array, *, d: int = 10, k: int = 20, n: int = 5000) -> 
     return Repair(bound, _error(last, y))
 
 
-def _error(found: jax.Array, y: jax.Array) -> jax.Array:
-    return jnp.mean((found - y) ** 2) / jnp.var(y)
+def _error(outputs: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.mean((outputs - y) ** 2) / jnp.var(y)

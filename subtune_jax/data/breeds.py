@@ -106,21 +106,21 @@ def superclasses(
     below = {ROOT} | depths.keys()
     if benchmark.ancestor is not None:
         below = _descendants(hierarchy, benchmark.ancestor)
-    found = [
+    nodes = [
         node
         for node in sorted(depths)
         if depths[node] == benchmark.level
         and node in below
         and len(_leaves(hierarchy, node)) >= benchmark.subclasses
     ]
-    if not found:
+    if not nodes:
         raise InputError(f"the hierarchy has no superclass for {benchmark}")
-    made = []
-    for node in found:
+    classes = []
+    for node in nodes:
         parts = _parts(hierarchy, node, benchmark.subclasses // 2, split, rng)
         sides = (tuple(hierarchy.numbers[leaf] for leaf in part) for part in parts)
-        made.append(Superclass(hierarchy.names.get(node, node), *sides))
-    return made
+        classes.append(Superclass(hierarchy.names.get(node, node), *sides))
+    return classes
 
 
 def _depths(hierarchy: Hierarchy) -> dict[str, int]:
@@ -138,12 +138,12 @@ def _depths(hierarchy: Hierarchy) -> dict[str, int]:
 
 
 def _descendants(hierarchy: Hierarchy, node: str) -> set[str]:
-    found, todo = {node}, [node]
+    below, todo = {node}, [node]
     while todo:
-        new = set(hierarchy.children.get(todo.pop(), ())) - found
-        found |= new
+        new = set(hierarchy.children.get(todo.pop(), ())) - below
+        below |= new
         todo += new
-    return found
+    return below
 
 
 def _leaves(hierarchy: Hierarchy, node: str) -> list[str]:

@@ -37,9 +37,9 @@ class Ragged:
         width = self._bucket(int(lengths.max(initial=1)))
         inside = np.arange(width)[None] < lengths[:, None]
         source = np.where(inside, (ends - lengths)[:, None] + np.arange(width)[None], 0)
-        made = self.values[source]
-        made[~inside] = 0
-        return made
+        padded = self.values[source]
+        padded[~inside] = 0
+        return padded
 
     def only(self, index: np.ndarray) -> "Ragged":
         """Returns these rows alone, in that order."""

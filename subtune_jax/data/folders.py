@@ -20,8 +20,8 @@ def resized(image: np.ndarray, size: int | None) -> np.ndarray:
         return image
     single = image.shape[-1] == 1
     picture = Image.fromarray(image[..., 0] if single else image)
-    made = np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR))
-    return made[..., None] if single else made
+    scaled = np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR))
+    return scaled[..., None] if single else scaled
 
 
 def crop_and_flip(padding: int = 4) -> Callable:
@@ -61,10 +61,10 @@ class LazyImages:
         return len(self.rows)
 
     def __getitem__(self, index: np.ndarray | slice) -> np.ndarray:
-        found = [resized(self.read(int(i)), self.size) for i in self.rows[index]]
-        if len({image.shape for image in found}) > 1:
+        images = [resized(self.read(int(i)), self.size) for i in self.rows[index]]
+        if len({image.shape for image in images}) > 1:
             raise InputError("images of this set differ in size: they need resizing")
-        return np.stack(found)
+        return np.stack(images)
 
     def only(self, index: np.ndarray) -> "LazyImages":
         """Returns these rows alone; none is read."""
@@ -105,8 +105,8 @@ def folder(root: str | Path, size: int | None = None) -> Folder:
 
 
 def _numbered(names: list[str]) -> tuple[tuple[str, ...], np.ndarray]:
-    known, numbers = np.unique(names, return_inverse=True)
-    return tuple(known.tolist()), numbers.astype(np.int32)
+    distinct, numbers = np.unique(names, return_inverse=True)
+    return tuple(distinct.tolist()), numbers.astype(np.int32)
 
 
 def _size(file: Path) -> tuple[int, int]:

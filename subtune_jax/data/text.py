@@ -53,30 +53,30 @@ def tokenizer(folder: str | Path, vocabulary: int | None = None) -> Any:
         raise InputError(f"{folder} has no tokenizer.json and no vocab.txt")
     try:
         if whole.exists():
-            made = tokenizers.Tokenizer.from_file(str(whole))
+            loaded = tokenizers.Tokenizer.from_file(str(whole))
         else:
-            made = tokenizers.BertWordPieceTokenizer(str(words), **_settings(folder))
+            loaded = tokenizers.BertWordPieceTokenizer(str(words), **_settings(folder))
     except Exception as error:  # the library raises bare exceptions
         raise InputError(f"{folder} has no readable tokenizer: {error}") from None
-    size = max(made.get_vocab().values(), default=-1) + 1
+    size = max(loaded.get_vocab().values(), default=-1) + 1
     if vocabulary is not None and not 0 <= vocabulary - size < PADDING:
         raise InputError(
             f"the tokenizer in {folder} has ids up to {size - 1}, the network "
             f"{vocabulary} words: expected {max(vocabulary - PADDING, 0)} to "
             f"{vocabulary - 1}, so it belongs to another network"
         )
-    made.no_padding()
-    return made
+    loaded.no_padding()
+    return loaded
 
 
 def _settings(folder: Path) -> dict[str, Any]:
     """Returns what `tokenizer_config.json` says of a `vocab.txt`; BERT's rules where not."""
     file = folder / "tokenizer_config.json"
-    found = json.loads(file.read_text()) if file.exists() else {}
+    config = json.loads(file.read_text()) if file.exists() else {}
     return {
-        "lowercase": found.get("do_lower_case", True),
-        "strip_accents": found.get("strip_accents"),
-        "handle_chinese_chars": found.get("tokenize_chinese_chars", True),
+        "lowercase": config.get("do_lower_case", True),
+        "strip_accents": config.get("strip_accents"),
+        "handle_chinese_chars": config.get("tokenize_chinese_chars", True),
     }
 
 
@@ -104,11 +104,11 @@ def encode(
         )
     tokenizer.enable_truncation(max_length)
     inputs = [e[0] if len(e) == 1 else tuple(e) for e in sentences]
-    found = tokenizer.encode_batch(inputs)
+    encodings = tokenizer.encode_batch(inputs)
     columns = {
-        "input_ids": [one.ids for one in found],
-        "attention_mask": [one.attention_mask for one in found],
-        "token_type_ids": [one.type_ids for one in found],
+        "input_ids": [one.ids for one in encodings],
+        "attention_mask": [one.attention_mask for one in encodings],
+        "token_type_ids": [one.type_ids for one in encodings],
     }
     buckets = (*(size for size in BUCKETS if size < max_length), max_length)
     return {
@@ -129,8 +129,8 @@ def glue(
     name = task.removeprefix("glue/")
     if name not in GLUE:
         raise unknown("GLUE task", name, GLUE)
-    found = records(f"glue/{name}", split, data_dir)
-    rows = [found[i] for i in range(len(found))]
+    examples = records(f"glue/{name}", split, data_dir)
+    rows = [examples[i] for i in range(len(examples))]
     sentences = [texts(row, GLUE[name].fields, f"glue/{name}") for row in rows]
     labels = labelled([row["label"] for row in rows], GLUE[name].outputs, split)
     return Dataset(encode(tokenizer, sentences, max_length), labels)

@@ -72,8 +72,8 @@ def find(name: str, data_dir: str | Path) -> Path:
 
 
 def _versions(folder: Path) -> list[Path]:
-    found = [p.parent for p in folder.glob("*/dataset_info.json")]
-    return [p for p in found if re.fullmatch(r"\d+\.\d+\.\d+", p.name)]
+    folders = [p.parent for p in folder.glob("*/dataset_info.json")]
+    return [p for p in folders if re.fullmatch(r"\d+\.\d+\.\d+", p.name)]
 
 
 def class_names(name: str, data_dir: str | Path) -> tuple[str, ...]:

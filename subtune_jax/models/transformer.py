@@ -66,8 +66,8 @@ def by_row(layer: Callable, x: jax.Array) -> jax.Array:
     On a CPU the gradient of a matrix that is contracted over [batch, tokens] takes twice
     as long as over one axis of both (58 ms and 25 ms for 384 x 1536 and 2,048 rows).
     """
-    made = layer(x.reshape(-1, x.shape[-1]))
-    return made.reshape(*x.shape[:-1], made.shape[-1])
+    rows = layer(x.reshape(-1, x.shape[-1]))
+    return rows.reshape(*x.shape[:-1], rows.shape[-1])
 
 
 class LayerNorm(nnx.Module):

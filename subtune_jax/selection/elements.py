@@ -30,13 +30,13 @@ def of_group(
     `params` may be any tree like the parameters, as the squares of gradients
     (`scores.fisher_elements`). Raises `InputError` for a group without leaves.
     """
-    found = tree.flatten(params)
+    leaves = tree.flatten(params)
     groups = {path: label for path, label in tree.flatten(labels).items()}
-    known = sorted(set(groups.values()) - {FROZEN})
-    if group not in known:
-        raise unknown("group", group, known)
+    chosen = sorted(set(groups.values()) - {FROZEN})
+    if group not in chosen:
+        raise unknown("group", group, chosen)
     return {
-        path: f(np.asarray(found[path], np.float32)).ravel()
+        path: f(np.asarray(leaves[path], np.float32)).ravel()
         for path, label in groups.items()
         if label == group
     }

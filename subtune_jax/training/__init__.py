@@ -5,7 +5,7 @@ from subtune_jax.training.mesh import Placement, data_mesh, placement
 from subtune_jax.training.optimizers import Rule, adam, adamw, sgd
 from subtune_jax.training.phases import Phase
 from subtune_jax.training.predict import evaluate, predict
-from subtune_jax.training.sweep import Lane, sweep
+from subtune_jax.training.sweep import Run, sweep
 from subtune_jax.training.test_time import StreamResult, adapt_to_stream, memo, tent
 from subtune_jax.training.tune import Trial, Tuned, tune
 from subtune_jax.training.watch import EpochLog, Record, early_then_log
@@ -14,7 +14,7 @@ __all__ = [
     "DivergedError",
     "EpochLog",
     "FitResult",
-    "Lane",
+    "Run",
     "Phase",
     "Placement",
     "Record",

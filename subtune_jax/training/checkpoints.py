@@ -94,9 +94,7 @@ def restore(folder: Path, identity: Mapping[str, Any]) -> Saved | None:
     from orbax.checkpoint.experimental import v1 as ocp
 
     with ocp.training.Checkpointer(folder.absolute()) as out:
-        for step in sorted(
-            (int(found.step) for found in out.checkpoints), reverse=True
-        ):
+        for step in sorted((int(one.step) for one in out.checkpoints), reverse=True):
             saved = _read(out, step)
             if saved is not None:
                 _require_same(saved.facts, identity, folder)

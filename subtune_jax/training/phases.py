@@ -40,7 +40,7 @@ class Phase(NamedTuple):
     labels: Labels
     rules: Rule | Mapping[str, Rule]
     steps: int
-    tuning: Tuning = subset
+    tuning: Tuning = subset()
     multipliers: Multipliers | None = None
     reset_moments: bool = False
     norm: Stages | None = None

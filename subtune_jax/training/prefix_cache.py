@@ -65,20 +65,20 @@ def _at_widths(data: Dataset) -> dict[int, Any]:
     return {width: whole, width // 2: cut(width // 2)}
 
 
-def per_token(made: Sequence[Any], widths: Sequence[int]) -> list[bool] | None:
+def per_token(shapes: Sequence[Any], widths: Sequence[int]) -> list[bool] | None:
     """Returns which leaves are [examples, tokens, ...], of what is made at two widths.
 
     The others have one shape whatever the width. `None` where a leaf is neither: it
     cannot be cut to the length of a text.
     """
-    found = []
-    for one, other in zip(*map(jax.tree.leaves, made), strict=True):
+    by_token = []
+    for one, other in zip(*map(jax.tree.leaves, shapes), strict=True):
         axes = one.shape[1:2] + other.shape[1:2]
         same = one.shape == other.shape
         if not same and (axes != tuple(widths) or one.shape[2:] != other.shape[2:]):
             return None
-        found.append(not same)
-    return found
+        by_token.append(not same)
+    return by_token
 
 
 def _deterministic(network: Network, program: Program, x: Any) -> Iterator[tuple]:
@@ -128,17 +128,17 @@ def features(
     """
     if lengths(data.x) is not None:
         return _ragged_features(network, stop, data, batch_size)
-    run, made, begin = compiled_forward(network, 0, stop), None, 0
+    run, activations, begin = compiled_forward(network, 0, stop), None, 0
     for batch in batches.in_order(data, batch_size):
         x = tree.beside(batch.x, network.params)
         rows = jax.device_get(run(network.params, network.stats, x))
-        if made is None:
-            made = jax.tree.map(partial(_room, len(data.y)), rows)
+        if activations is None:
+            activations = jax.tree.map(partial(_room, len(data.y)), rows)
         end = min(begin + batch_size, len(data.y))
-        for whole, part in zip(*map(jax.tree.leaves, (made, rows)), strict=True):
+        for whole, part in zip(*map(jax.tree.leaves, (activations, rows)), strict=True):
             whole[begin:end] = part[: end - begin]
         begin = end
-    return Dataset(made, data.y)
+    return Dataset(activations, data.y)
 
 
 def _ragged_features(
@@ -148,7 +148,7 @@ def _ragged_features(
     assert first is not None  # the caller has ragged inputs
     order = np.argsort(first.lengths, kind="stable")  # like lengths together
     run = compiled_forward(network, 0, stop)
-    made: list[
+    texts: list[
         list[np.ndarray]
     ] = []  # by text, in this order, the leaves of its features
     wide = _at_widths(data)
@@ -164,8 +164,8 @@ def _ragged_features(
         x = tree.beside(batch.x, network.params)
         x = jax.device_get(run(network.params, network.stats, x))
         leaves, structure = jax.tree.flatten(x)
-        taken = order[len(made) : len(made) + batch_size]
-        made += [
+        taken = order[len(texts) : len(texts) + batch_size]
+        texts += [
             [
                 leaf[i, :length] if tokens else leaf[i]
                 for leaf, tokens in zip(leaves, cut, strict=True)
@@ -174,9 +174,9 @@ def _ragged_features(
         ]
     back = np.argsort(order)
     joined = [
-        ragged([made[i][k] for i in back], first.buckets)
+        ragged([texts[i][k] for i in back], first.buckets)
         if tokens
-        else np.stack([made[i][k] for i in back])
+        else np.stack([texts[i][k] for i in back])
         for k, tokens in enumerate(cut)
     ]
     return Dataset(jax.tree.unflatten(structure, joined), data.y)

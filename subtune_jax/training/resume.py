@@ -85,25 +85,25 @@ def journal(
             checkpoints.save(folder, _packed(plan, snapshot, kept, history, who))
             last = time.monotonic()
 
-    found = checkpoints.restore(folder, who)
-    if found is None:
+    saved = checkpoints.restore(folder, who)
+    if saved is None:
         checkpoints.require_writable(folder)
         begin, history = first_snapshot(plan), History([], [], [])
         checkpoints.save(folder, _packed(plan, begin, None, history, who))
         return Journal(begin, None, history, save)
-    if found.step > plan.ends[-1]:
+    if saved.step > plan.ends[-1]:
         raise InputError(
-            f"the checkpoint in {folder} has {found.step} steps of this run, and "
+            f"the checkpoint in {folder} has {saved.step} steps of this run, and "
             f"{plan.ends[-1]} are asked for: ask for as many or more, or give another folder"
         )
     # Ended: there is nothing to save again. With logs, its last epoch is still to score.
-    if found.step == plan.ends[-1] and not found.facts["logs"]:
+    if saved.step == plan.ends[-1] and not saved.facts["logs"]:
         print(
             f"{folder} holds this run, finished: its result is returned",
             file=sys.stderr,
         )
-        return Journal(*_unpacked(plan, found), _no_save)
-    return Journal(*_unpacked(plan, found), save)
+        return Journal(*_unpacked(plan, saved), _no_save)
+    return Journal(*_unpacked(plan, saved), save)
 
 
 def _packed(

@@ -159,11 +159,11 @@ def _goes_on(
 
 def _forms(parts: Parts, params: Params) -> dict[str, set[tuple]]:
     """Returns `{leaf: the parts and paths of its values}`."""
-    found: dict[str, set[tuple]] = {}
+    forms: dict[str, set[tuple]] = {}
     for name, values in zip(Parts._fields, parts, strict=True):
         for path, leaf in tree.owners(values, params).items():
-            found.setdefault(leaf, set()).add((name, path))
-    return found
+            forms.setdefault(leaf, set()).add((name, path))
+    return forms
 
 
 def _rest(
@@ -209,23 +209,23 @@ def live_params(
 ) -> Params:
     """Returns the network's parameters at this state: deterministic, in the base's types."""
     under = frozen_params(params, state, phases)
-    made = running.program.materialize(
+    tuned = running.program.materialize(
         narrow(state.trainable, running.program), state.fixed, params, None
     )
     trained = set(tree.owners(state.trainable, params).values())
-    return _overlaid(under, made, trained)
+    return _overlaid(under, tuned, trained)
 
 
 def frozen_params(params: Params, state: State, phases: tuple[Phase, ...]) -> Params:
     """Returns the base with the leaves that rest at their tuned values."""
-    made = params
+    frozen = params
     for since, parts in state.resting.items():
         tuned = phases[int(since)].tuning.materialize(
             parts.trainable, parts.fixed, params, None
         )
         rests = set(tree.owners(parts.trainable, params).values())
-        made = _overlaid(made, tuned, rests)
-    return made
+        frozen = _overlaid(frozen, tuned, rests)
+    return frozen
 
 
 def _overlaid(under: Params, over: Params, paths: set[str]) -> Params:

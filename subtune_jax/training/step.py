@@ -42,11 +42,11 @@ def train_step(
 
     def objective(trainable):
         seen = narrow(trainable, program)
-        made = program.materialize(seen, state.fixed, frozen, gates)
-        made = jax.tree.map(lambda w, base: w.astype(base.dtype), made, frozen)
+        params = program.materialize(seen, state.fixed, frozen, gates)
+        params = jax.tree.map(lambda w, base: w.astype(base.dtype), params, frozen)
         outputs, stats = forward(
             program.stages,
-            made,
+            params,
             state.stats,
             batch.x,
             batch_stats=program.batch_stats,

@@ -44,7 +44,7 @@ from subtune_jax.training.step import PROGRAMS, Logs, train_step
 from subtune_jax.training.watch import EpochLog
 
 
-class Lane(NamedTuple):
+class Run(NamedTuple):
     """A run of the sweep: its phases and the root of its randomness."""
 
     phases: Phase | Sequence[Phase]
@@ -62,7 +62,7 @@ class Progress(NamedTuple):
 
 def sweep(
     network: Network,
-    lanes: Sequence[Lane],
+    runs: Sequence[Run],
     data: Dataset,
     *,
     validate: Callable[[Network], float] | None = None,
@@ -75,14 +75,14 @@ def sweep(
     accumulate: int = 1,
     augment: Augment | None = None,
 ) -> list[FitResult | ArithmeticError]:
-    """Returns what `fit` gives for every lane, or the error (`DivergedError`) it would raise.
+    """Returns what `fit` gives for every run, or the error (`DivergedError`) it would raise.
 
-    The lanes' steps are one `vmap`, scanned over `chunk` steps at a time. The other
-    arguments are those of `fit`; lanes fill one device, and a frozen prefix is not
-    cached. Raises `InputError` when lanes differ in more than rates, multipliers and
+    Each run is a lane: the lanes' steps are one `vmap`, scanned over `chunk` steps at a
+    time. The other arguments are those of `fit`; lanes fill one device, and a frozen
+    prefix is not cached. Raises `InputError` when runs differ in more than rates, multipliers and
     keys: these are values, all else is the program.
     """
-    require_positive(lanes=len(lanes), chunk=chunk)
+    require_positive(runs=len(runs), chunk=chunk)
     require_mode(mode)
     require_data(network, data)
     sizes = lengths(data.x)
@@ -100,14 +100,13 @@ def sweep(
         augment=augment,
     )
     plans = [
-        plan_of(phases=lane.phases, key=lane.key)._replace(sizes=sizes)
-        for lane in lanes
+        plan_of(phases=run.phases, key=run.key)._replace(sizes=sizes) for run in runs
     ]
     if validate is not None:
         require_score(validate, plans[0].network)
     whole, step = plans[0], 0
     running, states = _start(plans)
-    found = [Progress() for _ in lanes]
+    progress = [Progress() for _ in runs]
     logs: list[Any] = []
     while True:
         program, end = running.program, whole.ends[running.index]
@@ -121,7 +120,7 @@ def sweep(
             logs.append(log)
             step += len(log.loss)
             if step % whole.per_epoch == 0 or step == whole.ends[-1]:
-                found = [
+                progress = [
                     _progress(
                         plan,
                         running,
@@ -133,11 +132,11 @@ def sweep(
                         validate,
                         mode,
                     )
-                    for i, (plan, now) in enumerate(zip(plans, found, strict=True))
+                    for i, (plan, now) in enumerate(zip(plans, progress, strict=True))
                 ]
                 logs = []
         if step == whole.ends[-1]:
-            return [_result(now) for now in found]
+            return [_result(now) for now in progress]
         running, states = _advanced(plans, running, states)
 
 

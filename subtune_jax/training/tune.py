@@ -17,7 +17,7 @@ from subtune_jax.training.loop import DivergedError, FitResult, fit
 from subtune_jax.training.mesh import Placement
 from subtune_jax.training.phases import Phase, Stages
 from subtune_jax.training.predict import evaluate, predict
-from subtune_jax.training.sweep import Lane, sweep
+from subtune_jax.training.sweep import Run, sweep
 
 
 class Trial(NamedTuple):
@@ -104,7 +104,7 @@ def tune(
         return evaluate(candidate, task.validation, task.metrics["validation"])
 
     if lanes:
-        runs = [Lane(phases_of(variant), key) for variant in variants]
+        runs = [Run(phases_of(variant), key) for variant in variants]
         trials = _in_lanes(network, runs, variants, task.train, score, settings)
         for trial in trials:
             progress(trial)
@@ -153,18 +153,18 @@ def slug(variant: Any) -> str:
 
 def _in_lanes(
     network: Network,
-    lanes: Sequence[Lane],
+    runs: Sequence[Run],
     variants: Sequence[Any],
     data: Dataset,
     score: Callable,
     settings: dict[str, Any],
 ) -> tuple[Trial, ...]:
     begin = time.perf_counter()
-    results = sweep(network, lanes, data, validate=score, **settings)
-    seconds = (time.perf_counter() - begin) / len(lanes)
+    results = sweep(network, runs, data, validate=score, **settings)
+    seconds = (time.perf_counter() - begin) / len(runs)
     return tuple(
-        trial_of(variant, lane.phases, result, seconds)
-        for variant, lane, result in zip(variants, lanes, results, strict=True)
+        trial_of(variant, run.phases, result, seconds)
+        for variant, run, result in zip(variants, runs, results, strict=True)
     )
 
 

@@ -33,4 +33,9 @@ def take_over(
     return init(ended.params, labels, key)
 
 
-subset = Tuning(init, leaf_groups, materialize, no_penalty, take_over)
+def subset() -> Tuning:
+    """Returns the tuning under which the selected leaves themselves train.
+
+    Trainable is the selected half of the parameters; it is put in place of theirs.
+    """
+    return Tuning(init, leaf_groups, materialize, no_penalty, take_over)

@@ -15,7 +15,7 @@ from subtune_jax.training.loop import fit
 from subtune_jax.training.optimizers import adam
 from subtune_jax.training.phases import Phase
 from subtune_jax.training.predict import evaluate, predict
-from subtune_jax.training.sweep import Lane, sweep
+from subtune_jax.training.sweep import Run, sweep
 from tests import toy
 
 KEY = jax.random.key(0)
@@ -27,7 +27,7 @@ def everywhere(network, data):
     settings = {"batch_size": 8}
     return {
         "fit": lambda: fit(network, phase, data, key=KEY, **settings),
-        "sweep": lambda: sweep(network, [Lane(phase, KEY)], data, **settings),
+        "sweep": lambda: sweep(network, [Run(phase, KEY)], data, **settings),
         "predict": lambda: predict(network, data),
         "evaluate": lambda: evaluate(network, data),
     }

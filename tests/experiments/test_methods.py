@@ -125,7 +125,7 @@ def test_automatic_rules_leave_norms_out_and_set_multipliers(network):
         assert phase.multipliers is not None and phase.reset_moments is (
             method in resetting
         )
-        assert phase.tuning == subset
+        assert phase.tuning == subset()
 
 
 @pytest.mark.slow

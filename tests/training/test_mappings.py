@@ -19,7 +19,7 @@ from subtune_jax.training.loop import fit
 from subtune_jax.training.optimizers import adam
 from subtune_jax.training.phases import Phase
 from subtune_jax.training.predict import evaluate
-from subtune_jax.training.sweep import Lane, sweep
+from subtune_jax.training.sweep import Run, sweep
 from subtune_jax.tuning.fixed_mask import fixed_mask
 from tests import toy
 from tests.tuning.test_contract import TUNINGS
@@ -80,7 +80,7 @@ def test_scores_costs_evaluation_and_lanes_are_the_same(kind):
     found = []
     for network in networks(kind):
         one = phase(network, fixed_mask({"two/kernel": np.arange(5)}))
-        (lane,) = sweep(network, [Lane(one, KEY)], data, batch_size=16)
+        (lane,) = sweep(network, [Run(one, KEY)], data, batch_size=16)
         found.append(
             {
                 "rgn": scores.relative_gradient_norm(network, [batch], cross_entropy),

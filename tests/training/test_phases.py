@@ -229,7 +229,7 @@ def test_a_leaf_whose_optimizer_changes_starts_with_moments_and_count_of_its_own
 
 def test_a_change_of_tuning_between_phases_is_refused():
     network = toy.mlp()
-    other = subset._replace(
+    other = subset()._replace(
         materialize=lambda trainable, fixed, params, key: params, take_over=None
     )
     phases = growing(network)

@@ -229,7 +229,7 @@ def scaled(params, stats, x, *, batch_stats, key):
     return x @ params["w"].astype(x.dtype) * params["times"], stats
 
 
-@pytest.mark.parametrize("tuning", [subset, l1_sp(0.1), rescaled()])
+@pytest.mark.parametrize("tuning", [subset(), l1_sp(0.1), rescaled()])
 def test_leaves_of_every_type_are_trained_or_refused_by_name(tuning):
     params = {
         "w": jnp.full((2, 1), 3.0, jnp.float16),

@@ -17,7 +17,7 @@ from subtune_jax.training.loop import DivergedError, fit
 from subtune_jax.training.optimizers import adam, sgd
 from subtune_jax.training.phases import Phase
 from subtune_jax.training.predict import evaluate
-from subtune_jax.training.sweep import Lane, sweep
+from subtune_jax.training.sweep import Run, sweep
 from subtune_jax.tuning.anchor import l2_sp
 from tests import toy
 
@@ -27,7 +27,7 @@ RATES, SEEDS = (1e-2, 1e-3), (0, 1, 2)
 
 
 def lanes(make, rates=RATES):
-    return [Lane(make(rate), jax.random.key(seed)) for rate in rates for seed in SEEDS]
+    return [Run(make(rate), jax.random.key(seed)) for rate in rates for seed in SEEDS]
 
 
 def compare(network, data, found, made, tolerance, **settings):
@@ -110,7 +110,7 @@ def test_a_plain_lane_may_stand_beside_one_with_multipliers():
     every = select(network, {"g": [".*"]})
     plain = Phase(every, sgd(0.1), 6)
     made = [
-        Lane(p, jax.random.key(0))
+        Run(p, jax.random.key(0))
         for p in (plain, plain._replace(multipliers=auto_rgn(cross_entropy)))
     ]
     found = sweep(network, made, data, batch_size=6)
@@ -122,7 +122,7 @@ def test_a_plain_lane_may_stand_beside_one_with_multipliers():
 def test_scores_that_are_no_numbers_are_one_lanes_error():
     network, data = toy.mlp(), toy.points(12)
     every = select(network, {"g": [".*"]})
-    made = [Lane(Phase(every, sgd(0.1), 2), jax.random.key(0))]
+    made = [Run(Phase(every, sgd(0.1), 2), jax.random.key(0))]
     (found,) = sweep(network, made, data, validate=lambda net: float("nan"))
     assert isinstance(found, ArithmeticError) and "no epoch had" in str(found)
 
@@ -131,10 +131,10 @@ def test_other_rates_seeds_and_data_do_not_trace_again():
     traces = []
     network = toy.mlp(traces=traces)
     every = select(network, {"g": [".*"]})
-    make = [Lane(Phase(every, adam(r), 8), jax.random.key(0)) for r in RATES]
+    make = [Run(Phase(every, adam(r), 8), jax.random.key(0)) for r in RATES]
     sweep(network, make, toy.points(24), batch_size=6)
     before = len(traces)
-    again = [Lane(Phase(every, adam(3 * r), 8), jax.random.key(7)) for r in RATES]
+    again = [Run(Phase(every, adam(3 * r), 8), jax.random.key(7)) for r in RATES]
     sweep(network, again, toy.points(24, seed=1), batch_size=6)
     assert len(traces) == before
 
@@ -143,7 +143,7 @@ def test_a_lane_that_diverges_leaves_the_others_alone():
     network, data = toy.mlp(), toy.points(12)
     every = select(network, {"g": [".*"]})
     rates = (1e-2, 1e38, 1e-3)
-    made = [Lane(Phase(every, sgd(r), 6), jax.random.key(0)) for r in rates]
+    made = [Run(Phase(every, sgd(r), 6), jax.random.key(0)) for r in rates]
     good, lost, other = sweep(network, made, data, batch_size=6)
     with pytest.raises(DivergedError) as alone:
         fit(network, made[1].phases, data, key=made[1].key, batch_size=6)
@@ -159,22 +159,22 @@ def test_a_lane_that_diverges_leaves_the_others_alone():
 def test_what_cannot_be_one_program_is_refused():
     network, data = toy.mlp(), toy.points(12)
     every = select(network, {"g": [".*"]})
-    one = Lane(Phase(every, adam(1e-3), 4), jax.random.key(0))
-    longer = Lane(Phase(every, adam(1e-3), 5), jax.random.key(0))
-    pulled = Lane(Phase(every, adam(1e-3), 4, l2_sp(0.1)), jax.random.key(0))
+    one = Run(Phase(every, adam(1e-3), 4), jax.random.key(0))
+    longer = Run(Phase(every, adam(1e-3), 5), jax.random.key(0))
+    pulled = Run(Phase(every, adam(1e-3), 4, l2_sp(0.1)), jax.random.key(0))
     for other in (longer, pulled):
         with pytest.raises(InputError, match="lane 1 is another program than lane 0"):
             sweep(network, [one, other], data)
     with pytest.raises(InputError, match="leave place out"):
         sweep(network, [one], data, place=lambda batch: batch)
-    with pytest.raises(InputError, match="lanes must be a positive number, got 0"):
+    with pytest.raises(InputError, match="runs must be a positive number, got 0"):
         sweep(network, [], data)
 
 
 def test_a_sweep_checks_its_score_as_fit_does():
     network = toy.mlp()
     phase = Phase(select(network, {"g": ["head"]}), adam(1e-2), 2)
-    lanes = [Lane(phase, jax.random.key(0))]
+    lanes = [Run(phase, jax.random.key(0))]
     with pytest.raises(InputError, match="unknown mode 'maximum'"):
         sweep(network, lanes, toy.points(), validate=lambda n: 1.0, mode="maximum")
     with pytest.raises(InputError, match="validate must return a number, got str"):

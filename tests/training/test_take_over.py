@@ -124,7 +124,7 @@ def test_a_mask_of_changes_needs_a_phase_before_it_and_enough_elements():
 
 
 RESTING = {
-    "subset": subset,
+    "subset": subset(),
     "rescaled": rescaled(free=()),
     "gates": GATES,
     "fixed_mask": fixed_mask({"two/kernel": np.arange(5)}),

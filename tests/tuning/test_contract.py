@@ -27,7 +27,7 @@ from subtune_jax.tuning.subset import subset
 from tests import toy
 
 TUNINGS = {
-    "subset": subset,
+    "subset": subset(),
     "l2_sp": l2_sp(0.01),
     "l1_sp": l1_sp(0.001),
     "fixed_mask": fixed_mask({"two/kernel": np.arange(0, 36, 2)}),

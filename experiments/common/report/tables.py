@@ -13,8 +13,8 @@ from experiments.common.report.results import Row
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     """Returns the mean and its standard error, s / sqrt(n) with n - 1 in s; of one value
     the error is unknown, NaN."""
-    known = len(values) > 1
-    spread = np.std(values, ddof=1) / np.sqrt(len(values)) if known else np.nan
+    several = len(values) > 1
+    spread = np.std(values, ddof=1) / np.sqrt(len(values)) if several else np.nan
     return float(np.mean(values)), float(spread)
 
 
@@ -45,12 +45,12 @@ def cells(rows: Iterable[Row], down: str, across: str) -> Cells:
     rows = list(rows)
     runs = Counter((row[down], row[across]) for row in rows)
     whole = grouped(rows, down, across)
-    made = {}
+    by_key = {}
     for key, count in runs.items():
         values = whole.get(key, [])
         mean, error = mean_and_error(values) if values else (np.nan, np.nan)
-        made[key] = Cell(mean, error, count - len(values), count)
-    return made
+        by_key[key] = Cell(mean, error, count - len(values), count)
+    return by_key
 
 
 def average_rank(table: Cells) -> dict[str, float]:

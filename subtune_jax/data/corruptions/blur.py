@@ -51,13 +51,13 @@ def moved(x: np.ndarray, radius: int, sigma: float, angle: float) -> np.ndarray:
     taps = np.exp(-np.square(np.arange(2 * radius + 1)) / (2 * sigma**2))
     turn = np.deg2rad(angle)
     rows, columns = (np.arange(n) for n in x.shape[:2])
-    made = np.zeros_like(x)
+    smeared = np.zeros_like(x)
     for i, tap in enumerate(taps / taps.sum()):
         down, right = (int(np.ceil(i * f(turn) - 0.5)) for f in (np.sin, np.cos))
         below = np.clip(rows + down, 0, len(rows) - 1)
         beside = np.clip(columns + right, 0, len(columns) - 1)
-        made += tap * x[np.ix_(below, beside)]
-    return made
+        smeared += tap * x[np.ix_(below, beside)]
+    return smeared
 
 
 def zoom_blur(x: np.ndarray, c: float, rng: np.random.Generator) -> np.ndarray:
@@ -70,8 +70,8 @@ def zoomed(x: np.ndarray, factor: float) -> np.ndarray:
     """Returns the middle of the image, enlarged to its size by linear interpolation."""
     crop = [int(np.ceil(n / factor)) for n in x.shape[:2]]
     inner = x[_middle(x.shape, crop)]
-    made = ndimage.zoom(inner, (factor, factor, 1), order=1)
-    return made[_middle(made.shape, x.shape)]
+    larger = ndimage.zoom(inner, (factor, factor, 1), order=1)
+    return larger[_middle(larger.shape, x.shape)]
 
 
 def _middle(shape: Sequence[int], size: Sequence[int]) -> tuple[slice, ...]:

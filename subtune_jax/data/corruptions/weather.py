@@ -43,24 +43,28 @@ def plasma(size: int, decay: float, rng: np.random.Generator) -> np.ndarray:
     `size` is a power of two; the noise of a level is uniform in +-w^2 with w = 100,
     divided by `decay` from level to level, as in the original.
     """
-    made, step, w = np.zeros((size, size)), size, 100.0
+    heights, step, w = np.zeros((size, size)), size, 100.0
 
     def mean(total: np.ndarray) -> np.ndarray:
         return total / 4 + w * rng.uniform(-w, w, total.shape)
 
     while step >= 2:
         half = step // 2
-        corners = made[::step, ::step]
+        corners = heights[::step, ::step]
         pairs = corners + np.roll(corners, -1, axis=0)
-        made[half::step, half::step] = mean(pairs + np.roll(pairs, -1, axis=1))
-        centers = made[half::step, half::step]
+        heights[half::step, half::step] = mean(pairs + np.roll(pairs, -1, axis=1))
+        centers = heights[half::step, half::step]
         beside = corners + np.roll(corners, -1, axis=1)
-        made[::step, half::step] = mean(centers + np.roll(centers, 1, axis=0) + beside)
+        heights[::step, half::step] = mean(
+            centers + np.roll(centers, 1, axis=0) + beside
+        )
         below = corners + np.roll(corners, -1, axis=0)
-        made[half::step, ::step] = mean(centers + np.roll(centers, 1, axis=1) + below)
+        heights[half::step, ::step] = mean(
+            centers + np.roll(centers, 1, axis=1) + below
+        )
         step, w = half, w / decay
-    made -= made.min()
-    return made / max(made.max(), 1e-12)
+    heights -= heights.min()
+    return heights / max(heights.max(), 1e-12)
 
 
 def frost(x: np.ndarray, c: tuple, rng: np.random.Generator) -> np.ndarray:

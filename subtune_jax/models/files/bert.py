@@ -80,7 +80,7 @@ def bert_family(config: Mapping[str, Any], options: Mapping[str, Any]) -> Family
             f"position embeddings are {config['position_embedding_type']!r}: expected "
             "absolute ones"
         )
-    made = BertConfig(
+    full = BertConfig(
         vocab_size=config["vocab_size"],
         hidden_size=config["hidden_size"],
         num_layers=config["num_hidden_layers"],
@@ -95,9 +95,9 @@ def bert_family(config: Mapping[str, Any], options: Mapping[str, Any]) -> Family
         roberta=roberta,
         num_classes=len(config.get("id2label") or (0, 0)),
     )
-    made = with_options(made, options, ("pooling", "head", "dropout", "dtype"))
-    dense = made.pooling == "dense" and made.head == "outputs"
-    return Family(bert(made, jax.random.key(0)), bert_names(dense), one_pooler)
+    full = with_options(full, options, ("pooling", "head", "dropout", "dtype"))
+    dense = full.pooling == "dense" and full.head == "outputs"
+    return Family(bert(full, jax.random.key(0)), bert_names(dense), one_pooler)
 
 
 def one_pooler(tensors: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def resnet_family(config: Mapping[str, Any], options: Mapping[str, Any]) -> Fami
         raise unknown("norm type", norm, norms)
     if block not in blocks:
         raise unknown("block type", block, blocks)
-    made = ResNetConfig(
+    shape = ResNetConfig(
         blocks=tuple(config["blocks_per_stage"]),
         widths=tuple(config["widths"]),
         norm=norms[norm],
@@ -49,7 +49,7 @@ def resnet_family(config: Mapping[str, Any], options: Mapping[str, Any]) -> Fami
         raise InputError(
             f"config.json describes a residual network, which has no {', '.join(options)}"
         )
-    network = resnet(made, jax.random.key(0))
+    network = resnet(shape, jax.random.key(0))
     height, width, channels = config["input_size"]
     source = Source(Pixels(channels, (height, width)))
     return Family(network._replace(source=source), CIFAR_RESNET)

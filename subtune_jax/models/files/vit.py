@@ -96,20 +96,20 @@ VIT += linear_names(_HEAD, "head")
 def plain_tensors(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Returns the tensors with fused projections in three, and embeddings without axes of
     size 1 before them."""
-    made: dict[str, np.ndarray] = {}
+    plain: dict[str, np.ndarray] = {}
     for name, tensor in tensors.items():
         fused = re.fullmatch(r"(.*)(?:\.qkv\.|\.in_proj_)(weight|bias)", name)
         if fused:
             thirds = np.array_split(tensor, 3)
             for part, third in zip(_PARTS, thirds, strict=True):
-                made[f"{fused[1]}.{part}.{fused[2]}"] = third
+                plain[f"{fused[1]}.{part}.{fused[2]}"] = third
         elif re.fullmatch(f"{_TOKEN}|{_POSITION}", name):
-            made[name] = tensor.reshape(
+            plain[name] = tensor.reshape(
                 tensor.shape[np.argmin(np.equal(tensor.shape, 1)) :]
             )
         else:
-            made[name] = tensor
-    return made
+            plain[name] = tensor
+    return plain
 
 
 # name in timm: width, layers, heads
@@ -140,7 +140,7 @@ def timm_config(config: Mapping[str, Any]) -> ViTConfig:
         )
     if name[1] not in TIMM:
         raise unknown("size of ViT", name[1], TIMM)
-    given, made = config.get("model_args", {}), config.get("pretrained_cfg", {})
+    given, pretrained = config.get("model_args", {}), config.get("pretrained_cfg", {})
     for option in given:
         if option not in TIMM_OPTIONS:
             raise unknown("timm model argument", option, TIMM_OPTIONS)
@@ -150,9 +150,9 @@ def timm_config(config: Mapping[str, Any]) -> ViTConfig:
     if pooling not in TIMM_POOLINGS:
         raise unknown("timm pooling", pooling, TIMM_POOLINGS)
     return ViTConfig(
-        image_size=made.get("input_size", (3, int(name[3])))[-1],
+        image_size=pretrained.get("input_size", (3, int(name[3])))[-1],
         patch_size=given.get("patch_size", int(name[2])),
-        channels=made.get("input_size", (3,))[0],
+        channels=pretrained.get("input_size", (3,))[0],
         hidden_size=width,
         num_layers=given.get("depth", layers),
         num_heads=given.get("num_heads", heads),
@@ -160,8 +160,8 @@ def timm_config(config: Mapping[str, Any]) -> ViTConfig:
         class_token=given.get("class_token", True),
         pooling=TIMM_POOLINGS[pooling],
         num_classes=config["num_classes"] or 2,  # 0: the file has no head
-        mean=tuple(made.get("mean", (0.5,))),
-        std=tuple(made.get("std", (0.5,))),
+        mean=tuple(pretrained.get("mean", (0.5,))),
+        std=tuple(pretrained.get("std", (0.5,))),
     )
 
 
@@ -249,5 +249,5 @@ def timm_family(config: Mapping[str, Any], options: Mapping[str, Any]) -> Family
 def _of_vit(
     config: ViTConfig, options: Mapping[str, Any], names: Sequence[Name]
 ) -> Family:
-    made = with_options(config, options, ("pooling", "dropout", "dtype"))
-    return Family(vit(made, jax.random.key(0)), names, plain_tensors)
+    full = with_options(config, options, ("pooling", "dropout", "dtype"))
+    return Family(vit(full, jax.random.key(0)), names, plain_tensors)
