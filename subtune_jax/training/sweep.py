@@ -79,8 +79,8 @@ def sweep(
 
     Each run is a lane: the lanes' steps are one `vmap`, scanned over `chunk` steps at a
     time. The other arguments are those of `fit`; lanes fill one device, and a frozen
-    prefix is not cached. Raises `InputError` when runs differ in more than rates, multipliers and
-    keys: these are values, all else is the program.
+    prefix is not cached. Raises `InputError` when runs differ in more than rates,
+    multipliers and keys: these are values, all else is the program.
     """
     require_positive(runs=len(runs), chunk=chunk)
     require_mode(mode)
