@@ -2,9 +2,9 @@
 
     import subtune_jax as st
 
-The names of the daily line stand here; all others in the namespaces `cost`,
-`data`, `demo`, `elements`, `losses`, `memory`, `metrics`, `models`, `recipes`, `scores`,
-`selection`, `training`, `tree` and `tuning`, which load when they are used.
+The names of the daily line stand here; all others in the namespaces `cost`, `data`,
+`deltas`, `demo`, `elements`, `losses`, `memory`, `metrics`, `models`, `recipes`,
+`scores`, `selection`, `training`, `tree` and `tuning`, which load when they are used.
 """
 
 import importlib
@@ -13,6 +13,8 @@ from types import ModuleType
 from subtune_jax.cost import Cost, cost_table, step_cost
 from subtune_jax.data.batches import Dataset
 from subtune_jax.data.task import Task, split_task, test_once
+from subtune_jax.deltas.delta import Delta, apply, extract, undo
+from subtune_jax.deltas.open import open_task
 from subtune_jax.errors import InputError
 from subtune_jax.head import replace_head
 from subtune_jax.models.from_flax import from_linen, from_nnx
@@ -35,6 +37,7 @@ from subtune_jax.training.tune import Trial, Tuned, tune
 NAMESPACES = {
     "cost": "subtune_jax.cost",
     "data": "subtune_jax.data",
+    "deltas": "subtune_jax.deltas",
     "demo": "subtune_jax.demo",
     "elements": "subtune_jax.selection.elements",
     "losses": "subtune_jax.losses",
@@ -52,6 +55,7 @@ NAMESPACES = {
 __all__ = [
     "Cost",
     "Dataset",
+    "Delta",
     "DivergedError",
     "FitResult",
     "InputError",
@@ -64,15 +68,18 @@ __all__ = [
     "Tuned",
     "adam",
     "adamw",
+    "apply",
     "assert_frozen",
     "cost_table",
     "count_trainable",
     "coverage",
     "evaluate",
+    "extract",
     "fit",
     "from_linen",
     "from_nnx",
     "load_pretrained",
+    "open_task",
     "placement",
     "predict",
     "remat",
@@ -84,6 +91,7 @@ __all__ = [
     "test_once",
     "top",
     "tune",
+    "undo",
 ]
 
 

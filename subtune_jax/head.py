@@ -148,3 +148,10 @@ def _require_head(stage: Stage, params: Params) -> None:
             f"the last stage {stage.name!r} is not a linear head: expected leaves kernel "
             f"[features, classes] and bias, found {', '.join(params) or 'none'}"
         )
+
+
+HEADS: dict[str, Callable] = {
+    "linear": linear,
+    "normalized": normalized_linear,
+    "span": span,
+}

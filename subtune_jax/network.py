@@ -55,13 +55,16 @@ class Source(NamedTuple):
 
     classes: the names of its outputs in their order, () where they are not known.
     fingerprint: SHA-256 of the tensors of its file, without the head's. folder: where
-    the files are.
+    the files are. name: the folder or hub id that was asked for, and options: how its
+    files were read, by the arguments of `load_pretrained`.
     """
 
     reads: Pixels | Tokens | None = None
     classes: tuple[str, ...] = ()
     fingerprint: str = ""
     folder: str = ""
+    name: str = ""
+    options: Mapping[str, Any] = {}
 
 
 class Network(NamedTuple):

@@ -13,10 +13,10 @@ PAPER_MEMO = {"none": 67.8, "all": 69.7, "block1": 75.4}  # Lee et al. 2023, onl
 def glance(home: Path) -> str:
     """Returns the table of claims: ours, what stands beside it, and the page."""
     lines = [
-        ("claim", "ours", "beside it", "page"),
+        ("question", "ours", "to compare", "page"),
         ("---",) * 4,
-        _cifar(home, "gaussian_noise_5", "block1", "noise: the first block is best"),
-        _cifar(home, "label_flip", "last", "flipped labels: the last layer is best"),
+        _cifar(home, "gaussian_noise_5", "block1", "noise: is the first block best?"),
+        _cifar(home, "label_flip", "last", "flipped labels: is the last layer best?"),
         _digits(home),
         _memo(home),
         _modules(home),
@@ -39,14 +39,14 @@ def _cifar(home: Path, task: str, block: str, claim: str) -> tuple[str, ...]:
     theirs = json.loads((folder / "reference.json").read_text())["cells"][task]
     both = f"{ours[task, block].mean:.1f}, full tuning {ours[task, 'all'].mean:.1f}"
     beside = f"PyTorch: {theirs[block][0]:.1f}, {theirs['all'][0]:.1f}"
-    return f"CIFAR-10, {claim}", both, beside, _page("surgical")
+    return f"CIFAR-10, {claim} (%)", both, beside, _page("surgical")
 
 
 def _digits(home: Path) -> tuple[str, ...]:
     tests = _tests(home / "surgical_methods_digits")
     ranks = tables.average_rank(tables.cells(tests, "task", "method"))
     best, second = list(ranks.items())[:2]
-    claim = f"digits, {len(ranks)} methods on four shifts: average rank"
+    claim = f"digits, {len(ranks)} methods on four shifts: average rank (1 is best)"
     ours = f"{best[0]} {best[1]:.1f}, {second[0]} {second[1]:.1f}"
     return claim, ours, f"full tuning {ranks['all']:.1f}", _page("surgical")
 
@@ -58,7 +58,7 @@ def _memo(home: Path) -> tuple[str, ...]:
     )
     ours = ", ".join(f"{m} {cells['online', m].mean:.1f}" for m in PAPER_MEMO)
     paper = ", ".join(f"{value}" for value in PAPER_MEMO.values())
-    claim = "online MEMO: the first block gains, full tuning loses"
+    claim = "online MEMO on CIFAR-10: does the first block gain, and full tuning lose?"
     return claim, ours, f"paper: {paper}", _page("test_time")
 
 
@@ -67,8 +67,8 @@ def _modules(home: Path) -> tuple[str, ...]:
     frozen, full = gap(tests)
     norms = [r for r in relative_rows(tests) if r["module"] == "layer_norms"]
     share = sum(row["value"] for row in norms) / len(norms)
-    claim = "CoLA, LayerNorms alone: share of full tuning's gain (%)"
-    beside = f"Matthews {frozen:.1f} without, {full:.1f} with all"
+    claim = "MiniLM on CoLA, LayerNorms alone: share of full tuning's gain (%)"
+    beside = f"Matthews' correlation: frozen {frozen:.1f}, fully tuned {full:.1f}"
     return claim, f"{share:.0f}", beside, _page("modules")
 
 
@@ -81,4 +81,4 @@ def _steps(home: Path) -> tuple[str, ...]:
     theirs = ", ".join(
         f"{seconds[name, 'PyTorch']:.2f}" for name in ("full", "last two layers")
     )
-    return "seconds a step, MiniLM's shape", ours, f"PyTorch: {theirs}", _page("speed")
+    return "seconds a step on a CPU, MiniLM's shape", ours, f"PyTorch: {theirs}", _page("speed")

@@ -64,11 +64,9 @@ def load_pretrained(
     images = folder / "preprocessor_config.json"
     config = _config(folder / "config.json")
     options = {"pooling": pooling, "dropout": dropout, "dtype": dtype, "head": head}
+    given = {name: value for name, value in options.items() if value is not None}
     family = described(
-        config,
-        _config(images) if images.exists() else {},
-        folder,
-        {name: value for name, value in options.items() if value is not None},
+        config, _config(images) if images.exists() else {}, folder, given
     )
     tensors, file = stored(folder), f"{folder}/{WEIGHTS}"
     fresh = None if num_classes is None else family.network.stages[-1].name
@@ -79,6 +77,8 @@ def load_pretrained(
         classes=class_names(config),
         fingerprint=tree.fingerprint(body),
         folder=str(folder),
+        name=str(source),
+        options=given if num_classes is None else given | {"num_classes": num_classes},
     )
     network = network._replace(source=stored_in)
     if num_classes is None:

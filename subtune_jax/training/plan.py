@@ -60,8 +60,8 @@ def make_plan(
     """Returns the plan of a run; raises `InputError` for settings that cannot be.
 
     loss(outputs, targets) -> float[batch]. norm: `stored`, `tuned`, `batch` or names of
-    stages (see `network.stages_with_batch_stats`). dropout: `tuned`, `all`, `none` or
-    names of stages (see `network.stages_with_dropout`). accumulate: micro-batches per
+    stages (see `labels.stages_with_batch_stats`). dropout: `tuned`, `all`, `none` or
+    names of stages (see `labels.stages_with_dropout`). accumulate: micro-batches per
     update; a step is one micro-batch. augment(x, rng) -> x changes training inputs at
     random. place: where arrays live (see `mesh.placement`); default: one device.
     cache_bytes: how much memory the activations of a frozen prefix may take to be

@@ -1,0 +1,30 @@
+"""Keep: what a task changed, as one small exact file on a shared base."""
+
+from subtune_jax.deltas.delta import (
+    Delta,
+    Elements,
+    Overwritten,
+    apply,
+    base_fingerprint,
+    extract,
+    undo,
+)
+from subtune_jax.deltas.file import from_bytes, load, save, to_bytes
+from subtune_jax.deltas.open import open_task
+from subtune_jax.deltas.store import Store
+
+__all__ = [
+    "Delta",
+    "Elements",
+    "Overwritten",
+    "Store",
+    "apply",
+    "base_fingerprint",
+    "extract",
+    "from_bytes",
+    "load",
+    "open_task",
+    "save",
+    "to_bytes",
+    "undo",
+]

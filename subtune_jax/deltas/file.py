@@ -1,0 +1,177 @@
+"""The file of a delta: one safetensors container with one JSON string beside it.
+
+    params/... stats/...   tensors that are stored as a whole, under their paths
+    unary, low             the places of all elements, joined over their sorted leaves
+    values                 their values, one leaf after the other, as bytes
+    delta (metadata)       JSON: format, leaves of the elements, about, SHA-256 of it all
+
+A file is read only if its digest holds, and if writing what was read gives its bytes
+again: no bit of it is without a meaning.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+
+from subtune_jax import tree
+from subtune_jax.deltas import codec
+from subtune_jax.deltas.codec import Coded
+from subtune_jax.deltas.delta import Delta, Elements
+from subtune_jax.errors import InputError
+
+FORMAT = 1
+STREAMS = ("unary", "low", "values")
+
+
+def save(delta: Delta, file: str | Path) -> None:
+    """Writes a delta, to a temporary name first; raises `InputError` where it cannot."""
+    file, data = Path(file), to_bytes(delta)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        with open(temporary, "wb") as out:
+            out.write(data)
+            out.flush()
+            os.fsync(out.fileno())
+        temporary.replace(file)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise InputError(f"cannot write {file}: {error.strerror or error}") from None
+
+
+def load(file: str | Path) -> Delta:
+    """Returns the delta in a file; raises `InputError` for what is not a whole one."""
+    try:
+        data = Path(file).read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"there is no file {file}") from None
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror or error}") from None
+    return from_bytes(data, str(file))
+
+
+def to_bytes(delta: Delta) -> bytes:
+    """Returns the bytes of a delta's file; equal deltas have equal bytes."""
+    leaves = dict(sorted(delta.elements.items()))
+    coded = codec.encode(_joined(leaves))
+    values = b"".join(some.values.tobytes() for some in leaves.values())
+    tensors = {p: np.ascontiguousarray(array) for p, array in delta.whole.items()}
+    tensors |= {"unary": coded.unary, "low": coded.low}
+    tensors["values"] = np.frombuffer(values, np.uint8)
+    facts = {
+        "format": FORMAT,
+        "low_bits": coded.low_bits,
+        "elements": tree.unflatten({p: _entry(e) for p, e in leaves.items()}),
+        "about": delta.about,
+    }
+    facts["digest"] = _digest(facts, tensors)
+    return safetensors.numpy.save(tensors, {"delta": _json(facts)})
+
+
+def from_bytes(data: bytes, name: str = "the delta") -> Delta:
+    """Returns the delta of a file's bytes; raises `InputError`, naming the file, for bytes
+    that `to_bytes` does not write."""
+    facts = header(data, name)
+    try:
+        tensors = dict(safetensors.deserialize(data))
+        delta = _delta(facts, tensors)
+        whole = to_bytes(delta) == bytes(data)
+    except Exception:  # whatever a damaged file raises; nothing of it was used
+        raise InputError(f"{name} is damaged: it cannot be read") from None
+    if not whole:
+        raise InputError(f"{name} is damaged: its digest does not hold")
+    return delta
+
+
+def header(data: bytes, name: str = "the delta") -> dict[str, Any]:
+    """Returns the JSON of a delta's file from its first bytes, unchecked but for its form
+    and format; raises `InputError` for another file."""
+    try:
+        size = int.from_bytes(data[:8], "little")
+        text = json.loads(data[8 : 8 + size])["__metadata__"]["delta"]
+        facts = json.loads(text)
+        version = facts["format"]
+    except Exception:  # as above
+        raise InputError(f"{name} is damaged, or is not the file of a delta") from None
+    if version != FORMAT:
+        raise InputError(
+            f"{name} has format {version!r}, and this version reads {FORMAT}: install a "
+            "newer subtune-jax"
+        )
+    return facts
+
+
+def _delta(facts: Mapping[str, Any], tensors: Mapping[str, Any]) -> Delta:
+    entries = {path: entry for path, entry in _entries(facts["elements"])}
+    total = sum(entry["n"] for entry in entries.values())
+    unary, low, stream = (_array(tensors[name]) for name in STREAMS)
+    places = codec.decode(Coded(total, facts["low_bits"], unary, low))
+    elements, begin, byte, offset = {}, 0, 0, 0
+    for path, entry in entries.items():
+        shape, dtype = tuple(entry["shape"]), jnp.dtype(entry.get("dtype", "float32"))
+        end, size = begin + entry["n"], int(np.prod(shape))
+        bytes_ = entry["n"] * dtype.itemsize
+        own = places[begin:end] - offset
+        if len(own) and not 0 <= own[0] <= own[-1] < size:
+            raise ValueError(f"places past the leaf {path}")
+        values = stream[byte : byte + bytes_].view(dtype)
+        elements[path] = Elements(shape, own, values)
+        begin, byte, offset = end, byte + bytes_, offset + size
+    whole = {n: _array(t) for n, t in tensors.items() if n not in STREAMS}
+    return Delta(whole, elements, facts["about"])
+
+
+def _joined(leaves: Mapping[str, Elements]) -> np.ndarray:
+    """Returns the places of all leaves as places in one row of them all."""
+    sizes = [int(np.prod(some.shape)) for some in leaves.values()]
+    begins = np.cumsum([0, *sizes])
+    parts = [some.places + begins[i] for i, some in enumerate(leaves.values())]
+    return np.concatenate([np.zeros(0, np.int64), *parts])
+
+
+def _entry(some: Elements) -> dict[str, Any]:
+    entry = {"n": len(some.places), "shape": list(some.shape)}
+    dtype = str(some.values.dtype)
+    return entry if dtype == "float32" else entry | {"dtype": dtype}
+
+
+def _entries(node: Mapping, path: str = "") -> list[tuple[str, dict]]:
+    """Returns the entries of the nested dict of leaves, by path in sorted order."""
+    if "n" in node and not isinstance(node["n"], dict):
+        return [(path, dict(node))]
+    under = [
+        entry
+        for key in node
+        for entry in _entries(node[key], f"{path}/{key}".lstrip("/"))
+    ]
+    return sorted(under)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def _digest(facts: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256(_json(facts).encode())
+    for name, array in sorted(tensors.items()):
+        digest.update(f"\n{name} {array.dtype} {list(array.shape)}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+NAMES |= {f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)}
+NAMES |= {f"U{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)} | {"BOOL": "bool"}
+
+
+def _array(tensor: Mapping[str, Any]) -> np.ndarray:
+    dtype = jnp.dtype(NAMES[tensor["dtype"]])
+    return np.frombuffer(tensor["data"], dtype).reshape(tensor["shape"])

@@ -1,0 +1,27 @@
+"""From a delta's file to a network that predicts."""
+
+from pathlib import Path
+
+from subtune_jax.deltas.delta import Delta, apply
+from subtune_jax.deltas.file import load
+from subtune_jax.errors import InputError
+from subtune_jax.models.load import load_pretrained
+from subtune_jax.network import Network
+
+
+def open_task(delta: Delta | str | Path, base: Network | str | None = None) -> Network:
+    """Returns the network of a task, from its delta or the file of one.
+
+    base: the network that it was tuned from, or its folder or hub id; default: what the
+    delta names. Raises `InputError` for another base, and where none is named.
+    """
+    delta = delta if isinstance(delta, Delta) else load(delta)
+    named = delta.about["base"]
+    if base is None and not named["name"]:
+        raise InputError(
+            "the delta does not say where its base is: give base=, the network that it "
+            "was tuned from"
+        )
+    if not isinstance(base, Network):
+        base = load_pretrained(base or named["name"], **named["options"])
+    return apply(base, delta)[0]

@@ -1,0 +1,176 @@
+"""What a task changed comes back bit for bit, and goes again bit for bit."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as some
+
+from subtune_jax import deltas, tree
+from subtune_jax.deltas.delta import flat
+from subtune_jax.errors import InputError
+from subtune_jax.head import replace_head
+from subtune_jax.network import Network, Stage
+from subtune_jax.selection.select import select
+from subtune_jax.training.loop import fit
+from subtune_jax.training.optimizers import adam
+from subtune_jax.training.phases import Phase
+from tests import toy
+from tests.tuning.test_contract import TUNINGS, setup
+
+KEY = jax.random.key(0)
+
+
+def bits(network):
+    return tree.fingerprint(flat(network))
+
+
+def assert_round_trip(base, tuned):
+    delta = deltas.extract(base, tuned)
+    data = deltas.to_bytes(delta)
+    again = deltas.from_bytes(data)
+    assert deltas.to_bytes(again) == data
+    after, overwritten = deltas.apply(base, again)
+    assert bits(after) == bits(tuned)
+    assert bits(deltas.undo(after, overwritten)) == bits(base)
+    return delta
+
+
+@pytest.mark.parametrize("name", TUNINGS)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_every_tuning_comes_back_and_goes_again(name, dtype):
+    network, phase = setup(name, toy.mlp(dtype=dtype))
+    phase = phase._replace(steps=6)
+    tuned = fit(network, phase, toy.points(), key=KEY, batch_size=16).network
+    delta = assert_round_trip(network, tuned)
+    changed = delta.whole.keys() | delta.elements.keys()
+    assert {p for p in changed if "/head/" not in p} <= {
+        "params/two/kernel",
+        "params/two/bias",
+    }
+    if name == "fixed_mask":
+        assert len(delta.elements["params/two/kernel"].places) <= 18
+
+
+def test_statistics_and_a_head_of_another_size_are_part_of_it():
+    base = toy.small_resnet()
+    network = replace_head(base, 5, KEY, init=jax.nn.initializers.lecun_normal())
+    phase = Phase(select(network, {"g": ["block2_0", "head"]}), adam(1e-2), 4)
+    data = toy.images(24)
+    tuned = fit(network, phase, data, key=KEY, batch_size=8, norm="tuned").network
+    delta = assert_round_trip(base, tuned)
+    assert any(path.startswith("stats/block2_0") for path in delta.whole)
+    assert delta.whole["params/head/kernel"].shape[1] == 5
+    assert not any("block1_0" in path for path in delta.whole)
+    after, _ = deltas.apply(base, delta)
+    np.testing.assert_array_equal(after(data.x), tuned(data.x))
+
+
+def test_a_head_that_normalizes_brings_its_statistics_and_its_kind():
+    base = toy.mlp()
+    tuned = replace_head(base, 4, normalize="batch_affine")
+    delta = assert_round_trip(base, tuned)
+    assert "stats/head/norm/mean" in delta.whole
+    after, overwritten = deltas.apply(base, delta)
+    x = toy.points().x
+    np.testing.assert_array_equal(after(x), tuned(x))
+    np.testing.assert_array_equal(deltas.undo(after, overwritten)(x), base(x))
+
+
+def one_leaf(values):
+    def apply(params, stats, x, *, batch_stats, key):
+        return x, stats
+
+    return Network((Stage("only", apply),), {"only": {"w": values}}, {"only": {}}, {})
+
+
+PATTERNS = {  # -0.0, NaNs with payloads, denormals, infinities, as bits
+    np.float32: [0x80000000, 0x7FC00001, 0xFFC12345, 0x7F800001, 1, 0x7F800000],
+    np.float16: [0x8000, 0x7E01, 0xFE77, 0x7C01, 1, 0x7C00],
+    jnp.bfloat16: [0x8000, 0x7FC1, 0xFFC7, 0x7F81, 1, 0x7F80],
+}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    dtype=some.sampled_from(list(PATTERNS)),
+    seed=some.integers(0, 10**6),
+    count=some.integers(0, 40),
+    device=some.booleans(),
+)
+def test_any_bits_anywhere(dtype, seed, count, device):
+    rng = np.random.default_rng(seed)
+    size = 8 * np.dtype(dtype).itemsize
+    old = rng.integers(0, 2**size, 200, dtype=np.uint64).astype(f"u{size // 8}")
+    new = old.copy()
+    new[rng.choice(200, count, replace=False)] = rng.choice(PATTERNS[dtype], count)
+    put = jnp.asarray if device else np.asarray
+    base, tuned = (one_leaf(put(bits_.view(dtype))) for bits_ in (old, new))
+    delta = assert_round_trip(base, tuned)
+    stored = len(delta.elements.get("params/only/w", ((), (), ()))[1])
+    assert delta.whole or stored == int((old != new).sum())
+
+
+def test_bfloat16_values_are_rounded_before_they_are_tested():
+    network, phase = setup("subset")
+    tuned = fit(network, phase, toy.points(), key=KEY, batch_size=16).network
+    delta = deltas.extract(network, tuned, values="bfloat16")
+    data = deltas.to_bytes(delta)
+    one, _ = deltas.apply(network, delta)
+    other, _ = deltas.apply(network, deltas.from_bytes(data))
+    assert bits(one) == bits(other) != bits(tuned)
+    kernel = tuned.params["two"]["kernel"]
+    rounded = kernel.astype(jnp.bfloat16).astype(jnp.float32)
+    np.testing.assert_array_equal(one.params["two"]["kernel"], rounded)
+    assert len(data) < len(deltas.to_bytes(deltas.extract(network, tuned)))
+
+
+def test_what_does_not_belong_together_is_refused_and_nothing_is_applied():
+    network, phase = setup("subset")
+    tuned = fit(network, phase, toy.points(), key=KEY, batch_size=16).network
+    delta = deltas.extract(network, tuned)
+    with pytest.raises(
+        InputError, match="the delta belongs to another base: its finger"
+    ):
+        deltas.apply(tuned, delta)
+    with pytest.raises(InputError, match="belongs to another base"):
+        deltas.apply(toy.mlp(width=7), delta)
+    with pytest.raises(
+        InputError, match=r"differ in \d tensors outside the head: 'para"
+    ):
+        deltas.extract(network, toy.mlp(width=7))
+    with pytest.raises(
+        InputError, match="unknown form of values 'int8': expected one of"
+    ):
+        deltas.extract(network, tuned, values="int8")
+    with pytest.raises(InputError, match="does not say where its base is: give base="):
+        deltas.open_task(delta)
+    opened = deltas.open_task(delta, network)
+    assert bits(opened) == bits(tuned)
+
+
+PREDICT = """
+import sys, numpy as np
+from subtune_jax import deltas
+from subtune_jax.training.predict import predict
+from tests import toy
+network = deltas.open_task(sys.argv[1], toy.mlp())
+np.save(sys.argv[2], predict(network, toy.points()))
+"""
+
+
+@pytest.mark.slow
+def test_a_new_process_predicts_from_the_file(tmp_path):
+    network, phase = setup("subset")
+    tuned = fit(network, phase, toy.points(), key=KEY, batch_size=16).network
+    file, out = tmp_path / "task.delta", tmp_path / "outputs.npy"
+    deltas.save(deltas.extract(network, tuned, metrics={"accuracy": 97.5}), file)
+    subprocess.run([sys.executable, "-c", PREDICT, file, out], check=True)
+    from subtune_jax.training.predict import predict
+
+    np.testing.assert_array_equal(np.load(out), predict(tuned, toy.points()))
+    assert deltas.load(file).about["metrics"] == {"accuracy": 97.5}
