@@ -2,8 +2,9 @@
 
 import difflib
 import importlib
+import inspect
 from collections.abc import Iterable
-from numbers import Real
+from numbers import Integral, Real
 from types import ModuleType
 
 
@@ -18,10 +19,13 @@ def nearest(name: str, choices: Iterable[str], n: int = 3) -> list[str]:
     return close or choices[:n]
 
 
-def unknown(kind: str, name: str, choices: Iterable[str]) -> InputError:
+def unknown(kind: str, name: object, choices: Iterable[str]) -> InputError:
     """Returns the error for a name that is not one of a closed set of choices."""
     choices = list(choices)
-    hint = f"; did you mean {nearest(name, choices, 1)[0]!r}?" if choices else ""
+    if not choices:
+        return InputError(f"unknown {kind} {name!r}: there is none here")
+    near = nearest(name, choices, 1)[0] if isinstance(name, str) else None
+    hint = f"; did you mean {near!r}?" if near else ""
     return InputError(
         f"unknown {kind} {name!r}: expected one of {', '.join(choices)}{hint}"
     )
@@ -33,6 +37,33 @@ def require_positive(**values: float) -> None:
         number = isinstance(value, Real) and not isinstance(value, bool)
         if not number or not 0 < value < float("inf"):
             raise InputError(f"{name} must be a positive number, got {value!r}")
+
+
+def require_whole(**values: int) -> None:
+    """Raises `InputError` naming the first value that is not an integer from 1 up."""
+    for name, value in values.items():
+        whole = isinstance(value, Integral) and not isinstance(value, bool)
+        if not whole or value < 1:
+            raise InputError(f"{name} must be a positive whole number, got {value!r}")
+
+
+def require_function(arguments: int, **functions: object) -> None:
+    """Raises `InputError` naming the first value that cannot be called with so many
+    arguments."""
+    for name, function in functions.items():
+        kind = type(function).__name__
+        if not callable(function):
+            raise InputError(
+                f"{name} must be a function of {arguments} arguments, got {kind}"
+            )
+        try:
+            inspect.signature(function).bind(*[None] * arguments)
+        except TypeError as error:
+            raise InputError(
+                f"{name} must be a function of {arguments} arguments: {error}"
+            ) from None
+        except ValueError:  # a builtin that does not say what it takes
+            continue
 
 
 def require_type(expected: type, **values: object) -> None:

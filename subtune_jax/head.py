@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from subtune_jax.errors import InputError, require_positive, unknown
+from subtune_jax.errors import InputError, require_whole, unknown
 from subtune_jax.network import (
     Network,
     Params,
@@ -111,12 +111,14 @@ def replace_head(
     `bias` (and `norm`), or if `num_classes` is not a positive number.
     """
     require_network(network)
-    require_positive(num_classes=num_classes)
+    require_whole(num_classes=num_classes)
     if normalize is not None and normalize not in NORMALIZE_MODES:
         raise unknown("normalization of a head", normalize, NORMALIZE_MODES)
     old = network.stages[-1]
     _require_head(old, network.params[old.name])
     features = network.params[old.name]["kernel"].shape[0]
+    if key is None and init is not jax.nn.initializers.zeros:
+        raise InputError("an initializer draws at random: give replace_head a key")
     head, stats = linear_params(key, features, num_classes, init), {}
     apply = span if old.apply is span else linear
     if apply is span and (num_classes != 2 or normalize):
@@ -146,7 +148,8 @@ def _require_head(stage: Stage, params: Params) -> None:
     if not leaves or getattr(kernel, "ndim", 0) != 2:
         raise InputError(
             f"the last stage {stage.name!r} is not a linear head: expected leaves kernel "
-            f"[features, classes] and bias, found {', '.join(params) or 'none'}"
+            f"[features, classes] and bias, found {', '.join(params) or 'none'}; of your "
+            "own model, make the head a stage, from_nnx({'body': ..., 'head': ...})"
         )
 
 

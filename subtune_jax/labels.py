@@ -89,6 +89,10 @@ def stages_with_dropout(
 def _named(
     kind: str, names: Sequence[str], choices: Sequence[str] | frozenset[str]
 ) -> frozenset[str]:
+    if not isinstance(names, Sequence):
+        raise InputError(
+            f"a mode is a string, or a list of names of a {kind}, got {names!r}"
+        )
     for name in names:
         if name not in choices:
             raise unknown(kind, name, sorted(choices))

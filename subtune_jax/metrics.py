@@ -86,6 +86,15 @@ def _classes(logits: np.ndarray, labels: np.ndarray, axis: int = -1) -> np.ndarr
     """Returns the places of the largest logits; the labels must be of their shape."""
     if not np.size(logits):
         raise InputError("there are no examples to score")
+    if np.ndim(logits) < 2:
+        raise InputError(
+            f"the outputs have shape {list(np.shape(logits))}: expected [examples, classes]"
+        )
+    if np.asarray(labels).dtype.kind not in "iu":
+        raise InputError(
+            f"labels are {np.asarray(labels).dtype}: expected an integer type, as "
+            "labels.astype(int) has it"
+        )
     places, classes = np.argmax(logits, axis=axis), np.shape(logits)[axis]
     _require_shape("labels", labels, places.shape)
     low, high = np.min(labels), np.max(labels)

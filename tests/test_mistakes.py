@@ -10,6 +10,7 @@ import pytest
 from flax import linen, nnx
 
 import subtune_jax as st
+from subtune_jax.data import Dataset
 from subtune_jax.dry_run import output_shapes
 from subtune_jax.errors import InputError
 from tests import toy
@@ -332,3 +333,327 @@ def test_output_shapes_are_those_of_the_forward_pass():
     assert (shape.shape, shape.dtype) == ((1, 3), np.float32)
     with pytest.raises(InputError, match="network must be a Network, got str"):
         output_shapes("resnet", DATA.x)
+
+
+class Bare(nnx.Module):
+    """Norms and dropout as nnx sets them: what modules with switches must agree with."""
+
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.norm, self.drop = nnx.BatchNorm(4, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
+        self.out = nnx.Linear(4, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.out(self.drop(self.norm(x)))
+
+    def run(self, x, still, off):
+        x = self.norm(x, use_running_average=still)
+        return self.out(self.drop(x, deterministic=off))
+
+
+class Train(Bare):
+    def __call__(self, x, train=False):
+        return self.run(x, not train, not train)
+
+
+class Keyword(Bare):
+    def __call__(self, x, *, training):
+        return self.run(x, not training, not training)
+
+
+class Deterministic(Bare):
+    def __call__(self, x, deterministic=True):
+        return self.run(x, deterministic, deterministic)
+
+
+class Both(Bare):
+    def __call__(self, x, deterministic=True, use_running_average=True):
+        return self.run(x, use_running_average, deterministic)
+
+
+class Named(Bare):
+    def __call__(self, x, is_train=True):
+        return self.run(x, not is_train, not is_train)
+
+
+def losses(network, **settings):
+    phase = st.Phase(st.select(network, {"g": [".*"]}), st.sgd(1e-9), 3)
+    run = st.fit(network, phase, DATA, key=KEY, batch_size=24, **settings)
+    return [epoch.loss for epoch in run.epochs]
+
+
+@pytest.mark.parametrize("kind", [Train, Keyword, Deterministic, Both, Named])
+@pytest.mark.parametrize("norm", ["stored", "batch"])
+@pytest.mark.parametrize("dropout", ["all", "none"])
+def test_a_switch_of_norms_and_dropout_is_obeyed_or_refused(kind, norm, dropout):
+    flag = "is_train" if kind is Named else None
+    network, settings = (
+        st.from_nnx(kind(), flag=flag),
+        {"norm": norm, "dropout": dropout},
+    )
+    np.testing.assert_allclose(
+        st.predict(network, DATA), st.predict(st.from_nnx(Bare()), DATA), rtol=1e-6
+    )
+    if kind is Both or (norm == "batch") == (dropout == "all"):
+        expected = losses(st.from_nnx(Bare()), **settings)
+        np.testing.assert_allclose(losses(network, **settings), expected, rtol=1e-5)
+        return
+    with pytest.raises(
+        InputError, match="switches norms and dropout together, and here"
+    ):
+        losses(network, **settings)
+
+
+def test_test_time_adaptation_does_not_drop_out_silently():
+    labels = st.select(network := st.from_nnx(Train()), {"g": ["norm"]})
+    with pytest.raises(InputError, match="'train' switches norms and dropout together"):
+        st.training.tent(network, labels, DATA, batch_size=8, norm="batch")
+
+
+class Training(Bare):
+    training = True
+
+    def __call__(self, x):
+        return self.run(x, not self.training, True)
+
+
+class Drawing(Bare):
+    def __call__(self, x, inference=False):
+        return self.run(x, True, inference)
+
+
+class Still(Bare):
+    def __call__(self, x, is_train=False):
+        return self.run(x, not is_train, not is_train)
+
+
+@pytest.mark.parametrize("kind", [Named, Training, Drawing])
+def test_a_module_that_trains_in_evaluation_is_refused(kind):
+    with pytest.raises(
+        InputError, match="the module trains .* in evaluation: it has a sw"
+    ):
+        st.predict(st.from_nnx(kind()), DATA)
+
+
+def test_a_module_that_never_uses_the_batch_is_refused_under_batch():
+    network = st.from_nnx(Still())
+    assert len(losses(network)) == 3
+    with pytest.raises(
+        InputError, match="norms do not use the statistics of the batch"
+    ):
+        losses(network, norm="batch", dropout="none")
+
+
+def test_a_linen_switch_of_norms_and_dropout_is_obeyed_or_refused():
+    class Both(linen.Module):
+        @linen.compact
+        def __call__(self, x, train=False):
+            x = linen.BatchNorm(use_running_average=not train)(x)
+            return linen.Dense(3)(linen.Dropout(0.5, deterministic=not train)(x))
+
+    network = st.from_linen(Both(), Both().init(KEY, DATA.x))
+    assert len(set(losses(network, norm="batch", dropout="all"))) == 3
+    assert len(losses(network, norm="stored", dropout="none")) == 3
+    for norm, dropout in (("stored", "all"), ("batch", "none")):
+        with pytest.raises(
+            InputError, match="'train' switches norms and dropout together"
+        ):
+            losses(network, norm=norm, dropout=dropout)
+
+
+def test_arguments_that_a_module_needs_are_given_or_asked_for():
+    class Needs(Bare):
+        def __init__(self):
+            super().__init__()
+            self.drop = nnx.Dropout(0.5)
+
+        def __call__(self, x, rngs):
+            return self.out(self.drop(x, rngs=rngs))
+
+    assert len(set(losses(st.from_nnx(Needs())))) == 3
+    with pytest.raises(
+        InputError, match="unknown flag 'is_train': expected one of rngs, x"
+    ):
+        st.from_nnx(Needs(), flag="is_train")
+
+
+NETWORK = NETWORKS["stages"]
+PHASE = st.Phase(st.select(NETWORK, {"g": ["head"]}), st.adam(1e-2), 2)
+TASK = st.Task(NETWORK, DATA, DATA, st.data.Sealed(DATA))
+SIZES = {"train": 6, "validation": 6, "test": None}
+
+
+def fit(phase=PHASE, **settings):
+    return st.fit(NETWORK, phase, DATA, key=settings.pop("key", KEY), **settings)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: fit(key=nnx.Rngs(0)), "key must be one jax.random.key.*, got Rngs"),
+        (lambda: st.count_trainable(NETWORK, {"g": ["two"]}), "labels are a tree like"),
+        (lambda: st.coverage(NETWORK, {"g": ["two"]}), "labels are a tree like"),
+        (
+            lambda: st.assert_frozen(NETWORK, NETWORK, PHASE.labels),
+            "assert_frozen compares parameters",
+        ),
+        (
+            lambda: fit(PHASE._replace(labels={"g": ["two"]})),
+            r"labels of phase 0 are not those of the network: select\(network",
+        ),
+        (
+            lambda: fit(PHASE._replace(steps=4.0)),
+            "steps must be a positive whole number",
+        ),
+        (
+            lambda: fit(batch_size=16.0),
+            "batch_size must be a positive whole number, got",
+        ),
+        (
+            lambda: st.predict(NETWORK, DATA, batch_size=8.0),
+            "batch_size must be a positi",
+        ),
+        (
+            lambda: st.adam(1e-2, schedule=None),
+            "unknown schedule None: expected one of c",
+        ),
+        (lambda: fit(norm=True), "a mode is a string, or a list of names .*, got True"),
+        (
+            lambda: fit(dropout=0.5),
+            "a mode is a string, or a list of names .*, got 0.5",
+        ),
+        (
+            lambda: fit(validate=DATA),
+            "validate must be a function of 1 arguments, got Dat",
+        ),
+        (
+            lambda: fit(watch=lambda: 1),
+            "watch must be a function of 1 arguments: too many",
+        ),
+        (
+            lambda: fit(watch=lambda net: 1, watch_at=10),
+            "unknown watch_at 10: expected one",
+        ),
+        (
+            lambda: fit(loss="cross_entropy"),
+            "loss must be a function of 2 arguments, got s",
+        ),
+        (lambda: fit(checkpoint=True), "checkpoint must be a folder's path, got True"),
+        (lambda: fit(None), "phases must be a Phase or a list of them, got NoneType"),
+        (
+            lambda: st.tune(NETWORK, PHASE, [1e-2], TASK, key=KEY),
+            "phases_of must be a function of 1 arguments, got Phase",
+        ),
+        (
+            lambda: st.tune(NETWORK, lambda _: PHASE, 1e-2, TASK, key=KEY),
+            "variants must be a list, got float",
+        ),
+        (
+            lambda: st.split_task(
+                NETWORK, Dataset(DATA.x, np.eye(3)[DATA.y]), SIZES, 0
+            ),
+            r"split by class: expected integer labels \[examples\], got float64\[24, 3\]",
+        ),
+        (
+            lambda: st.split_task(NETWORK, Dataset(DATA.x.tolist(), DATA.y), SIZES, 0),
+            "inputs must be an array with the example first, got a list",
+        ),
+        (
+            lambda: st.split_task(NETWORK, DATA, SIZES | {"train": 0.5}, 0),
+            "the size of train must be a positive whole number, got 0.5",
+        ),
+        (
+            lambda: st.split_task(NETWORK, DATA, SIZES, KEY),
+            "seed must be a whole number, got PRNGKeyArray",
+        ),
+        (
+            lambda: st.test_once("network", TASK),
+            "predictor must be a function of 1 arguments, got str",
+        ),
+        (
+            lambda: st.test_once(lambda data: np.ones(24), TASK),
+            r"outputs have shape \[24\]: expected \[examples, classes\]",
+        ),
+        (
+            lambda: st.scores.relative_gradient_norm(NETWORK, DATA),
+            "a score takes batches, got ndarray for one: data.in_order",
+        ),
+        (lambda: st.scores.fisher(NETWORK, DATA), "a score takes batches, got ndarray"),
+        (lambda: st.top([1.0, 2.0], 1), "a score is a dict of numbers, got list"),
+        (
+            lambda: st.replace_head(NETWORK, 4.0),
+            "num_classes must be a positive whole nu",
+        ),
+        (
+            lambda: st.replace_head(NETWORK, 4, init=jax.nn.initializers.ones),
+            "an initializer draws at random: give replace_head a key",
+        ),
+        (
+            lambda: st.replace_head(NETWORKS["adopted"], 4),
+            "of your own model, make the head a stage, from_nnx",
+        ),
+        (
+            lambda: st.evaluate(NETWORK, DATA._replace(y=DATA.y + 0.5)),
+            "labels are float64: expected an integer type",
+        ),
+        (
+            lambda: st.evaluate(NETWORK, DATA, lambda outputs, labels: labels > 0),
+            "<lambda> must return a number, got ndarray",
+        ),
+        (
+            lambda: st.evaluate(NETWORK, DATA, lambda outputs: 1.0),
+            "metric must be a function of 2 arguments: too many",
+        ),
+        (
+            lambda: st.from_linen(TwoLinen(), None),
+            "variables are what module.init returns",
+        ),
+        (
+            lambda: st.from_nnx({0: Bare()}),
+            "stage 0 is a Bare: expected an nnx.Module by",
+        ),
+        (
+            lambda: st.from_nnx(Bare(), units={"blocks": {"early": "norm"}}),
+            "unit 'early' must be a list of patterns of paths, got 'norm'",
+        ),
+        (
+            lambda: st.from_nnx(Bare(), units={"early": ("norm",)}),
+            "units are tables by name, .*: 'early' is a tuple",
+        ),
+        (
+            lambda: st.select(NETWORK, {"g": [lambda path: True]}),
+            "a selector is a string, got function in group 'g'",
+        ),
+        (
+            lambda: st.select(NETWORK, {"g": ["kernl"]}),
+            "nearest parts of paths are kernel",
+        ),
+    ],
+)
+def test_other_mistakes_are_one_sentence(call, message):
+    with pytest.raises(InputError, match=message) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_module_with_two_outputs_is_refused():
+    class TwoOutputs(Net):
+        def __call__(self, x):
+            return super().__call__(x), x
+
+    with pytest.raises(
+        InputError, match="the network returns a tuple: expected one array"
+    ):
+        st.predict(st.from_nnx(TwoOutputs()), DATA)
+
+
+def test_targets_are_not_read_and_files_are_named_by_strings(tmp_path):
+    outputs = st.predict(NETWORK, DATA)
+    np.testing.assert_array_equal(st.predict(NETWORK, Dataset(DATA.x, None)), outputs)
+    st.models.save(NETWORK, str(tmp_path / "w.safetensors"))
+    back = st.models.restore(NETWORK, str(tmp_path / "w.safetensors"))
+    np.testing.assert_array_equal(st.predict(back, DATA), outputs)
+    assert repr(TASK) == (
+        "Task(Network(93 parameters in stages one, two, head), 24 to train, 24 to "
+        "validate, Sealed(24 examples, see test_once))"
+    )

@@ -44,14 +44,19 @@ def require_inputs(network: Network, x: Any) -> int:
     they are taken are not read for that, but for the first.
     """
     require_network(network)
-    rows = _rows(x)
+    rows = require_rows(x)
     require_finite(x)
     reads = None if network.source is None else network.source.reads
     if isinstance(reads, Pixels):
         _require_pixels(reads, x)
     if isinstance(reads, Tokens):
         _require_tokens(reads, x)
-    output_shapes(network, _first(x))
+    outputs = output_shapes(network, _first(x))
+    if not hasattr(outputs, "shape"):
+        raise InputError(
+            f"the network returns a {type(outputs).__name__}: expected one array, with a "
+            "row for each example"
+        )
     return rows
 
 
@@ -77,7 +82,7 @@ def require_targets(targets: Any) -> None:
         )
 
 
-def _rows(x: Any) -> int:
+def require_rows(x: Any) -> int:
     """Returns the number of rows that all arrays of the inputs have."""
     if isinstance(x, list):
         raise InputError(

@@ -1,6 +1,7 @@
 """A task: a pretrained network, and disjoint parts of the data it is to learn."""
 
 from collections.abc import Callable, Mapping
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import jax
@@ -8,9 +9,9 @@ import numpy as np
 
 from subtune_jax.data.batches import Dataset
 from subtune_jax.data.folders import LazyImages
-from subtune_jax.data.inputs import require_targets
+from subtune_jax.data.inputs import require_pairs, require_rows, require_targets
 from subtune_jax.data.splits import balanced_folds, balanced_indices
-from subtune_jax.errors import InputError, require_type
+from subtune_jax.errors import InputError, require_function, require_type, require_whole
 from subtune_jax.metrics import Metric, accuracy, worst_group_accuracy
 from subtune_jax.network import Network, require_network
 
@@ -43,6 +44,12 @@ class Task(NamedTuple):
     metric: str = "accuracy"
     also: Mapping[str, tuple[Sealed, Metric]] = {}
 
+    def __repr__(self) -> str:
+        parts = (
+            f"{len(self.train.y):,} to train, {len(self.validation.y):,} to validate"
+        )
+        return f"Task({self.network}, {parts}, {self.test})"
+
 
 def test_once(predictor: Callable[[Dataset], Any], task: Task) -> dict[str, Any]:
     """Returns the scores of a chosen predictor on the test parts, `{metric: score}`.
@@ -55,6 +62,7 @@ def test_once(predictor: Callable[[Dataset], Any], task: Task) -> dict[str, Any]
             "test_once takes a function of a data set: what tune returned, or "
             "lambda data: predict(network, data)"
         )
+    require_function(1, predictor=predictor)
     tests = {task.metric: (task.test, task.metrics["test"]), **task.also}
     return {
         name: metric(predictor(sealed._data), sealed._data.y)
@@ -82,6 +90,19 @@ def split_task(
     require_network(network)
     require_type(Dataset, data=data)
     require_targets(data.y)
+    require_pairs(require_rows(data.x), data.y)
+    if data.y.ndim != 1 or data.y.dtype.kind not in "iu":
+        raise InputError(
+            f"a task is split by class: expected integer labels [examples], got "
+            f"{data.y.dtype}{list(data.y.shape)}"
+        )
+    if not isinstance(sizes, Mapping):
+        raise InputError("sizes are a dict of the parts train, validation and test")
+    for part, size in sizes.items():
+        if size is not None:
+            require_whole(**{f"the size of {part}": size})
+    if not isinstance(seed, Integral | np.random.Generator):
+        raise InputError(f"seed must be a whole number, got {type(seed).__name__}")
     if set(sizes) != {"train", "validation", "test"}:
         raise InputError(
             f"sizes are of the parts train, validation and test, got {', '.join(sizes)}"

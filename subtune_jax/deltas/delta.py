@@ -171,6 +171,7 @@ def flat(network: Network) -> dict[str, Any]:
 
 def base_fingerprint(network: Network) -> str:
     """Returns a SHA-256 of what tasks share: all leaves but the head's, as they are now."""
+    require_network(network)
     head = _head_of(network)
     return tree.fingerprint(
         {

@@ -5,6 +5,7 @@ from subtune_jax.models.from_flax import from_linen, from_nnx
 from subtune_jax.models.load import load_pretrained
 from subtune_jax.models.resnet import ResNetConfig, resnet
 from subtune_jax.models.save import restore, save
+from subtune_jax.models.to_flax import from_orbax, to_linen, to_nnx, to_orbax
 from subtune_jax.models.vit import ViTConfig, vit
 
 __all__ = [
@@ -14,9 +15,13 @@ __all__ = [
     "bert",
     "from_linen",
     "from_nnx",
+    "from_orbax",
     "load_pretrained",
     "resnet",
     "restore",
     "save",
+    "to_linen",
+    "to_nnx",
+    "to_orbax",
     "vit",
 ]

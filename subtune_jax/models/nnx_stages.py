@@ -129,3 +129,32 @@ def _plain(state: nnx.State) -> tuple[dict, Keys]:
 def _native(plain: dict, keys: Keys) -> nnx.State:
     flat = tree.flatten(plain)
     return nnx.from_flat_state([(k, flat["/".join(map(str, k))]) for k in keys])
+
+
+def filled(name: str, module: nnx.Module, params: Params, stats: Stats) -> nnx.Module:
+    """Returns a copy of a module with a stage's parameters and statistics as its values.
+
+    Raises `InputError` where the paths or shapes are not those of the module.
+    """
+    graph, *states = nnx.split(module, nnx.Param, nnx.BatchStat, ...)
+    weights, statistics, rest = states
+    native = []
+    for state, values in ((weights, params), (statistics, stats)):
+        own, keys = _plain(state)
+        _require_same(name, own, values)
+        native.append(_native(values, keys))
+    return nnx.merge(graph, *native, rest, copy=True)
+
+
+def _require_same(name: str, own: dict, values: dict) -> None:
+    ours, theirs = (
+        {path: tuple(leaf.shape) for path, leaf in tree.flatten(each).items()}
+        for each in (values, own)
+    )
+    differing = sorted(p for p in ours | theirs if ours.get(p) != theirs.get(p))
+    if differing:
+        path = differing[0]
+        raise InputError(
+            f"stage {name!r} has {path!r} as {ours.get(path, 'nothing')} and the module as "
+            f"{theirs.get(path, 'nothing')}: give a module of these shapes"
+        )

@@ -12,11 +12,12 @@ from subtune_jax.errors import InputError
 from subtune_jax.network import Network, require_network
 
 
-def save(network: Network, file: Path) -> None:
+def save(network: Network, file: str | Path) -> None:
     """Writes parameters and statistics, to a temporary name first.
 
     Raises `InputError` when the file cannot be written.
     """
+    file = Path(file)
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     tensors = {k: np.asarray(v) for k, v in _tensors(network).items()}
     try:

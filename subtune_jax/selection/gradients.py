@@ -15,6 +15,7 @@ import numpy as np
 
 from subtune_jax import function_identity, tree
 from subtune_jax.dry_run import output_shapes
+from subtune_jax.errors import InputError
 from subtune_jax.losses import (
     cross_entropy,
     per_example,
@@ -76,7 +77,17 @@ def row_moments(
     return moments
 
 
+def require_batch(batch: Any) -> None:
+    """Raises `InputError` for what is not a batch, such as the parts of a data set."""
+    if not hasattr(batch, "weight"):
+        raise InputError(
+            f"a score takes batches, got {type(batch).__name__} for one: "
+            "data.in_order(dataset, 64) yields those of a Dataset"
+        )
+
+
 def _require_batch(network: Network, loss: Callable, batch: Any) -> None:
+    require_batch(batch)
     require_rows(batch)
     outputs = output_shapes(network, batch.x)
     if loss is cross_entropy:

@@ -24,6 +24,7 @@ from subtune_jax.network import Labels, Network, Params, require_network
 from subtune_jax.selection.gradients import (
     Moments,
     batch_gradient,
+    require_batch,
     row_moments,
     scored_half,
 )
@@ -47,6 +48,8 @@ def top(score: Score, count: int) -> list[str]:
 
     Raises `InputError` unless there are as many.
     """
+    if not isinstance(score, Mapping):
+        raise InputError(f"a score is a dict of numbers, got {type(score).__name__}")
     if not 0 < count <= len(score):
         raise InputError(f"count must be from 1 to {len(score)} here, got {count!r}")
     return sorted(score, key=lambda name: -score[name])[:count]
@@ -249,6 +252,7 @@ def _squares(values: jax.Array) -> jax.Array:
 
 
 def _examples(batch: Any) -> int:
+    require_batch(batch)
     return int(np.sum(jax.device_get(batch.weight) > 0))
 
 

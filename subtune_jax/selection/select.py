@@ -38,6 +38,10 @@ def select(network: Network, selection: Mapping[str, Sequence[str]]) -> Labels:
                 f"{group!r} cannot name a group: it has a meaning of its own"
             )
         for entry in (entries,) if isinstance(entries, str) else entries:
+            if not isinstance(entry, str):
+                raise InputError(
+                    f"a selector is a string, got {type(entry).__name__} in group {group!r}"
+                )
             matched = match(network, entry)
             if set(matched) <= {n for n, g in groups.items() if g != group}:
                 raise InputError(
@@ -57,10 +61,17 @@ def match(network: Network, entry: str) -> list[str]:
     matched = [n for n in names if any(_matches(p, n) for p in patterns)]
     if not matched:
         units = [unit for table in network.units.values() for unit in table]
+        if unit_patterns(network, entry):
+            raise InputError(
+                f"the patterns of unit {entry!r} match no path: they are "
+                f"{', '.join(unit_patterns(network, entry))}"
+            )
+        parts = [part for name in names for part in name.split("/")]
         raise InputError(
             f"selector {entry!r} matches no unit and no path: nearest units are "
             f"{', '.join(nearest(entry, units)) or 'none'}; nearest paths are "
-            f"{', '.join(nearest(entry, names))}"
+            f"{', '.join(nearest(entry, names))}; nearest parts of paths are "
+            f"{', '.join(nearest(entry, parts))}"
         )
     return matched
 
@@ -86,7 +97,7 @@ def _matches(pattern: str, name: str) -> bool:
 
 def coverage(network: Network, labels: Labels) -> list[tuple[str, str, int, int]]:
     """Returns rows (stage, group, leaves, numbers): what a selection selects, to print."""
-    require_network(network)
+    _require_labels(network, labels)
     rows: dict[tuple[str, str], tuple[int, int]] = {}
     sizes = tree.flatten(network.params)
     for name, group in tree.flatten(labels).items():
@@ -102,12 +113,29 @@ def coverage(network: Network, labels: Labels) -> list[tuple[str, str, int, int]
 
 def count_trainable(network: Network, labels: Labels) -> int:
     """Returns how many parameters of a network are not frozen."""
-    require_network(network)
+    _require_labels(network, labels)
     return tree.count(trainable_half(network.params, labels))
 
 
+def _require_labels(network: Network, labels: Labels) -> None:
+    require_network(network)
+    if not tree.alike(labels, network.params):
+        raise InputError(
+            "labels are a tree like the parameters: select(network, {group: [selectors]}) "
+            "returns them"
+        )
+
+
 def assert_frozen(before: Params, after: Params, labels: Labels) -> None:
-    """Raises `AssertionError` naming the frozen leaves that are not bit-identical."""
+    """Raises `AssertionError` naming the frozen leaves that are not bit-identical.
+
+    before, after: parameters (batch statistics move where norms use those of the batch).
+    Raises `InputError` for what are not parameters of these labels.
+    """
+    if not (tree.alike(before, labels) and tree.alike(after, labels)):
+        raise InputError(
+            "assert_frozen compares parameters, as network.params, by labels of theirs"
+        )
     old, new = tree.flatten(before), tree.flatten(after)
     moved: Iterable[str] = [
         name

@@ -12,7 +12,7 @@ import numpy as np
 from subtune_jax import tree
 from subtune_jax.data import batches
 from subtune_jax.data.batches import Augment, Dataset
-from subtune_jax.errors import InputError, unknown
+from subtune_jax.errors import InputError, require_function, unknown
 from subtune_jax.losses import cross_entropy
 from subtune_jax.network import Network
 from subtune_jax.training import resume
@@ -121,6 +121,11 @@ def fit(
     the loss is not finite.
     """
     require_mode(mode)
+    for name, function in {"validate": validate, "watch": watch}.items():
+        if function is not None:
+            require_function(1, **{name: function})
+    if checkpoint is not None and not isinstance(checkpoint, str | Path):
+        raise InputError(f"checkpoint must be a folder's path, got {checkpoint!r}")
     plan = make_plan(
         network,
         phases,

@@ -9,7 +9,7 @@ import optax
 
 from subtune_jax import function_identity, tree
 from subtune_jax.data.batches import Batch
-from subtune_jax.errors import InputError, require_positive
+from subtune_jax.errors import InputError, require_whole
 from subtune_jax.labels import (
     FROZEN,
     lowest_trainable,
@@ -147,20 +147,23 @@ def check(
     a group without a rule, steps that are not a multiple of `accumulate`, labels of
     another network, and a change to a tuning that cannot take over.
     """
-    require_positive(accumulate=settings.accumulate)
+    require_whole(accumulate=settings.accumulate)
     if not phases:
         raise InputError("a run needs at least one phase")
     programs: list[Program | None] = []
     for index, phase in enumerate(phases):
-        require_positive(steps=phase.steps)
+        require_whole(steps=phase.steps)
         require_rules(phase.rules)
-        if phase.steps != int(phase.steps) or phase.steps % settings.accumulate:
+        if phase.steps % settings.accumulate:
             raise InputError(
                 f"steps ({phase.steps}) must be a multiple of accumulate "
                 f"({settings.accumulate})"
             )
         if not tree.alike(phase.labels, network.params):
-            raise InputError(f"the labels of phase {index} are of another network")
+            raise InputError(
+                f"the labels of phase {index} are not those of the network: select(network, "
+                "{group: [selectors]}) returns them"
+            )
         if set(jax.tree.leaves(phase.labels)) <= {FROZEN}:
             raise InputError(f"phase {index} trains nothing: every leaf is frozen")
         changes = index > 0 and not same_tuning(phase.tuning, phases[index - 1].tuning)

@@ -11,7 +11,12 @@ from subtune_jax.data import batches
 from subtune_jax.data.batches import Augment, Dataset
 from subtune_jax.data.buckets import lengths
 from subtune_jax.data.inputs import require_data
-from subtune_jax.errors import InputError, require_type
+from subtune_jax.errors import (
+    InputError,
+    require_function,
+    require_type,
+    require_whole,
+)
 from subtune_jax.labels import stages_with_batch_stats
 from subtune_jax.losses import cross_entropy
 from subtune_jax.network import Network
@@ -69,6 +74,14 @@ def make_plan(
     """
     require_data(network, data, loss)
     require_key(key)
+    require_whole(batch_size=batch_size, accumulate=accumulate)
+    require_function(2, loss=loss)
+    if augment is not None:
+        require_function(2, augment=augment)
+    if not isinstance(phases, Sequence):
+        raise InputError(
+            f"phases must be a Phase or a list of them, got {type(phases).__name__}"
+        )
     phases = (phases,) if isinstance(phases, Phase) else tuple(phases)
     require_type(Phase, **{f"phase {i}": phase for i, phase in enumerate(phases)})
     if phases and not any(phase.keeps for phase in phases):
@@ -115,7 +128,8 @@ def _batch_stats(
 
 def require_key(key: jax.Array) -> None:
     """Raises `InputError` unless this is one typed random key."""
-    dtype = getattr(key, "dtype", type(key).__name__)
-    typed = hasattr(key, "dtype") and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+    array = isinstance(key, jax.Array)
+    kind = key.dtype if array else type(key).__name__
+    typed = array and jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
     if not typed or key.shape:
-        raise InputError(f"key must be one jax.random.key(seed), got {dtype}")
+        raise InputError(f"key must be one jax.random.key(seed), got {kind}")

@@ -1,5 +1,6 @@
 """Outputs and scores of a network over a whole set."""
 
+from numbers import Real
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ from subtune_jax.data import batches
 from subtune_jax.data.batches import Dataset
 from subtune_jax.data.buckets import lengths
 from subtune_jax.data.inputs import require_data, require_inputs, require_pairs
-from subtune_jax.errors import require_positive
+from subtune_jax.errors import InputError, require_function, require_whole
 from subtune_jax.metrics import Metric, accuracy
 from subtune_jax.network import Network
 from subtune_jax.training.step import compiled_forward
@@ -26,10 +27,10 @@ def predict(
     padded to the longest text's bucket with the lowest number. Raises `InputError` for
     inputs that the network cannot take.
     """
-    require_positive(batch_size=batch_size)
+    require_whole(batch_size=batch_size)
     x = data.x if isinstance(data, Dataset) else data
     rows = require_inputs(network, x)
-    if isinstance(data, Dataset):
+    if isinstance(data, Dataset) and data.y is not None:
         require_pairs(rows, data.y)
     data = Dataset(x, np.zeros(rows, np.int8))
     run, sizes = compiled_forward(network), lengths(data.x)
@@ -68,4 +69,9 @@ def evaluate(
 ) -> float:
     """Returns metric(outputs, targets) over all of `data`, each example counted once."""
     require_data(network, data)
-    return metric(predict(network, data, batch_size=batch_size), data.y)
+    require_function(2, metric=metric)
+    score = metric(predict(network, data, batch_size=batch_size), data.y)
+    if np.ndim(score) or not isinstance(score, Real | np.generic):
+        name = getattr(metric, "__name__", "the metric")
+        raise InputError(f"{name} must return a number, got {type(score).__name__}")
+    return score

@@ -10,7 +10,7 @@ import numpy as np
 
 from subtune_jax.data.batches import Augment, Dataset
 from subtune_jax.data.task import Task
-from subtune_jax.errors import InputError, require_type
+from subtune_jax.errors import InputError, require_function, require_type
 from subtune_jax.losses import cross_entropy
 from subtune_jax.network import Network, require_network
 from subtune_jax.training.loop import DivergedError, FitResult, fit
@@ -84,6 +84,9 @@ def tune(
     """
     require_network(network)
     require_type(Task, task=task)
+    require_function(1, phases_of=phases_of)
+    if not isinstance(variants, Sequence):
+        raise InputError(f"variants must be a list, got {type(variants).__name__}")
     if not variants:
         raise InputError("tune needs at least one variant to try")
     if lanes and (place is not None or checkpoint is not None):

@@ -55,8 +55,8 @@ def early_then_log(first: int = 100, per_decade: int = 20) -> Callable[[int], bo
 def rule_of(watch_at: WatchAt, per_epoch: int, ends: tuple[int, ...]):
     """Returns whether to watch after a number of steps: at 0, at the end of every phase,
     and where `watch_at` says so. Raises `InputError` for another mode."""
-    if isinstance(watch_at, str) and watch_at not in WATCH_MODES:
-        raise unknown("watch_at", watch_at, WATCH_MODES)
+    if not callable(watch_at) and watch_at not in WATCH_MODES:
+        raise unknown("watch_at", watch_at, (*WATCH_MODES, "a function of the step"))
 
     def due(step: int) -> bool:
         if step in (0, *ends):
