@@ -37,7 +37,8 @@ def test_every_folder_of_results_is_shown():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_code_runs(page):
+def test_the_code_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for block in documents.code_blocks(page):
         exec(compile(block, page.name, "exec", dont_inherit=True), module("page"))
 
