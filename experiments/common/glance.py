@@ -81,4 +81,9 @@ def _steps(home: Path) -> tuple[str, ...]:
     theirs = ", ".join(
         f"{seconds[name, 'PyTorch']:.2f}" for name in ("full", "last two layers")
     )
-    return "seconds a step on a CPU, MiniLM's shape", ours, f"PyTorch: {theirs}", _page("speed")
+    return (
+        "seconds a step on a CPU, MiniLM's shape",
+        ours,
+        f"PyTorch: {theirs}",
+        _page("speed"),
+    )

@@ -1,5 +1,6 @@
 """A study is a value; the one runner here does the rest for all of them."""
 
+import os
 import re
 import shutil
 import sys
@@ -74,11 +75,16 @@ def main(study: Study, doc: str) -> None:
         run(study, tyro.cli(study.settings, description=doc))
     except InputError as error:
         _stop(f"error: {error}", 2)
+    except BrokenPipeError:  # `--help | head`: the reader has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         about = f"{error.strerror}: {error.filename}" if error.strerror else error
         _stop(f"error: {about}", 2)
     except KeyboardInterrupt:
-        _stop("stopped: the same command continues", 130)
+        # XLA may be compiling in a thread of its own, and would crash while Python takes
+        # itself down. All rows are on the disk and the folder's lock is released.
+        print("stopped: the same command continues", file=sys.stderr, flush=True)
+        os._exit(130)
 
 
 def run(study: Study, settings: Any) -> None:
@@ -173,7 +179,7 @@ def choice_of_first_seed(job: Any, context: Context, choose: str) -> Row | None:
 def _cost(study: Study, settings: Any, task: Any) -> str:
     if study.cost is None:
         raise InputError(
-            f"{study.name} trains no methods to compare: --cost has no use"
+            f"{study.name} has no table of costs (Study.cost): leave --cost out"
         )
     return study.cost(settings, task)
 

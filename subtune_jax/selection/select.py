@@ -17,8 +17,8 @@ def select(network: Network, selection: Mapping[str, Sequence[str]]) -> Labels:
     `selection` maps a group name to entries. An entry is the name of a unit
     (`block1`; `fine:block1_0` to name its table as well) or a path pattern: a regular
     expression that matches a run of whole path components, so `norm1` and
-    `block1_.*/conv1` match but `norm` does not match `norm1`. The first group that
-    matches a leaf has it.
+    `block1_.*/conv1` match but `norm` does not match `norm1`. Alternatives, `block1|head`,
+    are entries of their own. The first group that matches a leaf has it.
 
     select(net, {"body": ["block1"], "head": ["head"]})
     # {"stem": {"kernel": "body"}, "block2_0": {...: "frozen"}, "head": {...: "head"}}
@@ -54,9 +54,16 @@ def select(network: Network, selection: Mapping[str, Sequence[str]]) -> Labels:
 
 
 def match(network: Network, entry: str) -> list[str]:
-    """Returns the paths of the leaves that one entry of a selection matches (>= 1)."""
+    """Returns the paths of the leaves that one entry of a selection matches (>= 1).
+
+    Of alternatives, `block1|head`, each is a unit or a pattern, and matches on its own.
+    """
     require_network(network)
     names = list(tree.flatten(network.params))
+    alternatives = _alternatives(entry)
+    if len(alternatives) > 1 and not unit_patterns(network, entry):
+        held = {name for one in alternatives for name in match(network, one)}
+        return [name for name in names if name in held]
     patterns = unit_patterns(network, entry) or (entry,)
     matched = [n for n in names if any(_matches(p, n) for p in patterns)]
     if not matched:
@@ -84,6 +91,20 @@ def unit_patterns(network: Network, name: str) -> tuple[str, ...]:
         if only in ("", table) and unit in units:
             return units[unit]
     return ()
+
+
+def _alternatives(entry: str) -> list[str]:
+    """Returns the parts between the bars of a pattern that are in no bracket."""
+    parts, depth, last = [""], 0, ""
+    for character in entry:
+        escaped = last == "\\"
+        depth += 0 if escaped else (character in "([{") - (character in ")]}")
+        if character == "|" and not depth and not escaped:
+            parts.append("")
+        else:
+            parts[-1] += character
+        last = "" if escaped else character
+    return parts
 
 
 def _matches(pattern: str, name: str) -> bool:

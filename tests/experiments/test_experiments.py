@@ -210,6 +210,7 @@ def test_a_job_that_was_killed_goes_on_from_its_checkpoints(
         monkeypatch.context() as patched
     ):  # after all runs, before their rows are written
         patched.setattr("experiments.common.trials.test_once", die)
+        patched.setattr("os._exit", sys.exit)  # which ends this process, too
         assert call(patched, *real, *flags.split(), "--out", killed) == 130
     assert "the same command continues" in capsys.readouterr().err
     assert rows(killed) == []

@@ -87,3 +87,18 @@ def test_assert_frozen_names_what_moved():
     assert_frozen(net.params, net.params, labels)
     with pytest.raises(AssertionError, match="frozen leaves moved: two/bias"):
         assert_frozen(net.params, moved, labels)
+
+
+def test_alternatives_are_units_or_patterns_and_match_each_on_its_own():
+    network = toy.small_resnet()
+
+    def selected(entry):
+        labels = tree.flatten(select(network, {"g": [entry]}))
+        return {path for path, label in labels.items() if label == "g"}
+
+    both = selected("block1") | selected("head")
+    assert selected("block1|head") == both == selected("coarse:block1|head")
+    assert selected("head|block1_0/conv1") == selected("head") | selected("block1_0/conv1")
+    assert selected(r"block(1|2)_0/conv[12]|head") > selected("head")
+    with pytest.raises(InputError, match="selector 'block9' matches no unit and no path"):
+        selected("block9|head")

@@ -165,8 +165,6 @@ def test_what_cannot_be_one_program_is_refused():
     for other in (longer, pulled):
         with pytest.raises(InputError, match="lane 1 is another program than lane 0"):
             sweep(network, [one, other], data)
-    with pytest.raises(InputError, match="leave place out"):
-        sweep(network, [one], data, place=lambda batch: batch)
     with pytest.raises(InputError, match="runs must be a positive number, got 0"):
         sweep(network, [], data)
 
