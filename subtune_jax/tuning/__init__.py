@@ -2,6 +2,7 @@
 
 from subtune_jax.tuning.anchor import l1_sp, l2_sp
 from subtune_jax.tuning.fixed_mask import fixed_mask, largest_changes
+from subtune_jax.tuning.lora import lora
 from subtune_jax.tuning.method import Ended, Parts, Tuning, leaf_groups, no_penalty
 from subtune_jax.tuning.rescaled import rescaled
 from subtune_jax.tuning.subset import subset
@@ -15,6 +16,7 @@ __all__ = [
     "l2_sp",
     "largest_changes",
     "leaf_groups",
+    "lora",
     "no_penalty",
     "rescaled",
     "subset",

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from subtune_jax import tree
 from subtune_jax.network import Labels, Params
-from subtune_jax.tuning import subset
 from subtune_jax.tuning.method import Parts, Tuning, leaf_groups, no_penalty
+from subtune_jax.tuning.subset import init as selected
 
 
 def rescaled(free: Sequence[str] = ("head",)) -> Tuning:
@@ -23,7 +23,7 @@ def rescaled(free: Sequence[str] = ("head",)) -> Tuning:
     """
 
     def init(params: Params, labels: Labels, key: jax.Array | None = None) -> Parts:
-        half = subset.init(params, labels, key).trainable
+        half = selected(params, labels).trainable
         groups = tree.flatten(labels)
         return Parts(
             tree.map_with_path(

@@ -22,6 +22,7 @@ from subtune_jax.training.state import live_params, start
 from subtune_jax.training.step import compiled_step, train_step
 from subtune_jax.tuning.anchor import l1_sp, l2_sp
 from subtune_jax.tuning.fixed_mask import fixed_mask
+from subtune_jax.tuning.lora import lora
 from subtune_jax.tuning.rescaled import rescaled
 from subtune_jax.tuning.subset import subset
 from tests import toy
@@ -32,8 +33,12 @@ TUNINGS = {
     "l1_sp": l1_sp(0.001),
     "fixed_mask": fixed_mask({"two/kernel": np.arange(0, 36, 2)}),
     "rescaled": rescaled(),
+    "lora": lora(2),
 }
-COUNTS = {"fixed_mask": 18 + 6 + 3}  # elements, and the leaves without indices
+COUNTS = {
+    "fixed_mask": 18 + 6 + 3,  # elements, and the leaves without indices
+    "lora": 6 * 2 + 2 * 6 + 3,  # two factors of a 6 x 6 kernel, and a free bias
+}
 KEY = jax.random.key(5)
 
 every_tuning = pytest.mark.parametrize("name", TUNINGS)
