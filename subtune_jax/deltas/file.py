@@ -66,10 +66,13 @@ def to_bytes(delta: Delta) -> bytes:
     tensors = {p: np.ascontiguousarray(array) for p, array in delta.whole.items()}
     tensors |= {"unary": coded.unary, "low": coded.low}
     tensors["values"] = np.frombuffer(values, np.uint8)
+    dtypes = [str(some.values.dtype) for some in leaves.values()]
+    common = max(dtypes, key=dtypes.count, default="float32")
     facts = {
         "format": FORMAT,
         "low_bits": coded.low_bits,
-        "elements": tree.unflatten({p: _entry(e) for p, e in leaves.items()}),
+        "dtype": common,
+        "elements": tree.unflatten({p: _entry(e, common) for p, e in leaves.items()}),
         "about": delta.about,
     }
     facts["digest"] = _digest(facts, tensors)
@@ -110,15 +113,15 @@ def header(data: bytes, name: str = "the delta") -> dict[str, Any]:
 
 
 def _delta(facts: Mapping[str, Any], tensors: Mapping[str, Any]) -> Delta:
-    entries = {path: entry for path, entry in _entries(facts["elements"])}
-    total = sum(entry["n"] for entry in entries.values())
+    entries = dict(_entries(facts["elements"]))
+    total = sum(_parts(entry, facts)[1] for entry in entries.values())
     unary, low, stream = (_array(tensors[name]) for name in STREAMS)
     places = codec.decode(Coded(total, facts["low_bits"], unary, low))
     elements, begin, byte, offset = {}, 0, 0, 0
     for path, entry in entries.items():
-        shape, dtype = tuple(entry["shape"]), jnp.dtype(entry.get("dtype", "float32"))
-        end, size = begin + entry["n"], int(np.prod(shape))
-        bytes_ = entry["n"] * dtype.itemsize
+        dtype, count, shape = _parts(entry, facts)
+        end, size = begin + count, int(np.prod(shape))
+        bytes_ = count * dtype.itemsize
         own = places[begin:end] - offset
         if len(own) and not 0 <= own[0] <= own[-1] < size:
             raise ValueError(f"places past the leaf {path}")
@@ -137,22 +140,29 @@ def _joined(leaves: Mapping[str, Elements]) -> np.ndarray:
     return np.concatenate([np.zeros(0, np.int64), *parts])
 
 
-def _entry(some: Elements) -> dict[str, Any]:
-    entry = {"n": len(some.places), "shape": list(some.shape)}
+def _entry(some: Elements, common: str) -> list:
+    """Returns [number of elements, *shape], after the type where it is not the common one."""
     dtype = str(some.values.dtype)
-    return entry if dtype == "float32" else entry | {"dtype": dtype}
+    entry = [len(some.places), *some.shape]
+    return entry if dtype == common else [dtype, *entry]
 
 
-def _entries(node: Mapping, path: str = "") -> list[tuple[str, dict]]:
+def _parts(entry: list, facts: Mapping[str, Any]) -> tuple[np.dtype, int, tuple]:
+    """Returns the type, number of elements and shape of an entry."""
+    dtype = entry[0] if isinstance(entry[0], str) else facts["dtype"]
+    count, *shape = [part for part in entry if not isinstance(part, str)]
+    return jnp.dtype(dtype), count, tuple(shape)
+
+
+def _entries(node: Any, path: str = "") -> list[tuple[str, list]]:
     """Returns the entries of the nested dict of leaves, by path in sorted order."""
-    if "n" in node and not isinstance(node["n"], dict):
-        return [(path, dict(node))]
-    under = [
+    if isinstance(node, list):
+        return [(path, node)]
+    return sorted(
         entry
-        for key in node
-        for entry in _entries(node[key], f"{path}/{key}".lstrip("/"))
-    ]
-    return sorted(under)
+        for key, under in node.items()
+        for entry in _entries(under, f"{path}/{key}".lstrip("/"))
+    )
 
 
 def _json(value: Any) -> str:

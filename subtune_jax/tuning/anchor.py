@@ -11,7 +11,9 @@ from subtune_jax import tree
 from subtune_jax.errors import require_positive
 from subtune_jax.network import Labels, Params
 from subtune_jax.tuning.method import Ended, Parts, Tuning, leaf_groups
-from subtune_jax.tuning.subset import subset
+from subtune_jax.tuning.subset import init as selected
+from subtune_jax.tuning.subset import materialize
+from subtune_jax.tuning.subset import take_over as still_live
 
 
 def l2_sp(strength: float, free: Sequence[str] = ("head",)) -> Tuning:
@@ -41,23 +43,21 @@ def _anchored(scale: float, size: Callable, free: tuple[str, ...]) -> Tuning:
     """The strength is a fixed value at every leaf, 0 at a free one: no strength and no
     choice of free groups compiles again."""
 
-    base = subset()
-
     def strengths(labels: Labels, trainable: Params) -> Params:
         groups = leaf_groups(trainable, labels)
         return jax.tree.map(lambda g: jnp.float32(0 if g in free else scale), groups)
 
     def init(params: Params, labels: Labels, key: jax.Array | None = None) -> Parts:
-        trainable = base.init(params, labels, key).trainable
+        trainable = selected(params, labels).trainable
         return Parts(trainable, strengths(labels, trainable))
 
     def take_over(
         ended: Ended, params: Params, labels: Labels, key: jax.Array | None = None
     ) -> Parts:
-        trainable = base.take_over(ended, params, labels, key).trainable
+        trainable = still_live(ended, params, labels, key).trainable
         return Parts(trainable, strengths(labels, trainable))
 
-    return Tuning(init, leaf_groups, base.materialize, _penalty(size), take_over)
+    return Tuning(init, leaf_groups, materialize, _penalty(size), take_over)
 
 
 def _absolute(x: jax.Array) -> jax.Array:

@@ -112,4 +112,4 @@ def test_a_later_format_is_refused_by_its_number(monkeypatch):
 def test_the_header_alone_says_what_a_task_is():
     facts = header(deltas.to_bytes(a_delta()))
     assert facts["about"]["metrics"] == {"accuracy": 91.25}
-    assert facts["elements"]["params"]["two"]["kernel"] == {"n": 40, "shape": [15, 20]}
+    assert facts["elements"]["params"]["two"]["kernel"] == [40, 15, 20]
