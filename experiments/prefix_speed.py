@@ -14,7 +14,6 @@ documentation, made from results/.
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import jax
@@ -154,10 +153,6 @@ def summary(rows: Sequence[Row], config: Config) -> str:
     return "\n".join(lines)
 
 
-def draw(out: Path, rows: Sequence[Row], settings: Settings, task: None) -> None:
-    """Draws nothing: three rows are a table."""
-
-
 STUDY = Study(
     name="prefix_speed",
     settings=Settings,
@@ -165,7 +160,6 @@ STUDY = Study(
     jobs=jobs,
     rows=rows,
     tables={"summary": summary},
-    draw=draw,
 )
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -195,10 +194,6 @@ def summary(rows: Sequence[Row], config: Config) -> str:
     return "\n".join(lines)
 
 
-def draw(out: Path, rows: Sequence[Row], settings: Settings, task: None) -> None:
-    """Draws nothing: the table says all."""
-
-
 STUDY = Study(
     name="step_speed",
     settings=Settings,
@@ -206,7 +201,6 @@ STUDY = Study(
     jobs=jobs,
     rows=rows,
     tables={"summary": summary},
-    draw=draw,
 )
 
 if __name__ == "__main__":

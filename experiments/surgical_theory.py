@@ -14,7 +14,6 @@ unknown).
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -163,10 +162,6 @@ def theory_table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def draw(out: Path, rows: Sequence[Row], settings: Settings, task: None) -> None:
-    """Draws nothing: the tables say all."""
-
-
 STUDY = Study(
     name="surgical_theory",
     settings=Settings,
@@ -174,7 +169,6 @@ STUDY = Study(
     jobs=jobs,
     rows=rows,
     tables={"summary": summary},
-    draw=draw,
     older={"theory_steps": 40_000},
 )
 

@@ -13,19 +13,13 @@ from typing import Any, NamedTuple
 import tyro
 from absl import logging
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress
 
 from experiments.common.flags import as_config, checked, resolved
 from experiments.common.report import results
 from experiments.common.report.results import Row
 from subtune_jax.errors import InputError
+from subtune_jax.training.progress import columns
 
 # Flags that do not change what a run is: where things are, and how many there are.
 FREE = ("seeds", "data_dir", "weights")
@@ -40,6 +34,10 @@ class Context(NamedTuple):
     earlier: Sequence[Row]
     folder: Path
     progress: Callable[[str], None]
+
+
+def no_picture(out: Path, rows: Sequence[Row], settings: Any, task: Any) -> None:
+    """Draws nothing: the tables say all."""
 
 
 class Study(NamedTuple):
@@ -62,7 +60,7 @@ class Study(NamedTuple):
     jobs: Callable[[Any, Any], Iterable]
     rows: Callable[[Any, Any, Any, Context], Iterable[Row]]
     tables: Mapping[str, Callable[[Sequence[Row], Config], str]]
-    draw: Callable[[Path, Sequence[Row], Any, Any], None]
+    draw: Callable[[Path, Sequence[Row], Any, Any], None] = no_picture
     free: tuple[str, ...] = ()
     older: Mapping[str, Any] = {}
     cost: Callable[[Any, Any], str] | None = None
@@ -192,16 +190,9 @@ def _announced(
     On a terminal there is one bar. Elsewhere a line follows every job, with its score, its
     seconds and the time left by the mean of the jobs so far.
     """
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
     silent = not sys.stderr.isatty()
     began = time.perf_counter()
-    with Progress(*columns, console=Console(stderr=True), disable=silent) as bar:
+    with Progress(*columns(), console=Console(stderr=True), disable=silent) as bar:
         shown = bar.add_task(name, total=len(jobs))
         for number, job in enumerate(jobs, start=1):
             label = f"{name} {' '.join(map(str, job))}"

@@ -9,6 +9,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -34,17 +35,21 @@ class Bar:
         self.progress.update(self.task, completed=step, description=text)
 
 
-@contextmanager
-def bar(total: int, show: bool | None) -> Iterator[Bar]:
-    """Yields the bar of a run of `total` steps; shown on a terminal, or as `show` says."""
-    columns = (
+def columns() -> tuple[ProgressColumn, ...]:
+    """Returns what a bar shows: what runs, how much is done, time taken and left."""
+    return (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
+
+
+@contextmanager
+def bar(total: int, show: bool | None) -> Iterator[Bar]:
+    """Yields the bar of a run of `total` steps; shown on a terminal, or as `show` says."""
     shown = sys.stderr.isatty() if show is None else show
     console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not shown) as progress:
+    with Progress(*columns(), console=console, disable=not shown) as progress:
         yield Bar(progress, total)
