@@ -26,7 +26,7 @@ def test_what_is_no_linear_head_is_refused():
     ):
         replace_head(body, 3, jax.random.key(0))
     with pytest.raises(
-        InputError, match="num_classes must be a positive number, got 0"
+        InputError, match="num_classes must be a positive whole number, got 0"
     ):
         replace_head(net, 0, jax.random.key(0))
 

@@ -170,14 +170,14 @@ def test_every_group_has_its_rule_and_a_missing_one_is_named():
 @pytest.mark.parametrize(
     ("phase", "settings", "message"),
     [
-        ({"steps": 0}, {}, "steps must be a positive number, got 0"),
+        ({"steps": 0}, {}, "steps must be a positive whole number, got 0"),
         (
             {"steps": 5},
             {"accumulate": 2},
             r"steps \(5\) must be a multiple of accumulate \(2\)",
         ),
         ({"labels": {}}, {}, "phase 0 trains nothing"),
-        ({"labels": {"one": "g"}}, {}, "labels of phase 0 are of another network"),
+        ({"labels": {"one": "g"}}, {}, "labels of phase 0 are not those of the network"),
         ({}, {"norm": "eval"}, "unknown norm mode 'eval'"),
     ],
 )
