@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from subtune_jax import tree
 from subtune_jax.errors import InputError
 from subtune_jax.models.from_flax import WHOLE
 from subtune_jax.models.nnx_stages import filled
@@ -87,12 +88,24 @@ def from_orbax(network: Network, folder: str | Path) -> Network:
         raise InputError(f"there is no checkpoint {folder}")
     like = jax.tree.map(_described, _trees(network))
     try:
-        values = ocp.load(folder, like)
-    except Exception as error:  # Orbax and TensorStore have many
+        stored = tree.flatten(ocp.metadata(folder).metadata)
+    except Exception as error:  # Orbax has many
         line = str(error).strip().splitlines()[0]
+        raise InputError(f"{folder} is not a checkpoint: {line}") from None
+    # Before it is loaded: a load that fails half-way leaves threads of Orbax behind.
+    ours, theirs = (
+        {path: tuple(leaf.shape) for path, leaf in leaves.items()}
+        for leaves in (tree.flatten(like), stored)
+    )
+    differing = sorted(p for p in ours | theirs if ours.get(p) != theirs.get(p))
+    if differing:
+        path = differing[0]
         raise InputError(
-            f"{folder} is not a checkpoint of the network: {line}"
-        ) from None
+            f"{folder} is not a checkpoint of the network: {path!r} is "
+            f"{theirs.get(path, 'absent')} in it and {ours.get(path, 'absent')} in the "
+            "network"
+        )
+    values = ocp.load(folder, like)
     return network._replace(
         params={name: values["params"].get(name, {}) for name in network.params},
         stats={name: values["stats"].get(name, {}) for name in network.stats},
