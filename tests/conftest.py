@@ -22,10 +22,7 @@ def own_cache(tmp_path_factory):
     home = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     os.environ["XDG_CACHE_HOME"] = str(home / "cache")
     jax.config.update("jax_compilation_cache_dir", str(home / "compiled"))
-    # Processes that a test starts compile what another one has not.
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(home / "compiled")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    # Not for the processes that tests start: one that is killed leaves half an entry.
     # Smoke runs need networks that have learnt something, not the studies' own.
     digits.STEPS, docstrings.STEPS = 150, 60
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
