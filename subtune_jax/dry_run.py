@@ -10,9 +10,10 @@ from subtune_jax.errors import InputError
 from subtune_jax.network import Network, Stage, require_network
 
 
-def output_shapes(network: Network, x: Any) -> Any:
+def output_shapes(network: Network, x: Any, code: str | None = None) -> Any:
     """Returns the outputs for one row of a batch `x`, as `jax.ShapeDtypeStruct`s with that
-    row first; nothing is computed.
+    row first; nothing is computed. code: a fingerprint of the stages, where the caller has
+    one (it takes as long as a small step).
 
     Raises `InputError` for what is not a network, and naming the first stage that cannot
     take its input. Under `cause`, the exception that the stage raised.
@@ -21,7 +22,7 @@ def output_shapes(network: Network, x: Any) -> Any:
     state = jax.tree.map(_shape, (network.params, network.stats))
     row = jax.tree.map(lambda leaf: _shape(leaf, (1, *leaf.shape[1:])), x)
     leaves, structure = jax.tree.flatten((*state, row))
-    code = function_identity.fingerprint(network.stages)
+    code = code or function_identity.fingerprint(network.stages)
     return _output_shapes(network.stages, code, structure, tuple(leaves))
 
 

@@ -461,6 +461,43 @@ def test_a_linen_switch_of_norms_and_dropout_is_obeyed_or_refused():
             losses(network, norm=norm, dropout=dropout)
 
 
+class Apart(linen.Module):
+    """A switch for norms and another for dropout."""
+
+    @linen.compact
+    def __call__(self, x, deterministic=True, use_running_average=True):
+        x = linen.BatchNorm(use_running_average=use_running_average)(x)
+        x = linen.Dropout(0.5, deterministic=deterministic)(x)
+        return linen.Dense(3)(x)
+
+
+@pytest.mark.parametrize("norm", ["stored", "batch"])
+@pytest.mark.parametrize("dropout", ["all", "none"])
+def test_two_linen_switches_are_obeyed_apart(norm, dropout):
+    network = st.from_linen(Apart(), Apart().init(KEY, DATA.x))
+    phase = st.Phase(st.select(network, {"g": [".*"]}), st.sgd(1e-9), 3)
+    run = st.fit(
+        network, phase, DATA, key=KEY, batch_size=24, norm=norm, dropout=dropout
+    )
+    assert len({epoch.loss for epoch in run.epochs}) == (3 if dropout == "all" else 1)
+    mean = run.network.stats["model"]["BatchNorm_0"]["mean"]
+    assert bool(np.any(mean != 0)) == (norm == "batch")
+
+
+def test_a_linen_module_that_never_uses_the_batch_is_refused_under_batch():
+    class Still(linen.Module):
+        @linen.compact
+        def __call__(self, x):
+            return linen.Dense(3)(linen.BatchNorm(use_running_average=True)(x))
+
+    network = st.from_linen(Still(), Still().init(KEY, DATA.x))
+    assert len(losses(network)) == 3
+    with pytest.raises(
+        InputError, match=r"do not use .* of the batch: .* from_linen\("
+    ):
+        losses(network, norm="batch")
+
+
 def test_arguments_that_a_module_needs_are_given_or_asked_for():
     class Needs(Bare):
         def __init__(self):

@@ -81,6 +81,7 @@ def main(study: Study, doc: str) -> None:
     except KeyboardInterrupt:
         # XLA may be compiling in a thread of its own, and would crash while Python takes
         # itself down. All rows are on the disk and the folder's lock is released.
+        sys.stdout.flush()
         print("stopped: the same command continues", file=sys.stderr, flush=True)
         os._exit(130)
 

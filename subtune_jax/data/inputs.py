@@ -30,9 +30,10 @@ def require_data(network: Network, data: Dataset, loss: Callable | None = None) 
     require_network(network)
     require_type(Dataset, data=data)
     require_targets(data.y)
-    require_pairs(require_inputs(network, data.x), data.y)
+    rows, outputs = _checked(network, data.x)
+    require_pairs(rows, data.y)
     if loss is cross_entropy:
-        require_classes(np.asarray(data.y), output_shapes(network, _first(data.x)))
+        require_classes(np.asarray(data.y), outputs)
 
 
 def require_inputs(network: Network, x: Any) -> int:
@@ -43,6 +44,11 @@ def require_inputs(network: Network, x: Any) -> int:
     and every stage must take the shapes and types it is given. Images that are read when
     they are taken are not read for that, but for the first.
     """
+    return _checked(network, x)[0]
+
+
+def _checked(network: Network, x: Any) -> tuple[int, Any]:
+    """Returns the number of inputs, and the shape of the outputs for one of them."""
     require_network(network)
     rows = require_rows(x)
     require_finite(x)
@@ -57,7 +63,7 @@ def require_inputs(network: Network, x: Any) -> int:
             f"the network returns a {type(outputs).__name__}: expected one array, with a "
             "row for each example"
         )
-    return rows
+    return rows, outputs
 
 
 def require_pairs(rows: int, targets: Any) -> None:
@@ -83,7 +89,11 @@ def require_targets(targets: Any) -> None:
 
 
 def require_rows(x: Any) -> int:
-    """Returns the number of rows that all arrays of the inputs have."""
+    """Returns the number of rows that all arrays of the inputs have.
+
+    Raises `InputError` for inputs that are not arrays of numbers, differ in their number
+    of rows, or have none.
+    """
     if isinstance(x, list):
         raise InputError(
             "inputs must be an array with the example first, got a list: numpy.asarray "

@@ -9,11 +9,9 @@ from typing import Any
 import numpy as np
 
 from subtune_jax.deltas.delta import Delta
-from subtune_jax.deltas.file import header, load
+from subtune_jax.deltas.file import load, read_header
 from subtune_jax.deltas.store import Store
 from subtune_jax.errors import InputError
-
-HEAD = 1 << 20  # bytes in which a header is looked for when tasks are listed
 
 
 def main() -> None:
@@ -47,8 +45,11 @@ def tasks(folder: Path) -> Iterator[str]:
     store = Store(folder)
     for name in store:
         file = store.file(name)
-        with open(file, "rb") as data:
-            about = header(data.read(HEAD), str(file))["about"]
+        try:
+            about = read_header(file)["about"]
+        except InputError as error:  # one damaged task hides no other
+            yield f"{name}  {error}"
+            continue
         yield f"{name}  {file.stat().st_size:,} bytes  {_metrics(about)}".rstrip()
 
 
@@ -102,7 +103,10 @@ def _common(one: Delta, two: Delta, path: str) -> int:
 
 def _metrics(about: Any) -> str:
     scores = about.get("metrics", {})
-    return ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
+    if not isinstance(scores, dict):
+        return str(scores)
+    shown = {n: f"{v:.4g}" if isinstance(v, float) else v for n, v in scores.items()}
+    return ", ".join(f"{name} {value}" for name, value in shown.items())
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What a task changed, as values: found by comparing bytes, swapped in and out exactly."""
 
 import hashlib
+import json
 from collections.abc import Mapping
 from functools import partial
 from importlib.metadata import version
@@ -79,12 +80,14 @@ def extract(
     takes fewer bytes; the head (a last stage that is linear) always as a whole. values:
     `exact`, or `bfloat16` to round what is stored, which is lossy: apply the delta before
     you test. about: JSON values to store beside, such as `metrics={"accuracy": 91.2}` or
-    `selection={"tuned": ["block1"]}`. Raises `InputError` for networks of other stages.
+    `selection={"tuned": ["block1"]}`. Raises `InputError` for networks of other stages,
+    for what is not JSON, and for the names `head`, `reads` and `versions`.
     """
     require_network(base)
     require_network(tuned)
     if values not in VALUES:
         raise unknown("form of values", values, VALUES)
+    _require_about(about)
     head = _head_of(tuned)
     _require_same_body(base, tuned, head)
     old, new = flat(base), flat(tuned)
@@ -129,8 +132,9 @@ def apply(
     for path, (shape, places, values) in delta.elements.items():
         kept[path], taken = _swapped(kept[path], places, values)
         before[path] = Elements(shape, places, taken)
+    dtypes = {} if head is None else head["dtypes"]
     whole = {
-        path: _beside(array, leaves.get(path), None if head is None else head["dtype"])
+        path: _beside(array, dtypes.get(path), leaves.get(path))
         for path, array in delta.whole.items()
     }
     overwritten = {p: leaf for p, leaf in kept.items() if p in whole} | dropped
@@ -215,24 +219,39 @@ def _require_shapes(network: Network, delta: Delta) -> None:
             )
 
 
-def _head_of(network: Network) -> dict[str, str] | None:
-    """Returns the stage and kind of the head; `None` where the last stage is no head."""
+def _require_about(about: Mapping[str, Any]) -> None:
+    """Raises `InputError` for what cannot be stored beside a delta."""
+    taken = sorted(about.keys() & {"head", "reads", "versions"})
+    if taken:
+        raise InputError(f"{taken[0]!r} has a meaning of its own in a delta: rename it")
+    for name, value in about.items():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"{name!r} cannot be stored as JSON: {error}; convert arrays with float() "
+                "or tolist()"
+            ) from None
+
+
+def _head_of(network: Network) -> dict[str, Any] | None:
+    """Returns the stage, kind and types of the head; `None` where the last stage is none."""
     last = network.stages[-1]
     kinds = {function: kind for kind, function in HEADS.items()}
     if last.apply not in kinds:
         return None
-    dtypes = {
-        str(leaf.dtype) for leaf in tree.flatten(network.params[last.name]).values()
-    }
-    return {"stage": last.name, "kind": kinds[last.apply], "dtype": sorted(dtypes)[0]}
+    head = {"stage": last.name, "kind": kinds[last.apply]}
+    # Of the leaves before they are rounded: the base's head may have other types.
+    leaves = {p: x for p, x in flat(network).items() if _of_stage(p, head)}
+    return head | {"dtypes": {path: str(leaf.dtype) for path, leaf in leaves.items()}}
 
 
-def _of_stage(path: str, head: Mapping[str, str] | None) -> bool:
+def _of_stage(path: str, head: Mapping[str, Any] | None) -> bool:
     return head is not None and path.split("/")[1] == head["stage"]
 
 
 def _require_same_body(
-    base: Network, tuned: Network, head: Mapping[str, str] | None
+    base: Network, tuned: Network, head: Mapping[str, Any] | None
 ) -> None:
     if _head_of(base) is None and head is not None:
         raise InputError("the tuned network has a head and the base has none")
@@ -261,7 +280,7 @@ def _is_sparse(count: int, array: np.ndarray) -> bool:
 
 
 def _about(
-    base: Network, tuned: Network, head: Mapping[str, str] | None
+    base: Network, tuned: Network, head: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     source = base.source
     return {
@@ -328,10 +347,10 @@ def _device_swap(leaf: jax.Array, places: jax.Array, values: jax.Array) -> tuple
     return jax.lax.bitcast_convert_type(after, leaf.dtype).reshape(leaf.shape), taken
 
 
-def _beside(array: np.ndarray, leaf: Any, dtype: str | None) -> Any:
-    """Returns an array in the type and place of the leaf whose place it takes; `dtype`
-    where there is no such leaf."""
-    array = array.astype(dtype if leaf is None else leaf.dtype)
+def _beside(array: np.ndarray, dtype: str | None, leaf: Any) -> Any:
+    """Returns an array in its type of before rounding, that of the leaf whose place it
+    takes where none is named, and where that leaf lives."""
+    array = array.astype(jnp.dtype(dtype) if dtype else leaf.dtype)
     if isinstance(leaf, jax.Array):
         return jax.device_put(array, leaf.sharding)
     return array

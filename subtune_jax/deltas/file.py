@@ -87,6 +87,8 @@ def from_bytes(data: bytes, name: str = "the delta") -> Delta:
         tensors = dict(safetensors.deserialize(data))
         delta = _delta(facts, tensors)
         whole = to_bytes(delta) == bytes(data)
+    except MemoryError:  # the machine's fault, not the file's
+        raise
     except Exception:  # whatever a damaged file raises; nothing of it was used
         raise InputError(f"{name} is damaged: it cannot be read") from None
     if not whole:
@@ -110,6 +112,17 @@ def header(data: bytes, name: str = "the delta") -> dict[str, Any]:
             "newer subtune-jax"
         )
     return facts
+
+
+def read_header(file: Path) -> dict[str, Any]:
+    """Returns the JSON of a delta's file, unchecked as in `header`; no values are read."""
+    try:
+        with open(file, "rb") as data:
+            size = data.read(8)
+            most = min(int.from_bytes(size, "little"), file.stat().st_size)
+            return header(size + data.read(most), str(file))
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror or error}") from None
 
 
 def _delta(facts: Mapping[str, Any], tensors: Mapping[str, Any]) -> Delta:

@@ -9,7 +9,9 @@ from subtune_jax.models.load import load_pretrained
 from subtune_jax.network import Network
 
 
-def open_task(delta: Delta | str | Path, base: Network | str | None = None) -> Network:
+def open_task(
+    delta: Delta | str | Path, base: Network | str | Path | None = None
+) -> Network:
     """Returns the network of a task, from its delta or the file of one.
 
     base: the network that it was tuned from, or its folder or hub id; default: what the
@@ -22,6 +24,6 @@ def open_task(delta: Delta | str | Path, base: Network | str | None = None) -> N
             "the delta does not say where its base is: give base=, the network that it "
             "was tuned from"
         )
-    if not isinstance(base, Network):
+    if base is None or isinstance(base, str | Path):
         base = load_pretrained(base or named["name"], **named["options"])
     return apply(base, delta)[0]

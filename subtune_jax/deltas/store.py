@@ -55,6 +55,10 @@ class Store:
         Raises `InputError` where there is a task of that name, unless it is to be
         replaced, and where the folder cannot be written.
         """
+        if not isinstance(data, bytes):
+            raise InputError(
+                f"a store keeps bytes, got {type(data).__name__}: give to_bytes(delta)"
+            )
         file = self.file(name)
         temporary = file.with_name(f".{file.name}.{os.getpid()}.{os.urandom(4).hex()}")
         try:
@@ -85,6 +89,10 @@ class Store:
             return self.file(name).read_bytes()
         except FileNotFoundError:
             raise self._unknown(name) from None
+        except OSError as error:
+            raise InputError(
+                f"cannot read {self.file(name)}: {error.strerror or error}"
+            ) from None
 
     def remove(self, name: str) -> None:
         """Removes a task; raises `InputError`, with the nearest name, where there is none."""
@@ -92,6 +100,10 @@ class Store:
             self.file(name).unlink()
         except FileNotFoundError:
             raise self._unknown(name) from None
+        except OSError as error:
+            raise InputError(
+                f"cannot remove {self.file(name)}: {error.strerror or error}"
+            ) from None
 
     def _unknown(self, name: str) -> InputError:
         names = list(self)

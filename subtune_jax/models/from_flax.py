@@ -14,7 +14,9 @@ from subtune_jax.models.nnx_stages import split_stages
 from subtune_jax.network import Network, Stage, UnitTable
 
 WHOLE = "model"  # the stage of a network adopted in one piece
-FLAGS = ("train", "training", "is_training", "deterministic", "use_running_average")
+OPPOSITE = ("deterministic", "use_running_average")  # true: in evaluation
+FLAGS = ("train", "training", "is_training", *OPPOSITE)
+SETS = "nnx sets the flags of its layers itself"
 
 
 def from_nnx(
@@ -71,25 +73,48 @@ def _call_nnx(
     batch_stats: bool,
     key: jax.Array | None,
 ) -> Any:
-    flags = {"deterministic": key is None, "use_running_average": not batch_stats}
-    for name, value in flags.items():
+    for name, value in _apart(batch_stats, key).items():
         module.set_attributes(raise_if_not_found=False, **{name: value})
     # An argument of the module's own overrides what nnx sets, so it is given too.
-    arguments = inspect.signature(module).parameters
-    own = [name for name in (*FLAGS, flag) if name is not None and name in arguments]
-    normed, drops = _held(module, nnx.BatchStat), _drops(module)
-    apart = set(flags) <= set(own)  # one argument for norms, another for dropout
-    if normed and drops and not apart:
-        _require_agreement(own, batch_stats, key)
-    training = batch_stats if normed else key is not None
-    given: dict[str, Any] = {name: training != (name in flags) for name in own}
-    given |= flags if apart else {}
+    arguments = _arguments(module)
+    own, normed = _switches(arguments, flag), _held(module, nnx.BatchStat)
+    if normed and not _independent(own) and _drops(module):
+        _require_agreement(
+            own, batch_stats, key, f"; or drop the argument, since {SETS}"
+        )
+    given: dict[str, Any] = _given(own, bool(normed), batch_stats, key)
     if "rngs" in arguments and not _held(module, nnx.RngState):
         given["rngs"] = None if key is None else nnx.Rngs(key)
     random = _held(module, nnx.RngCount)
     y = module(x, **given)
     _require_obeyed(module, normed, random, batch_stats, key)
     return y
+
+
+def _apart(batch_stats: bool, key: jax.Array | None) -> dict[str, bool]:
+    """Returns the two switches that Flax's own layers have."""
+    return {"deterministic": key is None, "use_running_average": not batch_stats}
+
+
+def _switches(arguments: Sequence[str], flag: str | None) -> list[str]:
+    """Returns the arguments that switch to training, the named one first."""
+    return [
+        n for n in dict.fromkeys((flag, *FLAGS)) if n is not None and n in arguments
+    ]
+
+
+def _independent(own: Sequence[str]) -> bool:
+    """Returns whether norms have one argument and dropout has another."""
+    return set(OPPOSITE) <= set(own)
+
+
+def _given(
+    own: Sequence[str], normed: bool, batch_stats: bool, key: jax.Array | None
+) -> dict[str, bool]:
+    """Returns the values of the switches: where one serves norms and dropout, they agree."""
+    training = batch_stats if normed else key is not None
+    given = {name: training != (name in OPPOSITE) for name in own}
+    return given | (_apart(batch_stats, key) if _independent(own) else {})
 
 
 def _held(module: nnx.Module, kind: Any) -> list[Any]:
@@ -106,7 +131,7 @@ def _drops(module: nnx.Module) -> bool:
 
 
 def _require_agreement(
-    own: Sequence[str], batch_stats: bool, key: jax.Array | None
+    own: Sequence[str], batch_stats: bool, key: jax.Array | None, way_out: str = ""
 ) -> None:
     """Raises `InputError` where one argument cannot say what norms and dropout are to do."""
     if own and batch_stats != (key is not None):
@@ -114,8 +139,8 @@ def _require_agreement(
         raise InputError(
             f"the module's argument {own[0]!r} switches norms and dropout together, and "
             f"here norms use {norms} statistics with dropout {'off' if key is None else 'on'}: "
-            "give norm='stored' with dropout='none' or norm='batch' with dropout='all', or "
-            "drop the argument, since nnx sets the flags of its layers itself"
+            "give norm='stored' with dropout='none', or norm='batch' with dropout='all'"
+            f"{way_out}"
         )
 
 
@@ -135,7 +160,7 @@ def _require_obeyed(
     ]
     hint = (
         "it has a switch of its own: name that argument, from_nnx(..., flag=...), or drop "
-        "it, since nnx sets the flags of its layers itself"
+        f"it, since {SETS}"
     )
     if (any(moved) and not batch_stats) or (any(drew) and key is None):
         raise InputError(f"the module trains (norms or dropout) in evaluation: {hint}")
@@ -157,10 +182,11 @@ def from_linen(
     `variables` are those of `module.init`: `params` and, if any, `batch_stats`.
     `flag` names the argument of the module that switches to training, or one of the
     opposite sense (`deterministic`, `use_running_average`); default: `train`, `training`,
-    `is_training` or one of these two, where the module has it. With batch statistics in
-    the model it is on exactly when norms use them, and dropout runs only then; without, it
-    is on when dropout has a key. Raises `InputError` for other collections and flags, and for a
-    module that takes more than one input.
+    `is_training` and these two, as far as the module has them. With batch statistics in
+    the model it is on exactly when norms use them; without, when dropout has a key. Raises
+    `InputError` for other collections and flags, for a module that takes more than one
+    input, and when it is run, where one argument switches norms and dropout and these do
+    not agree, and where `norm` asks for batch statistics that the module never uses.
     """
     if not isinstance(module, linen.Module):
         raise InputError(f"module must be a linen.Module, got {type(module).__name__}")
@@ -178,16 +204,15 @@ def from_linen(
     arguments = list(inspect.signature(module.__call__).parameters)
     if flag is not None and flag not in arguments:
         raise unknown("flag", flag, arguments)
-    flag = flag or next((name for name in FLAGS if name in arguments), None)
-    _require_one_input(WHOLE, module, () if flag is None else (flag,))
-    opposite = flag in ("deterministic", "use_running_average")
+    own = _switches(arguments, flag)
+    _require_one_input(WHOLE, module, own)
 
     def apply(params, stats, x, *, batch_stats, key):
-        training = batch_stats if stats else key is not None
-        if stats and flag is not None and batch_stats != (key is not None):
-            if _draws(module, params, stats, x, {flag: not opposite}):
-                _require_agreement([flag], batch_stats, key)
-        flags = {} if flag is None else {flag: training != opposite}
+        if stats and own and not _independent(own) and batch_stats != (key is not None):
+            trains = {name: name not in OPPOSITE for name in own}
+            if _draws(module, params, stats, x, trains):
+                _require_agreement(own, batch_stats, key)
+        flags = _given(own, bool(stats), batch_stats, key)
         rngs = None if key is None else {"dropout": key}
         collections = {"params": params} | ({"batch_stats": stats} if stats else {})
         if not batch_stats:
@@ -195,6 +220,12 @@ def from_linen(
         x, new = _applied(
             module, collections, x, rngs=rngs, mutable=["batch_stats"], **flags
         )
+        before, after = map(jax.tree.leaves, (stats, new["batch_stats"]))
+        if all(a is b for a, b in zip(before, after, strict=True)):
+            raise InputError(
+                "the module's norms do not use the statistics of the batch: give its "
+                "argument that switches to training, from_linen(..., flag=...)"
+            )
         return x, dict(new["batch_stats"])
 
     params, stats = dict(variables["params"]), dict(variables.get("batch_stats", {}))

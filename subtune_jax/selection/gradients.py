@@ -51,8 +51,9 @@ def batch_gradient(
     network: Network, loss: Callable, reduce: Callable, half: Params, batch: Any
 ) -> Any:
     """Returns the half tree of reduce(gradient of the mean loss of a batch)."""
-    _require_batch(network, loss, batch)
-    run = _batch_gradient(network.stages, loss, reduce, _code(network, loss, reduce))
+    code = _code(network, loss, reduce)
+    _require_batch(network, loss, batch, code[0])
+    run = _batch_gradient(network.stages, loss, reduce, code)
     batch = tree.beside(batch, network.params)
     return run(half, network.params, network.stats, batch)
 
@@ -65,11 +66,12 @@ def row_moments(
     Memory is that of `chunk` gradients and two more half trees, whatever the batch is.
     A row with a padding example is left out; rows that are not full are too.
     """
-    _require_batch(network, loss, batch)
+    code = _code(network, loss)
+    _require_batch(network, loss, batch, code[0])
     batch = tree.beside(batch, network.params)
     rows = len(batch.weight) // size
     chunks = -(-rows // chunk)
-    run = _row_moments(network.stages, loss, size, chunks, _code(network, loss))
+    run = _row_moments(network.stages, loss, size, chunks, code)
     moments = _no_moments(half)
     # A loop over calls and no scan: a convolution in a scan is 29 times slower on a CPU.
     for index in tree.beside(list(np.arange(chunks, dtype=np.int32)), network.params):
@@ -86,20 +88,22 @@ def require_batch(batch: Any) -> None:
         )
 
 
-def _require_batch(network: Network, loss: Callable, batch: Any) -> None:
+def _require_batch(network: Network, loss: Callable, batch: Any, code: str) -> None:
     require_batch(batch)
     require_rows(batch)
-    outputs = output_shapes(network, batch.x)
+    outputs = output_shapes(network, batch.x, code)
     if loss is cross_entropy:
         require_classes(batch.y, outputs)
 
 
-def _code(network: Network, *functions: Callable) -> str:
-    return function_identity.fingerprint(network.stages, functions)
+def _code(network: Network, *functions: Callable) -> tuple[str, str]:
+    """Returns what the stages are, and what the functions are: parts of a program's key."""
+    one, other = map(function_identity.fingerprint, (network.stages, functions))
+    return one, other
 
 
 @lru_cache(PROGRAMS)
-def _batch_gradient(stages, loss: Callable, reduce: Callable, code: str) -> Callable:
+def _batch_gradient(stages, loss: Callable, reduce: Callable, code: tuple) -> Callable:
     del code  # part of the key: a number that the loss reads may have changed
 
     def mean_loss(half, params, stats, batch):
@@ -115,7 +119,9 @@ def _batch_gradient(stages, loss: Callable, reduce: Callable, code: str) -> Call
 
 
 @lru_cache(PROGRAMS)
-def _row_moments(stages, loss: Callable, size: int, chunks: int, code: str) -> Callable:
+def _row_moments(
+    stages, loss: Callable, size: int, chunks: int, code: tuple
+) -> Callable:
     del code
 
     def row_loss(half, params, stats, x, y):

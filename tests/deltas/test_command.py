@@ -58,5 +58,15 @@ def test_what_is_not_there_or_damaged_is_one_sentence(run, tmp_path):
     )
     damaged = tmp_path / "one.delta"
     damaged.write_bytes(deltas.to_bytes(a_delta())[:-1])
+    deltas.Store(tmp_path).add("two", deltas.to_bytes(a_delta()))
+    code, text = run("tasks", tmp_path)
+    assert code == 0 and text.splitlines()[1].endswith(
+        "accuracy 91.25"
+    )  # the whole one
+    (tmp_path / "one.delta").write_bytes(b"no header")
+    code, text = run("tasks", tmp_path)
+    assert code == 0 and "one.delta is damaged, or is not the file of" in text
+    assert text.splitlines()[1].endswith("accuracy 91.25")
+    damaged.write_bytes(deltas.to_bytes(a_delta())[:-1])
     code, text = run("verify", damaged)
     assert code == 2 and text == f"error: {damaged} is damaged: it cannot be read\n"

@@ -81,6 +81,28 @@ def test_a_head_that_normalizes_brings_its_statistics_and_its_kind():
     np.testing.assert_array_equal(deltas.undo(after, overwritten)(x), base(x))
 
 
+def test_a_head_keeps_its_own_type_whatever_the_head_of_the_base_has():
+    base = toy.mlp(dtype=jnp.bfloat16)
+    draw = jax.nn.initializers.lecun_normal()
+    tuned = replace_head(base, 3, KEY, init=draw)  # float32, of the same shape
+    assert_round_trip(base, tuned)
+    rounded = deltas.extract(base, tuned, values="bfloat16")
+    after, _ = deltas.apply(base, deltas.from_bytes(deltas.to_bytes(rounded)))
+    assert after.params["head"]["kernel"].dtype == jnp.float32
+
+
+def test_what_is_stored_beside_is_json_and_takes_no_name_of_the_delta_s_own():
+    network = toy.mlp()
+    with pytest.raises(
+        InputError, match="'metrics' cannot be stored as JSON: .*float32"
+    ):
+        deltas.extract(network, network, metrics={"accuracy": np.float32(1)})
+    with pytest.raises(InputError, match="'head' has a meaning of its own in a delta"):
+        deltas.extract(network, network, head="linear")
+    with pytest.raises(InputError, match="network must be a Network, got int"):
+        deltas.open_task(deltas.extract(network, network), 3)
+
+
 def one_leaf(values):
     def apply(params, stats, x, *, batch_stats, key):
         return x, stats

@@ -74,6 +74,13 @@ def test_add_list_get_remove(tmp_path):
     for name in ("../up", "", ".hidden", "a/b"):
         with pytest.raises(InputError, match="cannot name a task: expected letters"):
             store.add(name, b"")
+    with pytest.raises(
+        InputError, match=r"a store keeps bytes, got dict: give to_bytes\("
+    ):
+        store.add("one", {})
+    store.file("folder").mkdir()
+    with pytest.raises(InputError, match="cannot read .*folder.delta: Is a directory"):
+        store.get("folder")
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write to .*file"):
         Store(tmp_path / "file").add("one", b"")
