@@ -1,5 +1,8 @@
 """The way back: the user's own module, variables or checkpoint gives the same outputs."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -116,3 +119,41 @@ def test_an_orbax_checkpoint_comes_back(tmp_path, dtype):
         st.models.from_orbax(network, tmp_path / "two")
     with pytest.raises(InputError, match="one is not a checkpoint of the network"):
         st.models.from_orbax(toy.mlp(width=9), tmp_path / "one")
+
+
+EIGHT = """
+import sys
+import subprocess
+import sys
+
+import jax
+jax.config.update("jax_num_cpu_devices", 8)
+import jax.numpy as jnp
+import subtune_jax as st
+from subtune_jax.deltas.delta import flat
+from subtune_jax import tree
+from tests import toy
+
+one, folder = toy.small_resnet(), sys.argv[1]
+whole = st.placement(8).whole
+eight = one._replace(params=whole(one.params), stats=whole(one.stats))
+st.models.to_orbax(eight, f"{folder}/eight")
+st.models.to_orbax(one, f"{folder}/one")
+for network, name, devices in ((one, "eight", 1), (eight, "one", 8)):
+    zeros = jax.tree.map(jnp.zeros_like, network.params)
+    back = st.models.from_orbax(network._replace(params=zeros), f"{folder}/{name}")
+    assert tree.fingerprint(flat(back)) == tree.fingerprint(flat(one))
+    assert {len(leaf.devices()) for leaf in jax.tree.leaves(back.params)} == {devices}
+tuned = st.replace_head(eight, 3)
+after, overwritten = st.apply(eight, st.extract(one, tuned))
+assert {len(leaf.devices()) for leaf in jax.tree.leaves(after.params)} == {8}
+assert tree.fingerprint(flat(st.undo(after, overwritten))) == tree.fingerprint(flat(one))
+print("right")
+"""
+
+
+@pytest.mark.slow
+def test_checkpoints_and_deltas_go_from_one_device_to_eight_and_back(tmp_path):
+    command = [sys.executable, "-c", EIGHT, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout == "right\n", done.stderr
