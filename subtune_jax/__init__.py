@@ -13,8 +13,10 @@ from types import ModuleType
 from subtune_jax.cost import Cost, cost_table, step_cost
 from subtune_jax.data.batches import Dataset
 from subtune_jax.data.task import Task, split_task, test_once
-from subtune_jax.deltas.delta import Delta, apply, extract, undo
+from subtune_jax.deltas.delta import Delta
+from subtune_jax.deltas.extract import extract
 from subtune_jax.deltas.open import open_task
+from subtune_jax.deltas.swap import apply, undo
 from subtune_jax.errors import InputError
 from subtune_jax.head import replace_head
 from subtune_jax.models.from_flax import from_linen, from_nnx

@@ -1,17 +1,11 @@
 """Keep: what a task changed, as one small exact file on a shared base."""
 
-from subtune_jax.deltas.delta import (
-    Delta,
-    Elements,
-    Overwritten,
-    apply,
-    base_fingerprint,
-    extract,
-    undo,
-)
+from subtune_jax.deltas.delta import Delta, Elements, base_fingerprint
+from subtune_jax.deltas.extract import extract
 from subtune_jax.deltas.file import from_bytes, load, save, to_bytes
 from subtune_jax.deltas.open import open_task
 from subtune_jax.deltas.store import Store
+from subtune_jax.deltas.swap import Overwritten, apply, undo
 
 __all__ = [
     "Delta",

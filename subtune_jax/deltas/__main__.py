@@ -69,6 +69,8 @@ def inspect(file: Path) -> Iterator[str]:
     for path, some in sorted(delta.elements.items()):
         share = 100 * len(some.places) / np.prod(some.shape)
         yield f"{path}: {len(some.places):,} of {list(some.shape)} ({share:.2f} %)"
+    for path, (a, b, scale) in sorted(delta.factors.items()):
+        yield f"{path}: {scale:.4g} * {list(a.shape)} {list(b.shape)}, rank {b.shape[0]}"
 
 
 def verify(file: Path) -> Iterator[str]:
@@ -90,6 +92,7 @@ def compare(file: Path, other: Path) -> Iterator[str]:
 
 def _changed(delta: Delta) -> dict[str, int]:
     whole = {path: array.size for path, array in delta.whole.items()}
+    whole |= {p: len(a) * b.shape[1] for p, (a, b, _) in delta.factors.items()}
     return whole | {path: len(some.places) for path, some in delta.elements.items()}
 
 

@@ -1,6 +1,7 @@
 """The file of a delta: one safetensors container with one JSON string beside it.
 
     params/... stats/...   tensors that are stored as a whole, under their paths
+    PATH/a, PATH/b         the low-rank factors of the kernel at PATH
     unary, low             the places of all elements, joined over their sorted leaves
     values                 their values, one leaf after the other, as bytes
     delta (metadata)       JSON: format, leaves of the elements, about, SHA-256 of it all
@@ -26,6 +27,7 @@ from subtune_jax.deltas import codec
 from subtune_jax.deltas.codec import Coded
 from subtune_jax.deltas.delta import Delta, Elements
 from subtune_jax.errors import InputError
+from subtune_jax.tuning.lora import Factors
 
 FORMAT = 1
 STREAMS = ("unary", "low", "values")
@@ -63,8 +65,12 @@ def to_bytes(delta: Delta) -> bytes:
     leaves = dict(sorted(delta.elements.items()))
     coded = codec.encode(_joined(leaves))
     values = b"".join(some.values.tobytes() for some in leaves.values())
-    tensors = {p: np.ascontiguousarray(array) for p, array in delta.whole.items()}
+    tensors = {p: _plain(array) for p, array in delta.whole.items()}
     tensors |= {"unary": coded.unary, "low": coded.low}
+    for path, factors in delta.factors.items():
+        tensors |= {
+            f"{path}/{n}": _plain(x) for n, x in zip("ab", factors, strict=False)
+        }
     tensors["values"] = np.frombuffer(values, np.uint8)
     dtypes = [str(some.values.dtype) for some in leaves.values()]
     common = max(dtypes, key=dtypes.count, default="float32")
@@ -73,6 +79,7 @@ def to_bytes(delta: Delta) -> bytes:
         "low_bits": coded.low_bits,
         "dtype": common,
         "elements": tree.unflatten({p: _entry(e, common) for p, e in leaves.items()}),
+        "factors": {p: float(some.scale) for p, some in delta.factors.items()},
         "about": delta.about,
     }
     facts["digest"] = _digest(facts, tensors)
@@ -142,7 +149,15 @@ def _delta(facts: Mapping[str, Any], tensors: Mapping[str, Any]) -> Delta:
         elements[path] = Elements(shape, own, values)
         begin, byte, offset = end, byte + bytes_, offset + size
     whole = {n: _array(t) for n, t in tensors.items() if n not in STREAMS}
-    return Delta(whole, elements, facts["about"])
+    factors = {
+        path: Factors(whole.pop(f"{path}/a"), whole.pop(f"{path}/b"), scale)
+        for path, scale in facts["factors"].items()
+    }
+    return Delta(whole, elements, factors, facts["about"])
+
+
+def _plain(array: Any) -> np.ndarray:
+    return np.ascontiguousarray(array)
 
 
 def _joined(leaves: Mapping[str, Elements]) -> np.ndarray:

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from subtune_jax.deltas.delta import Delta, apply
+from subtune_jax.deltas.delta import Delta
 from subtune_jax.deltas.file import load
+from subtune_jax.deltas.swap import apply
 from subtune_jax.errors import InputError
 from subtune_jax.models.load import load_pretrained
 from subtune_jax.network import Network

@@ -1,16 +1,24 @@
 """Low-rank tuning: the change of a kernel is a product of two small matrices."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from subtune_jax import tree
-from subtune_jax.errors import require_positive, require_whole
+from subtune_jax.errors import InputError, require_positive, require_whole
 from subtune_jax.network import Labels, Params
 from subtune_jax.tuning.method import Parts, Tuning, leaf_groups, no_penalty
 from subtune_jax.tuning.subset import init as selected
+
+
+class Factors(NamedTuple):
+    """A low-rank change of a kernel: scale * a b, a [rows, rank] and b [rank, outputs]."""
+
+    a: Any
+    b: Any
+    scale: float
 
 
 def lora(
@@ -61,10 +69,43 @@ def materialize(
     def whole(path: str, leaf: jax.Array) -> jax.Array:
         if f"{path}/a" not in values:
             return values.get(path, leaf)
-        change = values[f"{path}/a"] @ values[f"{path}/b"]
-        return leaf + (fixed["lora"] * change).astype(leaf.dtype).reshape(leaf.shape)
+        factors = Factors(values[f"{path}/a"], values[f"{path}/b"], fixed["lora"])
+        return low_rank(leaf, factors)
 
     return tree.map_with_path(whole, params)
+
+
+def low_rank(kernel: Any, factors: Factors) -> jax.Array:
+    """Returns W_0 + scale * A B, in the type and shape of the kernel W_0."""
+    a, b = (jnp.asarray(x, kernel.dtype) for x in factors[:2])
+    change = jnp.float32(factors.scale) * (a @ b)
+    return jnp.asarray(kernel) + change.astype(kernel.dtype).reshape(kernel.shape)
+
+
+def fits(factors: Factors, kernel: Any) -> bool:
+    """Returns whether the product of factors has the rows and outputs of a kernel."""
+    (rows, rank), (same, outputs) = factors.a.shape, factors.b.shape
+    return rank == same and (rows * outputs, outputs) == (
+        kernel.size,
+        kernel.shape[-1],
+    )
+
+
+def lora_factors(trainable: Params, scale: float | None = None) -> dict[str, Factors]:
+    """Returns `{path: Factors}` of a finished run: `lora_factors(result.trainable)`.
+
+    scale: that of `lora`; default, as there, 1 / rank. Raises `InputError` for a run
+    without factors.
+    """
+    leaves = tree.flatten(trainable)
+    paths = [path.removesuffix("/a") for path in leaves if path.endswith("/a")]
+    if not paths or any(f"{path}/b" not in leaves for path in paths):
+        raise InputError("these leaves have no factors: tune with lora(rank)")
+    pairs = {path: (leaves[f"{path}/a"], leaves[f"{path}/b"]) for path in paths}
+    return {
+        path: Factors(a, b, 1 / b.shape[0] if scale is None else scale)
+        for path, (a, b) in pairs.items()
+    }
 
 
 def _factors(key: jax.Array, kernel: jax.Array, rank: int) -> dict[str, jax.Array]:

@@ -19,6 +19,7 @@ from subtune_jax.selection.select import select
 from subtune_jax.training.loop import fit
 from subtune_jax.training.optimizers import adam
 from subtune_jax.training.phases import Phase
+from subtune_jax.tuning.lora import lora, lora_factors
 from tests import toy
 from tests.tuning.test_contract import TUNINGS, setup
 
@@ -29,8 +30,8 @@ def bits(network):
     return tree.fingerprint(flat(network))
 
 
-def assert_round_trip(base, tuned):
-    delta = deltas.extract(base, tuned)
+def assert_round_trip(base, tuned, **settings):
+    delta = deltas.extract(base, tuned, **settings)
     data = deltas.to_bytes(delta)
     again = deltas.from_bytes(data)
     assert deltas.to_bytes(again) == data
@@ -54,6 +55,50 @@ def test_every_tuning_comes_back_and_goes_again(name, dtype):
     }
     if name == "fixed_mask":
         assert len(delta.elements["params/two/kernel"].places) <= 18
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("network", [toy.mlp, toy.small_resnet])
+def test_low_rank_factors_are_kept_as_factors(network, dtype):
+    network = network(dtype=dtype) if network is toy.mlp else network()
+    data = toy.points() if "two" in network.params else toy.images()
+    groups = {"body": ["two" if "two" in network.params else "block2_0"]}
+    labels = select(network, groups | {"head": ["head"]})
+    phase = Phase(labels, adam(1e-2), 6, lora(2, scale=0.7))
+    result = fit(network, phase, data, key=KEY, batch_size=8)
+    tuned, factors = result.network, lora_factors(result.trainable, scale=0.7)
+    delta = assert_round_trip(network, tuned, factors=factors)
+    kernels = {f"params/{path}" for path in factors}
+    assert kernels == delta.factors.keys() and not delta.elements
+    assert all("/head/" in path for path in delta.whole)
+    held = sum(a.size + b.size for a, b, _ in delta.factors.values())
+    head = sum(array.nbytes for array in delta.whole.values())
+    size = (
+        len(deltas.to_bytes(delta))
+        - head
+        - held * delta.factors[min(kernels)].a.itemsize
+    )
+    assert size < 3000  # the header
+    arrays = network._replace(params=jax.tree.map(np.asarray, network.params))
+    after, _ = deltas.apply(arrays, delta)
+    assert isinstance(flat(after)[min(kernels)], np.ndarray)
+    assert bits(after) == bits(tuned)
+
+
+def test_factors_of_another_run_or_scale_are_refused():
+    network, phase = setup("lora")
+    result = fit(network, phase, toy.points(), key=KEY, batch_size=16)
+    factors = lora_factors(result.trainable)
+    wrong = {path: some._replace(scale=3.0) for path, some in factors.items()}
+    with pytest.raises(InputError, match="'params/two/kernel' do not give the tuned"):
+        deltas.extract(network, result.network, factors=wrong)
+    with pytest.raises(InputError, match="unknown kernel with factors 'tw/kernel'"):
+        renamed = {"tw/kernel": factors["two/kernel"]}
+        deltas.extract(network, result.network, factors=renamed)
+    with pytest.raises(
+        InputError, match="these leaves have no factors: tune with lora"
+    ):
+        lora_factors(network.params)
 
 
 def test_statistics_and_a_head_of_another_size_are_part_of_it():

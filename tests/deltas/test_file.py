@@ -9,6 +9,7 @@ from subtune_jax import deltas
 from subtune_jax.deltas import Delta, Elements
 from subtune_jax.deltas.file import header
 from subtune_jax.errors import InputError
+from subtune_jax.tuning.lora import Factors
 
 ABOUT = {
     "base": {"arrays": "ab" * 32, "file": "", "name": "", "options": {}},
@@ -32,6 +33,11 @@ def a_delta(seed=0):
             "params/n/kernel": Elements((300,), places[3], values[3]),
             "params/two/kernel": Elements((15, 20), places[40], values[40]),
         },
+        {
+            "params/low/kernel": Factors(
+                values[40].reshape(20, 2), values[3][:2, None], 0.5
+            )
+        },
         ABOUT,
     )
 
@@ -48,7 +54,11 @@ def test_what_is_read_is_what_was_written():
     for path, array in delta.whole.items():
         np.testing.assert_array_equal(again.whole[path], array)
         assert again.whole[path].dtype == array.dtype
-    empty = Delta({}, {}, ABOUT)
+    for path, factors in delta.factors.items():
+        np.testing.assert_array_equal(again.factors[path].a, factors.a)
+        np.testing.assert_array_equal(again.factors[path].b, factors.b)
+        assert again.factors[path].scale == 0.5
+    empty = Delta({}, {}, {}, ABOUT)
     assert deltas.from_bytes(deltas.to_bytes(empty)) == empty
 
 

@@ -40,7 +40,7 @@ def test_a_random_half_percent_of_minilm(share, bits, most):
         values = rng.integers(0, 2**15, len(places)).astype(bits).view(dtype)
         elements[path] = Elements(shape, places, values)
     elements = {path: some for path, some in elements.items() if len(some.places)}
-    data = deltas.to_bytes(Delta({}, elements, ABOUT | {"versions": VERSIONS}))
+    data = deltas.to_bytes(Delta({}, elements, {}, ABOUT | {"versions": VERSIONS}))
     stored = sum(len(some.places) for some in elements.values())
     assert (len(data) - header(data)) / stored < most
     assert header(data) < 6000
@@ -52,6 +52,6 @@ def test_a_random_half_percent_of_minilm(share, bits, most):
 def test_layer_norms_of_bert_base_take_less_than_160_kilobytes():
     norms = {p: shape for p, shape in shapes(BERT).items() if "norm" in p}
     whole = {path: np.ones(shape, np.float32) for path, shape in norms.items()}
-    data = deltas.to_bytes(Delta(whole, {}, ABOUT | {"versions": VERSIONS}))
+    data = deltas.to_bytes(Delta(whole, {}, {}, ABOUT | {"versions": VERSIONS}))
     assert len(norms) == 50 and sum(a.nbytes for a in whole.values()) == 153_600
     assert len(data) < 160_000

@@ -1,0 +1,194 @@
+"""What differs between a tuned network and its base, found by comparing bytes."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from subtune_jax.deltas.delta import (
+    Delta,
+    Elements,
+    base_fingerprint,
+    flat,
+    head_of,
+    of_stage,
+)
+from subtune_jax.errors import InputError, unknown
+from subtune_jax.network import Network, Source, Tokens, require_network
+from subtune_jax.tuning.lora import Factors, fits, low_rank
+
+VALUES = ("exact", "bfloat16")
+GAP_BITS = 1.5  # of a Rice code beyond log2 of the mean gap; an estimate, for choosing
+
+
+def extract(
+    base: Network,
+    tuned: Network,
+    *,
+    factors: Mapping[str, Factors] | None = None,
+    values: str = "exact",
+    **about: Any,
+) -> Delta:
+    """Returns what differs between a network and the base that it was tuned from.
+
+    Bytes are compared, whatever tuned them: parameters and batch statistics, NaN and
+    negative zeros too. A tensor is stored as a whole or by its changed elements, which
+    takes fewer bytes; the head (a last stage that is linear) always as a whole. factors:
+    those of a run with `lora`, from `lora_factors`; their kernels are stored as them. values:
+    `exact`, or `bfloat16` to round what is stored, which is lossy: apply the delta before
+    you test. about: JSON values to store beside, such as `metrics={"accuracy": 91.2}` or
+    `selection={"tuned": ["block1"]}`. Raises `InputError` for networks of other stages,
+    for factors that do not give the tuned kernels, for what is not JSON, and for the names
+    `head`, `reads` and `versions`.
+    """
+    require_network(base)
+    require_network(tuned)
+    if values not in VALUES:
+        raise unknown("form of values", values, VALUES)
+    _require_about(about)
+    head = head_of(tuned)
+    _require_same_body(base, tuned, head)
+    old, new = flat(base), flat(tuned)
+    products = {f"params/{path}": factor for path, factor in (factors or {}).items()}
+    _require_products(old, new, products)
+    whole, elements = {}, {}
+    for path, leaf in new.items():
+        if path in products:
+            continue
+        array = np.ascontiguousarray(jax.device_get(leaf))
+        if of_stage(path, head):
+            whole[path] = array
+            continue
+        places = changed(np.ascontiguousarray(jax.device_get(old[path])), array)
+        if not len(places):
+            continue
+        if _is_sparse(len(places), array):
+            elements[path] = Elements(array.shape, places, array.ravel()[places])
+        else:
+            whole[path] = array
+    host = {
+        path: Factors(np.asarray(a), np.asarray(b), scale)
+        for path, (a, b, scale) in products.items()
+    }
+    delta = Delta(whole, elements, host, _about(base, tuned, head) | about)
+    return delta if values == "exact" else _rounded(delta)
+
+
+def changed(old: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """Returns the places of the elements whose bytes differ, int64[k], rising."""
+    bits = np.dtype(f"u{new.dtype.itemsize}")
+    return np.flatnonzero(old.ravel().view(bits) != new.ravel().view(bits))
+
+
+def _is_sparse(count: int, array: np.ndarray) -> bool:
+    """Returns whether `count` changed elements take fewer bytes than the whole tensor."""
+    bits = count * (8 * array.dtype.itemsize + GAP_BITS + np.log2(array.size / count))
+    return bool(bits < 8 * array.nbytes)
+
+
+def _rounded(delta: Delta) -> Delta:
+    def narrow(array: np.ndarray) -> np.ndarray:
+        real = jnp.issubdtype(array.dtype, jnp.floating)
+        return array.astype(jnp.bfloat16) if real else array
+
+    whole = {path: narrow(array) for path, array in delta.whole.items()}
+    elements = {
+        path: some._replace(values=narrow(some.values))
+        for path, some in delta.elements.items()
+    }
+    factors = {
+        path: some._replace(a=narrow(some.a), b=narrow(some.b))
+        for path, some in delta.factors.items()
+    }
+    return delta._replace(whole=whole, elements=elements, factors=factors)
+
+
+def _require_about(about: Mapping[str, Any]) -> None:
+    """Raises `InputError` for what cannot be stored beside a delta."""
+    taken = sorted(about.keys() & {"head", "reads", "versions"})
+    if taken:
+        raise InputError(f"{taken[0]!r} has a meaning of its own in a delta: rename it")
+    for name, value in about.items():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"{name!r} cannot be stored as JSON: {error}; convert arrays with float() "
+                "or tolist()"
+            ) from None
+
+
+def _require_same_body(
+    base: Network, tuned: Network, head: Mapping[str, Any] | None
+) -> None:
+    if head_of(base) is None and head is not None:
+        raise InputError("the tuned network has a head and the base has none")
+    old, new = (
+        {
+            path: (tuple(leaf.shape), str(leaf.dtype))
+            for path, leaf in flat(network).items()
+            if not of_stage(path, head)
+        }
+        for network in (base, tuned)
+    )
+    differing = sorted(p for p in old.keys() | new.keys() if old.get(p) != new.get(p))
+    if differing:
+        path = differing[0]
+        raise InputError(
+            f"the networks differ in {len(differing)} tensors outside the head: "
+            f"{path!r} is {old.get(path, 'absent')} in the base and "
+            f"{new.get(path, 'absent')} in the tuned one"
+        )
+
+
+def _about(
+    base: Network, tuned: Network, head: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    source = base.source
+    return {
+        "base": {
+            "arrays": base_fingerprint(base),
+            "file": "" if source is None else source.fingerprint,
+            "name": "" if source is None else source.name,
+            "options": {} if source is None else dict(source.options),
+        },
+        "head": None if head is None else dict(head),
+        "classes": [] if tuned.source is None else list(tuned.source.classes),
+        "reads": _reads(source),
+        "versions": {"jax": jax.__version__, "subtune_jax": version("subtune-jax")},
+    }
+
+
+def _reads(source: Source | None) -> dict[str, Any] | None:
+    """Returns what the base reads, and of texts a SHA-256 of its tokenizer's files."""
+    if source is None or source.reads is None:
+        return None
+    reads = {"kind": type(source.reads).__name__.lower(), **source.reads._asdict()}
+    if not isinstance(source.reads, Tokens):
+        return reads
+    files = [Path(source.folder) / name for name in ("tokenizer.json", "vocab.txt")]
+    held = b"".join(file.read_bytes() for file in files if file.is_file())
+    return reads | {"tokenizer": hashlib.sha256(held).hexdigest() if held else ""}
+
+
+def _require_products(
+    old: Mapping[str, Any], new: Mapping[str, Any], products: Mapping[str, Factors]
+) -> None:
+    """Raises `InputError` for factors of no kernel, and where base and product differ from
+    the tuned kernel by more than the rounding of its type."""
+    for path, factors in products.items():
+        if path not in old or not fits(factors, old[path]):
+            raise unknown("kernel with factors", path.removeprefix("params/"), old)
+        product = np.asarray(low_rank(old[path], factors), np.float64)
+        off = np.abs(product - np.asarray(new[path], np.float64)).max()
+        if not off <= 8 * float(jnp.finfo(old[path].dtype).eps) * np.abs(product).max():
+            raise InputError(
+                f"the factors of {path!r} do not give the tuned kernel (off by {off:.2g}): "
+                "give those of the same run, and the scale that lora had"
+            )

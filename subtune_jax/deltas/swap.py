@@ -1,0 +1,171 @@
+"""A task's values swapped into its base, and out again exactly."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from subtune_jax import tree
+from subtune_jax.deltas.delta import (
+    Delta,
+    Elements,
+    base_fingerprint,
+    flat,
+    of_stage,
+)
+from subtune_jax.errors import InputError
+from subtune_jax.head import HEADS
+from subtune_jax.network import Network, Stage, require_network
+from subtune_jax.tuning.lora import fits, low_rank
+
+
+class Overwritten(NamedTuple):
+    """What `apply` took away: leaves and elements of the base by path, and its head."""
+
+    whole: Mapping[str, Any]
+    elements: Mapping[str, Elements]
+    head: Stage
+    source: Any
+
+
+def apply(
+    network: Network, delta: Delta, *, fingerprint: str | None = None
+) -> tuple[Network, Overwritten]:
+    """Returns the network with a task's values swapped in, and what they took away.
+
+    Nothing is added or subtracted but the products of low-rank factors, and `network` is
+    left as it is: its kernels come back from `undo` as they were. fingerprint: that of
+    the base, where it is known (see `base_fingerprint`): else it is computed, which takes
+    longer than the swap. Raises `InputError` for another base, before anything is done.
+    """
+    require_network(network)
+    require_base(network, delta, fingerprint)
+    leaves, head = flat(network), delta.about["head"]
+    dropped = {p: leaf for p, leaf in leaves.items() if of_stage(p, head)}
+    kept = {p: leaf for p, leaf in leaves.items() if p not in dropped}
+    before: dict[str, Elements] = {}
+    for path, (shape, places, values) in delta.elements.items():
+        kept[path], taken = _swapped(kept[path], places, values)
+        before[path] = Elements(shape, places, taken)
+    products = {
+        path: _beside(low_rank(kept[path], some), None, kept[path])
+        for path, some in delta.factors.items()
+    }
+    dtypes = {} if head is None else head["dtypes"]
+    whole = {
+        path: _beside(array, dtypes.get(path), leaves.get(path))
+        for path, array in delta.whole.items()
+    }
+    whole |= products
+    overwritten = {p: leaf for p, leaf in kept.items() if p in whole} | dropped
+    stage = network.stages[-1]
+    after = _rebuilt(network, kept | whole, stage)
+    if head is not None:
+        apply_head = HEADS[head["kind"]]
+        after = after._replace(
+            stages=(*network.stages[:-1], Stage(head["stage"], apply_head))
+        )
+    if network.source is not None:
+        classes = tuple(delta.about.get("classes", ()))
+        after = after._replace(source=network.source._replace(classes=classes))
+    return after, Overwritten(overwritten, before, stage, network.source)
+
+
+def undo(network: Network, overwritten: Overwritten) -> Network:
+    """Returns the base again, bit for bit, from a network with a delta applied."""
+    require_network(network)
+    last = overwritten.head.name
+    is_head = overwritten.head.apply in HEADS.values()
+    leaves = {
+        path: leaf
+        for path, leaf in flat(network).items()
+        if not (is_head and of_stage(path, {"stage": last}))
+    }
+    for path, (_, places, values) in overwritten.elements.items():
+        leaves[path], _ = _swapped(leaves[path], places, values)
+    stages = (*network.stages[:-1], overwritten.head)
+    before = network._replace(stages=stages, source=overwritten.source)
+    return _rebuilt(before, leaves | dict(overwritten.whole), overwritten.head)
+
+
+def require_base(
+    network: Network, delta: Delta, fingerprint: str | None = None
+) -> None:
+    """Raises `InputError` unless the network is the base of the delta, in its values."""
+    base = delta.about["base"]
+    ours = fingerprint or base_fingerprint(network)
+    if ours != base["arrays"]:
+        source = "" if network.source is None else network.source.fingerprint
+        same = bool(source) and source == base["file"]
+        hint = (
+            ": of the same file, but tuned, or loaded in another type" if same else ""
+        )
+        raise InputError(
+            f"the delta belongs to another base: its fingerprint is {base['arrays'][:12]}, "
+            f"this network's is {ours[:12]}{hint}"
+        )
+    _require_shapes(network, delta)
+
+
+def _require_shapes(network: Network, delta: Delta) -> None:
+    leaves, head = flat(network), delta.about["head"]
+    shapes = {path: array.shape for path, array in delta.whole.items()}
+    shapes |= {path: elements.shape for path, elements in delta.elements.items()}
+    for path, shape in shapes.items():
+        if of_stage(path, head):
+            continue
+        if path not in leaves or tuple(leaves[path].shape) != tuple(shape):
+            ours = list(leaves[path].shape) if path in leaves else "absent"
+            raise InputError(
+                f"{path!r} is {list(shape)} in the delta and {ours} in the network"
+            )
+    for path, factors in delta.factors.items():
+        if path not in leaves or not fits(factors, leaves[path]):
+            raise InputError(f"the factors of {path!r} fit no kernel of the network")
+
+
+def _swapped(
+    leaf: Any, places: np.ndarray, values: np.ndarray
+) -> tuple[Any, np.ndarray]:
+    """Returns a leaf with these elements in place, and those that were there."""
+    values = np.asarray(values).astype(leaf.dtype)
+    if isinstance(leaf, np.ndarray):
+        taken, after = leaf.ravel()[places], leaf.copy()
+        after.reshape(-1)[places] = values
+        return after, taken
+    index = places.astype(np.int32 if leaf.size < 2**31 else np.int64)
+    after, taken = _device_swap(leaf, index, values)
+    return after, np.asarray(jax.device_get(taken))
+
+
+@partial(jax.jit, keep_unused=True)
+def _device_swap(leaf: jax.Array, places: jax.Array, values: jax.Array) -> tuple:
+    # As integers: a compiler may change the bits of a NaN that it moves as a float.
+    bits = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
+    whole, new = (jax.lax.bitcast_convert_type(x, bits) for x in (leaf, values))
+    rows = whole.reshape(-1)
+    after = rows.at[places].set(new, unique_indices=True, indices_are_sorted=True)
+    taken = jax.lax.bitcast_convert_type(rows[places], leaf.dtype)
+    return jax.lax.bitcast_convert_type(after, leaf.dtype).reshape(leaf.shape), taken
+
+
+def _beside(array: Any, dtype: str | None, leaf: Any) -> Any:
+    """Returns an array in its type of before rounding, that of the leaf whose place it
+    takes where none is named, and where that leaf lives."""
+    array = array.astype(jnp.dtype(dtype) if dtype else leaf.dtype)
+    if isinstance(leaf, jax.Array):
+        return jax.device_put(array, leaf.sharding)
+    return np.asarray(array)
+
+
+def _rebuilt(network: Network, leaves: Mapping[str, Any], head: Stage) -> Network:
+    whole = tree.unflatten(leaves)
+    params, stats = whole.get("params", {}), whole.get("stats", {})
+    names = [*(stage.name for stage in network.stages[:-1]), head.name]
+    return network._replace(
+        params={name: params.get(name, {}) for name in names},
+        stats={name: stats.get(name, {}) for name in names},
+    )
