@@ -10,6 +10,9 @@ import numpy as np
 
 from subtune_jax.deltas.delta import Delta
 from subtune_jax.deltas.file import load, read_header
+from subtune_jax.deltas.merge import HEAD, restore
+from subtune_jax.deltas.merge import merge as write_merged
+from subtune_jax.deltas.open import open_task
 from subtune_jax.deltas.store import Store
 from subtune_jax.errors import InputError
 
@@ -23,12 +26,16 @@ def main() -> None:
         inspect: ("file",),
         verify: ("file",),
         compare: ("file", "other"),
+        merge: ("file", "folder"),
+        undo: ("merged", "folder"),
     }.items():
         command = commands.add_parser(
             function.__name__, help=(function.__doc__ or "").splitlines()[0]
         )
         for name in names:
             command.add_argument(name, type=Path)
+        if function is merge:
+            command.add_argument("--base", help="folder or hub id; default: as named")
         command.set_defaults(run=function)
     given = vars(parser.parse_args())
     try:
@@ -88,6 +95,22 @@ def compare(file: Path, other: Path) -> Iterator[str]:
     for path in sorted(sizes[0] | sizes[1]):
         counts = [size.get(path, 0) for size in sizes]
         yield f"{path}  {counts[0]:,}  {counts[1]:,}  {_common(one, two, path):,}"
+
+
+def merge(file: Path, folder: Path, base: str | None) -> Iterator[str]:
+    """Writes a full checkpoint of a task, in the layout of its base's file."""
+    merged = write_merged(open_task(file, base), folder)
+    yield f"{folder}: {len(merged.changed)} tensors differ from the base's"
+    if merged.head.name == HEAD:
+        yield (
+            f"the head is in {merged.head}, as weight and bias of a linear layer: the "
+            "class of the base's file does not compute it"
+        )
+
+
+def undo(merged: Path, folder: Path) -> Iterator[str]:
+    """Writes the base's checkpoint again, from a folder that `merge` wrote."""
+    yield f"{restore(merged, folder)}: the base again"
 
 
 def _changed(delta: Delta) -> dict[str, int]:

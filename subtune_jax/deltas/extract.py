@@ -65,19 +65,28 @@ def extract(
         if of_stage(path, head):
             whole[path] = array
             continue
-        places = changed(np.ascontiguousarray(jax.device_get(old[path])), array)
-        if not len(places):
-            continue
-        if _is_sparse(len(places), array):
-            elements[path] = Elements(array.shape, places, array.ravel()[places])
-        else:
-            whole[path] = array
+        change = difference(np.ascontiguousarray(jax.device_get(old[path])), array)
+        if isinstance(change, Elements):
+            elements[path] = change
+        elif change is not None:
+            whole[path] = change
     host = {
         path: Factors(np.asarray(a), np.asarray(b), scale)
         for path, (a, b, scale) in products.items()
     }
     delta = Delta(whole, elements, host, _about(base, tuned, head) | about)
     return delta if values == "exact" else _rounded(delta)
+
+
+def difference(old: np.ndarray, new: np.ndarray) -> Elements | np.ndarray | None:
+    """Returns what makes `new` of `old`: the changed elements, or all of it where that
+    takes fewer bytes; `None` where nothing differs."""
+    places = changed(old, new)
+    if not len(places):
+        return None
+    if _is_sparse(len(places), new):
+        return Elements(new.shape, places, new.ravel()[places])
+    return new
 
 
 def changed(old: np.ndarray, new: np.ndarray) -> np.ndarray:

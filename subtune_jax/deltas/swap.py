@@ -48,7 +48,7 @@ def apply(
     kept = {p: leaf for p, leaf in leaves.items() if p not in dropped}
     before: dict[str, Elements] = {}
     for path, (shape, places, values) in delta.elements.items():
-        kept[path], taken = _swapped(kept[path], places, values)
+        kept[path], taken = swapped(kept[path], places, values)
         before[path] = Elements(shape, places, taken)
     products = {
         path: _beside(low_rank(kept[path], some), None, kept[path])
@@ -85,7 +85,7 @@ def undo(network: Network, overwritten: Overwritten) -> Network:
         if not (is_head and of_stage(path, {"stage": last}))
     }
     for path, (_, places, values) in overwritten.elements.items():
-        leaves[path], _ = _swapped(leaves[path], places, values)
+        leaves[path], _ = swapped(leaves[path], places, values)
     stages = (*network.stages[:-1], overwritten.head)
     before = network._replace(stages=stages, source=overwritten.source)
     return _rebuilt(before, leaves | dict(overwritten.whole), overwritten.head)
@@ -127,7 +127,7 @@ def _require_shapes(network: Network, delta: Delta) -> None:
             raise InputError(f"the factors of {path!r} fit no kernel of the network")
 
 
-def _swapped(
+def swapped(
     leaf: Any, places: np.ndarray, values: np.ndarray
 ) -> tuple[Any, np.ndarray]:
     """Returns a leaf with these elements in place, and those that were there."""

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from subtune_jax import tree
 from subtune_jax.errors import InputError, require_positive
 from subtune_jax.head import LECUN_NORMAL, replace_head
-from subtune_jax.models.files.convert import HEAD, filled
+from subtune_jax.models.files.convert import HEAD, Family, filled
 from subtune_jax.models.files.family import described
 from subtune_jax.network import Network, Source
 
@@ -61,21 +61,16 @@ def load_pretrained(
     if head == "span" and num_classes not in (None, 2):
         raise InputError(f"a span head has 2 outputs, got num_classes={num_classes}")
     folder = find(source)
-    images = folder / "preprocessor_config.json"
-    config = _config(folder / "config.json")
     options = {"pooling": pooling, "dropout": dropout, "dtype": dtype, "head": head}
     given = {name: value for name, value in options.items() if value is not None}
-    family = described(
-        config, _config(images) if images.exists() else {}, folder, given
-    )
+    family = family_of(folder, given)
     tensors, file = stored(folder), f"{folder}/{WEIGHTS}"
     fresh = None if num_classes is None else family.network.stages[-1].name
     network = filled(family.network, family.plain(tensors), family.names, file, fresh)
-    body = {n: t for n, t in tensors.items() if not re.fullmatch(HEAD, n)}
     described_by = network.source or Source()
     stored_in = described_by._replace(
-        classes=class_names(config),
-        fingerprint=tree.fingerprint(body),
+        classes=class_names(config_of(folder)),
+        fingerprint=body_fingerprint(tensors),
         folder=str(folder),
         name=str(source),
         options=given if num_classes is None else given | {"num_classes": num_classes},
@@ -85,6 +80,25 @@ def load_pretrained(
         return network
     init = jax.nn.initializers.zeros if key is None else LECUN_NORMAL
     return replace_head(network, num_classes, key, init=init)
+
+
+def family_of(folder: Path, options: Mapping[str, Any]) -> Family:
+    """Returns the family of the network in a folder, read with these options."""
+    images = folder / "preprocessor_config.json"
+    beside = _config(images) if images.exists() else {}
+    return described(config_of(folder), beside, folder, options)
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    """Returns the `config.json` of a folder; raises `InputError` for what is not one."""
+    return _config(folder / "config.json")
+
+
+def body_fingerprint(tensors: Mapping[str, np.ndarray]) -> str:
+    """Returns a SHA-256 of a file's tensors without the head's."""
+    return tree.fingerprint(
+        {n: t for n, t in tensors.items() if not re.fullmatch(HEAD, n)}
+    )
 
 
 def class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -164,18 +178,26 @@ def _config(file: Path) -> dict[str, Any]:
 
 def stored(folder: Path) -> dict[str, np.ndarray]:
     """Returns the tensors of `model.safetensors`, or of the shards that its index names."""
+    tensors: dict[str, np.ndarray] = {}
+    for here in stored_by_file(folder).values():
+        tensors |= here
+    return tensors
+
+
+def stored_by_file(folder: Path) -> dict[str, dict[str, np.ndarray]]:
+    """Returns the same, by the name of the file that they are in."""
     if (folder / WEIGHTS).is_file():
-        return _tensors(folder / WEIGHTS)
+        return {WEIGHTS: _tensors(folder / WEIGHTS)}
     named = _config(folder / INDEX).get("weight_map")
     if not isinstance(named, dict) or not named:
         raise InputError(f"{folder / INDEX} has no weight_map of tensors to files")
-    tensors: dict[str, np.ndarray] = {}
+    shards: dict[str, dict[str, np.ndarray]] = {}
     for shard in sorted(set(map(str, named.values()))):
         if Path(shard).name != shard or not (folder / shard).is_file():
             raise InputError(f"{folder} has no {shard!r}, which {INDEX} names")
         here = _tensors(folder / shard)
-        tensors |= {n: t for n, t in here.items() if named.get(n, shard) == shard}
-    return tensors
+        shards[shard] = {n: t for n, t in here.items() if named.get(n, shard) == shard}
+    return shards
 
 
 def _tensors(file: Path) -> dict[str, np.ndarray]:

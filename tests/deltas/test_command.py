@@ -7,7 +7,10 @@ import pytest
 
 from subtune_jax import deltas
 from subtune_jax.deltas.__main__ import main
+from subtune_jax.models.load import load_pretrained
 from tests.deltas.test_file import a_delta
+from tests.deltas.test_merge import bytes_of, tuned
+from tests.models.test_reference import CASES, loaded
 
 
 @pytest.fixture
@@ -70,3 +73,25 @@ def test_what_is_not_there_or_damaged_is_one_sentence(run, tmp_path):
     damaged.write_bytes(deltas.to_bytes(a_delta())[:-1])
     code, text = run("verify", damaged)
     assert code == 2 and text == f"error: {damaged} is damaged: it cannot be read\n"
+
+
+def test_a_task_becomes_a_full_checkpoint_and_goes_again(run, tmp_path):
+    source, merged, back = (tmp_path / name for name in ("source", "merged", "back"))
+    source.mkdir()
+    base = loaded(CASES["bert, gelu"], source)
+    file = tmp_path / "task.delta"
+    deltas.save(deltas.extract(base, tuned(base, "layer_0/norm/scale")), file)
+    assert run("merge", file, merged) == (
+        0,
+        f"{merged}: 2 tensors differ from the base's\n",
+    )
+    assert run("undo", merged, back) == (0, f"{back}: the base again\n")
+    assert bytes_of(back) == bytes_of(source) != bytes_of(merged)
+    pooled = load_pretrained(source, num_classes=4, pooling="mean")
+    deltas.save(deltas.extract(pooled, tuned(pooled, "layer_0/norm/scale")), file)
+    code, text = run("merge", file, tmp_path / "pooled")
+    assert (
+        code == 0 and "the head is in" in text and "head.safetensors, as weight" in text
+    )
+    code, text = run("merge", file, merged)
+    assert code == 2 and text == f"error: {merged} exists: give a new folder\n"

@@ -1,7 +1,7 @@
 """Name tables: how tensors of a file (PyTorch layout) become leaves of ours."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -86,7 +86,7 @@ def filled(
     found: dict[str, np.ndarray] = {}
     unexpected, misshapen = [], []
     for name, tensor in tensors.items():
-        ours = _known(name, table)
+        ours = _entry(name, table)
         path = None if ours is None else ours.path
         if path in kept or (path or "").split("/")[1:2] == [fresh]:
             continue
@@ -114,7 +114,7 @@ def filled(
     return network._replace(**values)
 
 
-def _known(name: str, table: Sequence[Name]) -> Name | None:
+def _entry(name: str, table: Sequence[Name]) -> Name | None:
     """Returns the table's entry for a tensor, its path filled in."""
     for entry in table:
         match = re.fullmatch(entry.pattern, name)
@@ -126,6 +126,69 @@ def _known(name: str, table: Sequence[Name]) -> Name | None:
 def _laid_out(tensor: np.ndarray, axes: tuple[int, ...] | None) -> np.ndarray:
     fits = axes is not None and tensor.ndim == len(axes)
     return tensor.transpose(axes) if fits else tensor
+
+
+def laid_back(
+    leaves: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray],
+    family: "Family",
+    fresh: bool,
+) -> dict[str, np.ndarray]:
+    """Returns a file's tensors with the values of leaves, by path, in their place.
+
+    A tensor keeps its stored type, and its very bytes where its leaves have its values;
+    one that no leaf was read from stays. fresh: the head's stay too. Raises `InputError`
+    for a leaf of another shape, the head's outputs apart.
+    """
+    read = family.plain(tensors)
+    return {
+        name: _laid_back(name, tensor, leaves, family, read, fresh)
+        for name, tensor in tensors.items()
+    }
+
+
+def _laid_back(
+    name: str,
+    tensor: np.ndarray,
+    leaves: Mapping[str, Any],
+    family: "Family",
+    read: Mapping[str, np.ndarray],
+    fresh: bool,
+) -> np.ndarray:
+    parts = []
+    # One tensor of a file may be several of ours (a fused projection), one or none.
+    for part, values in family.plain({name: tensor}).items():
+        entry = _entry(part, family.names)
+        if entry is None or not entry.used or part not in read:
+            return tensor
+        if fresh and entry.path.startswith("params/head/"):
+            return tensor
+        leaf = np.asarray(leaves[entry.path])
+        axes = None if entry.axes is None else np.argsort(entry.axes)
+        new = leaf if axes is None else leaf.transpose(axes)
+        same_rows = new.shape[1:] == values.shape[1:]
+        if new.shape != values.shape and not ("/head/" in entry.path and same_rows):
+            raise InputError(
+                f"{name} is {list(values.shape)} in the file and {list(new.shape)} in the "
+                "network"
+            )
+        parts.append(new)
+    if not parts:
+        return tensor
+    whole = np.concatenate(parts)
+    whole = whole.reshape(tensor.shape) if whole.size == tensor.size else whole
+    same = tensor.astype(whole.dtype).tobytes() == whole.tobytes()
+    return tensor if same else whole.astype(tensor.dtype)
+
+
+def head_tensors(tensors: Iterable[str], family: "Family") -> list[str]:
+    """Returns the names of a file's tensors that are read into the head."""
+    entries = {name: _entry(name, family.names) for name in tensors}
+    return [
+        name
+        for name, entry in entries.items()
+        if entry and entry.used and entry.path.startswith("params/head/")
+    ]
 
 
 class Family(NamedTuple):
