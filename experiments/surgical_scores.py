@@ -225,6 +225,7 @@ STUDY = Study(
     tables={"summary": summary, "by_target": by_target},
     draw=draw,
     free=("shift", "profile"),
+    keeps=True,
 )
 
 if __name__ == "__main__":

@@ -189,6 +189,7 @@ STUDY = Study(
     draw=draw,
     free=("methods", "shift"),
     cost=cost,
+    keeps=True,
 )
 
 if __name__ == "__main__":

@@ -150,6 +150,7 @@ STUDY = Study(
     tables={"summary": summary, "by_size": size_table},
     draw=draw,
     free=("methods", "shift"),
+    keeps=True,
 )
 
 if __name__ == "__main__":

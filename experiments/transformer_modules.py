@@ -107,7 +107,7 @@ def rows(
 ) -> Iterator[Row]:
     """Returns the rows of a module, and of a new classifier on the task it is carried to."""
     target, recipe, common = settings.target, settings.recipe, settings.common
-    setting = Setting(target, recipe, common, context.folder, context.progress)
+    setting = Setting(target, recipe, common, *context[1:])  # folder, progress, keep
     after = () if settings.carry is None else carried_rows
     return module_rows(
         task,
@@ -127,6 +127,8 @@ def carried_rows(
     params = {**network.params, "head": task.network.params["head"]}
     task = task._replace(network=network._replace(params=params))
     setting = setting._replace(target=carried, folder=setting.folder / "carried")
+    # The delta of the job is that of the module; a new classifier on it is not kept.
+    setting = setting._replace(keep=lambda base, tuned, row: None)
     here, there = (d.split("/")[-1] for d in (settings.target.dataset, carried.dataset))
     for row in module_rows(task, Job("frozen", job.seed), setting):
         name = row["task"].replace(there, f"{here} to {there}", 1)
@@ -172,6 +174,7 @@ STUDY = Study(
     tables={"summary": summary},
     draw=draw,
     free=("modules", "layers"),
+    keeps=True,
 )
 
 if __name__ == "__main__":

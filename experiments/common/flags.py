@@ -98,6 +98,8 @@ class Common:
     """How many devices share a batch."""
     cost: bool = False
     """Print what a step of each method costs, and stop."""
+    keep: bool = False
+    """Write the chosen network of every job still to be run as a delta, into OUT/deltas."""
     smoke: bool = False
     """A run of seconds that only shows that everything works."""
 

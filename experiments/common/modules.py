@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, ClassVar, NamedTuple
 
@@ -92,6 +93,7 @@ class Setting(NamedTuple):
     common: Common
     folder: Path
     progress: Callable[[str], None]
+    keep: Callable[[Network, Network, Row], None]
 
 
 def labels_of(network: Network, module: str) -> Labels:
@@ -222,6 +224,7 @@ def module_rows(
         [Variant(rate) for rate in rates],
         key=jax.random.key(job.seed),
         progress=setting.progress,
+        keep=partial(setting.keep, task.network),
         after=after,
         batch_size=recipe.batch_size,
         loss=loss_of(task),

@@ -18,22 +18,26 @@ from rich.progress import Progress
 from experiments.common.flags import as_config, checked, resolved
 from experiments.common.report import results
 from experiments.common.report.results import Row
+from subtune_jax.deltas import Store, extract, to_bytes
 from subtune_jax.errors import InputError
+from subtune_jax.network import Network
 from subtune_jax.training.progress import columns
 
 # Flags that do not change what a run is: where things are, and how many there are.
 FREE = ("seeds", "data_dir", "weights")
-UNSAVED = ("out", "cost")
+UNSAVED = ("out", "cost", "keep")
 Config = Mapping[str, Any]  # all flags of a folder, flat, as JSON values
 
 
 class Context(NamedTuple):
     """What a job sees beside its task: the rows of earlier jobs, a folder of its own for
-    checkpoints, and `progress(text)`, which is shown at once."""
+    checkpoints, `progress(text)`, which is shown at once, and `keep(base, tuned, row)`,
+    which writes the delta of a chosen network with its test row (under `--keep`)."""
 
     earlier: Sequence[Row]
     folder: Path
     progress: Callable[[str], None]
+    keep: Callable[[Network, Network, Row], None]
 
 
 def no_picture(out: Path, rows: Sequence[Row], settings: Any, task: Any) -> None:
@@ -51,7 +55,8 @@ class Study(NamedTuple):
     table(rows, config) -> markdown}`; the first one is the folder's summary, the others
     are for the documentation. draw(out, rows, settings, task) writes pictures. free:
     flags that add jobs and change none. older: `{flag: value}` for folders that were
-    written before the flag existed. cost(settings, task) -> the table of `--cost`.
+    written before the flag existed. cost(settings, task) -> the table of `--cost`. keeps:
+    whether the jobs call `context.keep`.
     """
 
     name: str
@@ -64,6 +69,7 @@ class Study(NamedTuple):
     free: tuple[str, ...] = ()
     older: Mapping[str, Any] = {}
     cost: Callable[[Any, Any], str] | None = None
+    keeps: bool = False
 
 
 def main(study: Study, doc: str) -> None:
@@ -104,6 +110,8 @@ def run(study: Study, settings: Any) -> None:
     if common.cost:
         print(_cost(study, settings, first))
         return
+    if common.keep and not study.keeps:
+        raise InputError(f"{study.name} tunes no network to keep: leave --keep out")
     out = common.out or Path("runs") / study.name
     config = config_of(settings) | {"base": target and target.fingerprint(common)}
     with results.lock(out):
@@ -115,7 +123,8 @@ def run(study: Study, settings: Any) -> None:
         todo = [job for job in jobs if job not in done]
         for job, say in _announced(study.name, todo, rows):
             folder = out / "checkpoints" / slug(job)
-            context = Context(tuple(rows), folder, say)
+            kept = _keeper(out / "deltas", job) if common.keep else _nothing_kept
+            context = Context(tuple(rows), folder, say, kept)
             task = task_of(getattr(job, "shift", None), getattr(job, "seed", 0))
             new = [
                 job._asdict() | {"experiment": study.name} | row
@@ -181,6 +190,22 @@ def _cost(study: Study, settings: Any, task: Any) -> str:
             f"{study.name} has no table of costs (Study.cost): leave --cost out"
         )
     return study.cost(settings, task)
+
+
+def _keeper(folder: Path, job: Any) -> Callable[[Network, Network, Row], None]:
+    """Returns the function that adds a job's delta to a folder of tasks."""
+
+    def keep(base: Network, tuned: Network, row: Row) -> None:
+        selection = job._asdict() | {"learning_rate": row["learning_rate"]}
+        metrics = {row["metric"]: row["value"]}
+        delta = extract(base, tuned, selection=selection, metrics=metrics)
+        Store(folder).add(slug(job), to_bytes(delta), replace=True)
+
+    return keep
+
+
+def _nothing_kept(base: Network, tuned: Network, row: Row) -> None:
+    pass
 
 
 def _announced(

@@ -266,6 +266,7 @@ def tuned_rows(settings: Any, task: Task, job: Any, context: Context) -> Iterato
         tried,
         key=jax.random.key(job.seed),
         progress=context.progress,
+        keep=partial(context.keep, network),
         batch_size=recipe.batch_size,
         norm=recipe.norm,
         augment=crop_and_flip() if recipe.augment else None,

@@ -18,6 +18,7 @@ def trial_rows(
     variants: Sequence[tuple],
     *,
     progress: Callable[[str], None],
+    keep: Callable[[Network, Row], None],
     after: Callable[[Network], Iterator[Row]] = lambda network: iter(()),
     **settings: Any,
 ) -> Iterator[Row]:
@@ -25,7 +26,8 @@ def trial_rows(
 
     A variant is a NamedTuple that goes into its row. Without variants the network is
     tested as it is. Scores of `task.also` follow, then the rows of `after` of the chosen
-    network. `settings` are those of `tune`.
+    network. keep(network, row): called with a chosen network and its test row. `settings`
+    are those of `tune`.
     """
     begin = time.perf_counter()
     best, network = None, task.network
@@ -45,6 +47,8 @@ def trial_rows(
         scores = test_once(lambda data: predict(network, data), task)
     row = _test_row(best, variants, scores.pop(task.metric, None))
     yield row | {"seconds": time.perf_counter() - begin}
+    if network is not None and variants:
+        keep(network, {"metric": task.metric, **row})
     for name, value in scores.items():
         yield {"split": "test", "also": name, "value": value}
     if network is not None and variants:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -16,14 +17,18 @@ from safetensors.numpy import save_file
 
 from experiments import prefix_speed, step_speed, surgical_shifts, surgical_theory
 from experiments.common import catalog
-from experiments.common.flags import Common
+from experiments.common.flags import Common, resolved
 from experiments.common.images import Target
 from experiments.common.report import results
-from experiments.common.study import main, run
+from experiments.common.study import job_of, main, run, slug
 from subtune_jax.data.shifts import shift
+from subtune_jax.data.task import test_once
 from subtune_jax.data.tfds import CIFAR10
+from subtune_jax.deltas import Store, open_task
+from subtune_jax.deltas.file import read_header
 from subtune_jax.demo import digits
 from subtune_jax.models.vit import ViTConfig, vit
+from subtune_jax.training.predict import predict
 from tests.models.test_vit import HUGGING_FACE, as_file
 
 pytestmark = pytest.mark.slow
@@ -75,7 +80,8 @@ OWN |= {"transformer_modules", "module_magnitudes"}
 def test_every_smoke_run_is_whole_and_not_repeated(call, tmp_path, name):
     module, out = catalog.studies()[name], tmp_path / "out"
     flags, pictures = SMOKES.get(name, ("", ()))
-    assert call(module, f"--smoke {flags}") == 0
+    keep = " --keep" * module.STUDY.keeps
+    assert call(module, f"--smoke {flags}{keep}") == 0
     found = rows(out)
     tests = [row for row in found if row["split"] == "test"]
     assert {*WANTED.split()} <= set(tests[-1])
@@ -83,9 +89,21 @@ def test_every_smoke_run_is_whole_and_not_repeated(call, tmp_path, name):
     assert "|---|" in (out / "summary.md").read_text()
     for picture in pictures:
         assert (out / f"{picture}.png").stat().st_size > 5000
+    if keep:
+        assert_deltas(out, module.STUDY)
     before = (out / "results.jsonl").read_bytes()
     assert call(module, f"--smoke {flags}") == 0
     assert (out / "results.jsonl").read_bytes() == before
+
+
+def assert_deltas(out, study):
+    """Asserts that every chosen network is there, with the score of its test row."""
+    tuned = [r for r in rows(out) if r["split"] == "test" and r["learning_rate"]]
+    scores = {slug(job_of(study, row)): {row["metric"]: row["value"]} for row in tuned}
+    store = Store(out / "deltas")
+    assert list(store) == sorted(scores)
+    for name, metrics in scores.items():
+        assert read_header(store.file(name))["about"]["metrics"] == metrics
 
 
 SMOKES = {  # fewer jobs than the defaults where they show the same; and the pictures
@@ -99,7 +117,7 @@ steps seconds commit"""
 
 def test_smoke(monkeypatch, tmp_path, capsys):
     flags = [*SMOKE.split(), "--smoke", "--out", tmp_path]
-    assert call(monkeypatch, *flags) == 0
+    assert call(monkeypatch, *flags, "--keep") == 0
     tests = [r for r in rows(tmp_path) if r["split"] == "test"]
     assert [(r["shift"], r["method"]) for r in tests] == [
         (s, m)
@@ -119,6 +137,14 @@ def test_smoke(monkeypatch, tmp_path, capsys):
     assert 0 <= last["value"] <= 100
     assert "| contrast |" in (tmp_path / "summary.md").read_text()
     assert (tmp_path / "accuracy.png").stat().st_size > 5000
+    assert_deltas(tmp_path, surgical_shifts.STUDY)
+    target = Target(shift=("contrast",), train_examples=20)
+    target = resolved(surgical_shifts.Settings(target=target), embedded=True).target
+    task = target.task(Common(smoke=True), "contrast", 0)
+    file = Store(tmp_path / "deltas").file("contrast-0-block2")
+    network = open_task(file, base=task.network)
+    scores = test_once(partial(predict, network), task)
+    assert scores["accuracy"] == tests[2]["value"]
     before = (tmp_path / "results.jsonl").read_bytes()
     assert call(monkeypatch, *flags) == 0
     assert (tmp_path / "results.jsonl").read_bytes() == before, (
@@ -509,3 +535,10 @@ def with_flags(group, flags):
             named = field.name in ("out", "profile", "data_dir", "hierarchy")
             values[field.name] = Path(new) if named and new is not None else new
     return dataclasses.replace(group, **values)
+
+
+def test_a_study_without_a_network_to_keep_says_so(call, capsys):
+    assert call(surgical_theory, "--smoke --keep") == 2
+    assert "surgical_theory tunes no network to keep: leave --keep out" in (
+        capsys.readouterr().err
+    )

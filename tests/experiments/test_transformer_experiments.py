@@ -20,6 +20,7 @@ from subtune_jax import tree
 from subtune_jax.data.batches import Dataset
 from subtune_jax.data.buckets import ragged
 from subtune_jax.data.task import Sealed, Task
+from subtune_jax.deltas import Store
 from subtune_jax.demo import docstrings as sentences
 from subtune_jax.head import replace_head
 from subtune_jax.metrics import accuracy, f1
@@ -33,7 +34,13 @@ pytestmark = pytest.mark.slow
 
 
 def test_smoke(call, tmp_path):
-    assert call(study, "--smoke --train-examples 16") == 0
+    assert call(study, "--smoke --train-examples 16 --keep") == 0
+    assert list(Store(tmp_path / "out" / "deltas")) == [
+        "frozen-0",
+        "full-0",
+        "layer_norms-0",
+        "random-0",
+    ]
     tests = {r["module"]: r for r in rows(tmp_path / "out") if r["split"] == "test"}
     assert list(tests) == ["frozen", "full", "layer_norms", "random"]
     assert tests["frozen"]["trainable_params"] == 0
@@ -138,7 +145,7 @@ def setting_of(dataset, folder, smoke=True, **recipe):
         dataset in texts.EMBEDDED,
     )
     groups = settings.target, settings.recipe, settings.common
-    return modules.Setting(*groups, folder, lambda text: None)
+    return modules.Setting(*groups, folder, lambda text: None, lambda *kept: None)
 
 
 def test_real_tasks_are_checkpointed_with_every_kind_of_mask(small, tmp_path):
