@@ -33,19 +33,22 @@ def extract(
     *,
     factors: Mapping[str, Factors] | None = None,
     values: str = "exact",
+    fingerprint: str | None = None,
     **about: Any,
 ) -> Delta:
     """Returns what differs between a network and the base that it was tuned from.
 
     Bytes are compared, whatever tuned them: parameters and batch statistics, NaN and
     negative zeros too. A tensor is stored as a whole or by its changed elements, which
-    takes fewer bytes; the head (a last stage that is linear) always as a whole. factors:
-    those of a run with `lora`, from `lora_factors`; their kernels are stored as them. values:
-    `exact`, or `bfloat16` to round what is stored, which is lossy: apply the delta before
-    you test. about: JSON values to store beside, such as `metrics={"accuracy": 91.2}` or
-    `selection={"tuned": ["block1"]}`. Raises `InputError` for networks of other stages,
-    for factors that do not give the tuned kernels, for what is not JSON, and for the names
-    `head`, `reads` and `versions`.
+    takes fewer bytes; the head (a last stage that is linear) always as a whole.
+
+    factors: those of a run with `lora`, from `lora_factors`; their kernels are stored as
+    them. values: `exact`, or `bfloat16` to round what is stored, which is lossy: apply the
+    delta before you test. fingerprint: that of the base, where it is known
+    (`base_fingerprint`). about: JSON values to store beside, such as
+    `metrics={"accuracy": 91.2}` or `selection={"tuned": ["block1"]}`. Raises `InputError`
+    for networks of other stages, for factors that do not give the tuned kernels, for what
+    is not JSON, and for the names `head`, `reads` and `versions`.
     """
     require_network(base)
     require_network(tuned)
@@ -74,7 +77,7 @@ def extract(
         path: Factors(np.asarray(a), np.asarray(b), scale)
         for path, (a, b, scale) in products.items()
     }
-    delta = Delta(whole, elements, host, _about(base, tuned, head) | about)
+    delta = Delta(whole, elements, host, _about(base, tuned, head, fingerprint) | about)
     return delta if values == "exact" else _rounded(delta)
 
 
@@ -157,12 +160,15 @@ def _require_same_body(
 
 
 def _about(
-    base: Network, tuned: Network, head: Mapping[str, Any] | None
+    base: Network,
+    tuned: Network,
+    head: Mapping[str, Any] | None,
+    fingerprint: str | None,
 ) -> dict[str, Any]:
     source = base.source
     return {
         "base": {
-            "arrays": base_fingerprint(base),
+            "arrays": fingerprint or base_fingerprint(base),
             "file": "" if source is None else source.fingerprint,
             "name": "" if source is None else source.name,
             "options": {} if source is None else dict(source.options),

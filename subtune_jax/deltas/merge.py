@@ -15,9 +15,9 @@ from safetensors.numpy import save_file
 
 from subtune_jax import tree
 from subtune_jax.deltas.delta import Delta, Elements, flat
+from subtune_jax.deltas.elements import swapped
 from subtune_jax.deltas.extract import difference
 from subtune_jax.deltas.file import load, save
-from subtune_jax.deltas.swap import swapped
 from subtune_jax.errors import InputError
 from subtune_jax.head import span
 from subtune_jax.models.files.convert import Family, head_tensors, laid_back

@@ -1,7 +1,6 @@
 """A task's values swapped into its base, and out again exactly."""
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +15,7 @@ from subtune_jax.deltas.delta import (
     flat,
     of_stage,
 )
+from subtune_jax.deltas.elements import swapped
 from subtune_jax.errors import InputError
 from subtune_jax.head import HEADS
 from subtune_jax.network import Network, Stage, require_network
@@ -32,24 +32,27 @@ class Overwritten(NamedTuple):
 
 
 def apply(
-    network: Network, delta: Delta, *, fingerprint: str | None = None
+    network: Network,
+    delta: Delta,
+    *,
+    fingerprint: str | None = None,
+    donate: bool = False,
 ) -> tuple[Network, Overwritten]:
     """Returns the network with a task's values swapped in, and what they took away.
 
     Nothing is added or subtracted but the products of low-rank factors, and `network` is
     left as it is: its kernels come back from `undo` as they were. fingerprint: that of
     the base, where it is known (see `base_fingerprint`): else it is computed, which takes
-    longer than the swap. Raises `InputError` for another base, before anything is done.
+    longer than the swap. donate: `network` is given away, so that one copy of its leaves
+    is in memory; it cannot be used again. Raises `InputError` for another base, before
+    anything is done.
     """
     require_network(network)
     require_base(network, delta, fingerprint)
     leaves, head = flat(network), delta.about["head"]
     dropped = {p: leaf for p, leaf in leaves.items() if of_stage(p, head)}
     kept = {p: leaf for p, leaf in leaves.items() if p not in dropped}
-    before: dict[str, Elements] = {}
-    for path, (shape, places, values) in delta.elements.items():
-        kept[path], taken = swapped(kept[path], places, values)
-        before[path] = Elements(shape, places, taken)
+    kept, before = _exchanged(kept, delta.elements, donate)
     products = {
         path: _beside(low_rank(kept[path], some), None, kept[path])
         for path, some in delta.factors.items()
@@ -74,8 +77,14 @@ def apply(
     return after, Overwritten(overwritten, before, stage, network.source)
 
 
-def undo(network: Network, overwritten: Overwritten) -> Network:
-    """Returns the base again, bit for bit, from a network with a delta applied."""
+def undo(
+    network: Network, overwritten: Overwritten, *, donate: bool = False
+) -> Network:
+    """Returns the base again, bit for bit, from a network with a delta applied.
+
+    donate: as in `apply`. Raises `InputError` for a network of other leaves than the one
+    that `apply` returned.
+    """
     require_network(network)
     last = overwritten.head.name
     is_head = overwritten.head.apply in HEADS.values()
@@ -84,11 +93,27 @@ def undo(network: Network, overwritten: Overwritten) -> Network:
         for path, leaf in flat(network).items()
         if not (is_head and of_stage(path, {"stage": last}))
     }
-    for path, (_, places, values) in overwritten.elements.items():
-        leaves[path], _ = swapped(leaves[path], places, values)
+    leaves, _ = _exchanged(leaves, overwritten.elements, donate)
     stages = (*network.stages[:-1], overwritten.head)
     before = network._replace(stages=stages, source=overwritten.source)
     return _rebuilt(before, leaves | dict(overwritten.whole), overwritten.head)
+
+
+def _exchanged(
+    leaves: Mapping[str, Any], elements: Mapping[str, Elements], donate: bool
+) -> tuple[dict[str, Any], dict[str, Elements]]:
+    """Returns leaves with elements swapped in, and the elements that were there."""
+    after, taken = dict(leaves), {}
+    for path, (shape, places, values) in elements.items():
+        if path not in leaves or tuple(leaves[path].shape) != tuple(shape):
+            raise InputError(f"the network has no {path!r} of shape {list(shape)}")
+        after[path], taken[path] = swapped(leaves[path], places, values, donate)
+    # Only now: fetching a leaf's values at once would wait for the device at every leaf.
+    before = {
+        path: some._replace(values=np.asarray(taken[path])[: len(some.places)])
+        for path, some in elements.items()
+    }
+    return after, before
 
 
 def require_base(
@@ -125,31 +150,6 @@ def _require_shapes(network: Network, delta: Delta) -> None:
     for path, factors in delta.factors.items():
         if path not in leaves or not fits(factors, leaves[path]):
             raise InputError(f"the factors of {path!r} fit no kernel of the network")
-
-
-def swapped(
-    leaf: Any, places: np.ndarray, values: np.ndarray
-) -> tuple[Any, np.ndarray]:
-    """Returns a leaf with these elements in place, and those that were there."""
-    values = np.asarray(values).astype(leaf.dtype)
-    if isinstance(leaf, np.ndarray):
-        taken, after = leaf.ravel()[places], leaf.copy()
-        after.reshape(-1)[places] = values
-        return after, taken
-    index = places.astype(np.int32 if leaf.size < 2**31 else np.int64)
-    after, taken = _device_swap(leaf, index, values)
-    return after, np.asarray(jax.device_get(taken))
-
-
-@partial(jax.jit, keep_unused=True)
-def _device_swap(leaf: jax.Array, places: jax.Array, values: jax.Array) -> tuple:
-    # As integers: a compiler may change the bits of a NaN that it moves as a float.
-    bits = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
-    whole, new = (jax.lax.bitcast_convert_type(x, bits) for x in (leaf, values))
-    rows = whole.reshape(-1)
-    after = rows.at[places].set(new, unique_indices=True, indices_are_sorted=True)
-    taken = jax.lax.bitcast_convert_type(rows[places], leaf.dtype)
-    return jax.lax.bitcast_convert_type(after, leaf.dtype).reshape(leaf.shape), taken
 
 
 def _beside(array: Any, dtype: str | None, leaf: Any) -> Any:

@@ -73,7 +73,7 @@ def test_every_study_has_a_claim_and_the_flags_of_all(name):
 
 # These have a smoke test of their own.
 OWN = {"surgical_shifts", "surgical_theory", "prefix_speed", "step_speed"}
-OWN |= {"transformer_modules", "module_magnitudes"}
+OWN |= {"transformer_modules", "module_magnitudes", "storage", "delta_speed"}
 
 
 @pytest.mark.parametrize("name", sorted(catalog.studies().keys() - OWN))

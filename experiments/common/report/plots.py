@@ -52,10 +52,10 @@ def curves(
     *,
     xlabel: str,
     ylabel: str = "test accuracy (%)",
-    log: bool = False,
+    log: bool | str = False,
 ) -> None:
     """Draws `{panel: {line: (x, y) or (x, y, error)}}`, a panel beside the other, to a
-    PNG; `log` is for the x axis."""
+    PNG; `log` is for the x axis, `both` for both axes."""
     figure = Figure(figsize=(1.2 + 3.4 * len(lines), 3.4), layout="constrained")
     axes = figure.subplots(1, len(lines), sharey=True, squeeze=False)[0]
     names = list(dict.fromkeys(name for drawn in lines.values() for name in drawn))
@@ -65,8 +65,9 @@ def curves(
             style = {"color": f"C{names.index(name)}", "capsize": 3}
             style["marker"] = "o" if len(x) < 20 else None
             shown[name] = axis.errorbar(x, y, *error, **style)
-        if log:
-            axis.set_xscale("log")
+        for name in "xy" if log == "both" else "x" * log:
+            axis.set(**{f"{name}scale": "log"})
+            getattr(axis, f"{name}axis").set_major_formatter("{x:g}")
         axis.set_title(panel, fontsize=10)
         axis.set_xlabel(xlabel)
         axis.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,57 @@
+"""Elements swapped in a leaf: by NumPy on a CPU, by XLA on an accelerator, alike."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from subtune_jax import deltas
+from subtune_jax.deltas import elements
+from subtune_jax.errors import InputError
+from subtune_jax.training.loop import fit
+from tests import toy
+from tests.deltas.test_delta import KEY, PATTERNS, bits, setup
+
+
+@pytest.mark.parametrize("dtype", PATTERNS)
+def test_the_accelerator_s_program_moves_the_same_bits(dtype):
+    size, rng = 8 * np.dtype(dtype).itemsize, np.random.default_rng(0)
+    old = rng.integers(0, 2**size, (10, 20), dtype=np.uint64).astype(f"u{size // 8}")
+    places = np.array([0, 7, 31, 150, 199])
+    values = np.array(PATTERNS[dtype][:5], f"u{size // 8}")
+    by_hand = old.copy()
+    by_hand.reshape(-1)[places] = values
+    leaf, new = jnp.asarray(old.view(dtype)), values.view(dtype)
+    for swap in (elements._swap, elements._swap_in_place):
+        index, padded = elements._padded(leaf, places, new)
+        assert len(index) == len(padded) == 8
+        after, taken = swap(jnp.array(leaf), index, padded)
+        for ours, theirs in ((after, by_hand), (taken[:5], old.ravel()[places])):
+            np.testing.assert_array_equal(np.asarray(ours).view(theirs.dtype), theirs)
+    after, taken = elements.swapped(leaf, places, new)
+    np.testing.assert_array_equal(np.asarray(after).view(by_hand.dtype), by_hand)
+    np.testing.assert_array_equal(np.asarray(leaf).view(old.dtype), old)
+
+
+def test_tasks_of_other_sizes_share_a_program():
+    leaf = jnp.zeros((31, 7))
+    before = elements._swap._cache_size()
+    for count in (5, 6, 7, 8):
+        places = np.arange(count)
+        elements._swap(leaf, *elements._padded(leaf, places, np.ones(count, "f4")))
+    assert elements._swap._cache_size() == before + 1
+
+
+def test_a_network_that_is_given_away_comes_back():
+    network, phase = setup("fixed_mask")
+    tuned = fit(network, phase, toy.points(), key=KEY, batch_size=16).network
+    delta, first = deltas.extract(network, tuned), bits(network)
+    assert delta.elements
+    held = network.params["two"]["kernel"]
+    after, overwritten = deltas.apply(network, delta, donate=True)
+    assert held.is_deleted() and bits(after) == bits(tuned)
+    back = deltas.undo(after, overwritten, donate=True)
+    assert bits(back) == first
+    with pytest.raises(InputError, match="has no 'params/two/kernel' of shape"):
+        deltas.undo(toy.mlp(width=7), overwritten)
+    jax.block_until_ready(back.params)

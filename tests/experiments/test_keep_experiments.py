@@ -1,0 +1,39 @@
+"""The studies of what it takes to keep tasks: bytes, and seconds."""
+
+import pytest
+
+from experiments import delta_speed, storage
+from tests.experiments.test_experiments import rows
+
+pytestmark = pytest.mark.slow
+
+
+def test_bytes_of_tasks(call, tmp_path, capsys):
+    assert call(storage, "--smoke") == 0
+    found = {(r["method"], r["values"]): r for r in rows(tmp_path / "out")}
+    assert len(found) == 6
+    for row in found.values():
+        # A file is its ideal code, its header and at most a twentieth for the places.
+        assert row["bound"] + row["header"] < row["value"]
+        assert row["value"] < 1.05 * row["bound"] + row["header"] + 64
+    base = found["head", "exact"]
+    assert base["trainable_params"] == base["selected_params"] == 196
+    for method in ("head", "elements_5", "lora_8"):
+        exact, rounded = found[method, "exact"], found[method, "bfloat16"]
+        assert exact["bound"] - rounded["bound"] == 2 * exact["trainable_params"]
+    assert (tmp_path / "out" / "storage.png").stat().st_size > 5000
+    text = (tmp_path / "out" / "summary.md").read_text()
+    assert "| lora_8 | bfloat16 | 21,700 |" in text
+    for method, said in {
+        "elements_101": "elements_101 is no percentage above 0 and up to 100",
+        "layer_nroms": "did you mean 'layer_norms'",
+    }.items():
+        assert call(storage, f"--methods {method}", tmp_path / method) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_seconds_of_operations(call, tmp_path, capsys):
+    assert call(delta_speed, "--smoke") == 0
+    assert [r["method"] for r in rows(tmp_path / "out")] == list(delta_speed.OPERATIONS)
+    assert call(delta_speed, "--percent 101", tmp_path / "other") == 2
+    assert "--percent must be at most 100, got 101" in capsys.readouterr().err
