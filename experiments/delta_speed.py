@@ -129,7 +129,7 @@ def tuned(base: st.Network, share: float, seed: int) -> st.Network:
     def part(path: str, leaf: jax.Array) -> jax.Array:
         own = 1.0 if path.startswith("head") else share
         places = rng.choice(leaf.size, round(own * leaf.size), replace=False)
-        values = np.array(leaf).reshape(-1)
+        values = np.array(leaf, order="C").reshape(-1)
         values[places] += 0.1 + np.abs(values[places])
         return jax.numpy.asarray(values.reshape(leaf.shape))
 

@@ -142,7 +142,7 @@ def changed(base: st.Network, method: str) -> tuple[st.Network, dict | None]:
 
 def moved(leaf: Any, share: float, rng: np.random.Generator) -> np.ndarray:
     """Returns a leaf with this share of its elements changed, each by a tenth or more."""
-    values = np.array(leaf)
+    values = np.array(leaf, order="C")  # a loaded kernel may lie transposed
     places = rng.choice(values.size, round(share * values.size), replace=False)
     flat = values.reshape(-1)
     flat[places] += (0.1 + np.abs(flat[places])).astype(values.dtype)

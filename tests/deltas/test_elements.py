@@ -55,3 +55,13 @@ def test_a_network_that_is_given_away_comes_back():
     with pytest.raises(InputError, match="has no 'params/two/kernel' of shape"):
         deltas.undo(toy.mlp(width=7), overwritten)
     jax.block_until_ready(back.params)
+
+
+def test_a_leaf_that_lies_transposed_in_memory():
+    leaf = np.arange(12, dtype=np.float32).reshape(3, 4).T
+    after, taken = elements.swapped(leaf, np.array([1, 5]), np.array([-1.0, -5.0]))
+    np.testing.assert_array_equal(taken, [4, 9])
+    np.testing.assert_array_equal(
+        after, [[0, -1, 8], [1, 5, -5], [2, 6, 10], [3, 7, 11]]
+    )
+    np.testing.assert_array_equal(leaf, np.arange(12).reshape(3, 4).T)

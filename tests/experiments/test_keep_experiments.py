@@ -1,5 +1,6 @@
 """The studies of what it takes to keep tasks: bytes, and seconds."""
 
+import numpy as np
 import pytest
 
 from experiments import delta_speed, storage
@@ -30,6 +31,12 @@ def test_bytes_of_tasks(call, tmp_path, capsys):
     }.items():
         assert call(storage, f"--methods {method}", tmp_path / method) == 2
         assert said in capsys.readouterr().err
+
+
+def test_a_leaf_that_lies_transposed_is_changed_too():
+    leaf = np.ones((4, 3), np.float32).T
+    after = storage.moved(leaf, 0.5, np.random.default_rng(0))
+    assert (after != leaf).sum() == 6 and (leaf == 1).all()
 
 
 def test_seconds_of_operations(call, tmp_path, capsys):
