@@ -21,6 +21,7 @@ def glance(home: Path) -> str:
         _memo(home),
         _modules(home),
         _steps(home),
+        _storage(home),
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -87,3 +88,13 @@ def _steps(home: Path) -> tuple[str, ...]:
         f"PyTorch: {theirs}",
         _page("speed"),
     )
+
+
+def _storage(home: Path) -> tuple[str, ...]:
+    rows = results.read_all(home / "storage_minilm")
+    base = rows[0]["base_bytes"]
+    exact = {row["method"]: row["value"] for row in rows if row["values"] == "exact"}
+    thousand = {method: (base + 1000 * size) / 1e9 for method, size in exact.items()}
+    ours = f"0.5 % of the kernels {thousand['elements_0.5']:.2f}"
+    beside = f"LoRA of rank 8: {thousand['lora_8']:.2f}, copies: {base / 1e6:.1f}"
+    return "GB for 1,000 tasks on one MiniLM", ours, beside, _page("keep")
