@@ -1,5 +1,6 @@
 """Choose: selections, scores of units, single elements, sizes of weights."""
 
+from subtune_jax.selection.journal import Journal, Score, open_journal
 from subtune_jax.selection.rate_multipliers import Multipliers, auto_rgn, auto_snr
 from subtune_jax.selection.scores import (
     fisher,
@@ -11,6 +12,7 @@ from subtune_jax.selection.scores import (
     top,
     unit_groups,
 )
+from subtune_jax.selection.search import Search, greedy, pairs, profile, windows
 from subtune_jax.selection.select import (
     assert_frozen,
     count_trainable,
@@ -22,7 +24,10 @@ from subtune_jax.selection.select import (
 from subtune_jax.selection.weight_sizes import Statistics, statistics, unit_weights
 
 __all__ = [
+    "Journal",
     "Multipliers",
+    "Score",
+    "Search",
     "Statistics",
     "assert_frozen",
     "auto_rgn",
@@ -31,8 +36,12 @@ __all__ = [
     "coverage",
     "fisher",
     "fisher_elements",
+    "greedy",
     "magnitude",
     "match",
+    "open_journal",
+    "pairs",
+    "profile",
     "rank_agreement",
     "relative_gradient_norm",
     "select",
@@ -42,4 +51,5 @@ __all__ = [
     "unit_groups",
     "unit_patterns",
     "unit_weights",
+    "windows",
 ]

@@ -1,0 +1,103 @@
+"""A file of evaluations: a search that was killed goes on, and repeats none of them."""
+
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+from subtune_jax.errors import InputError
+
+Key = tuple[tuple[str, ...], int, int]  # (units, fold, seed)
+
+
+class Score(NamedTuple):
+    """What training a subset gave: the higher the better (NaN: it diverged), and the
+    FLOPs that it took."""
+
+    value: float
+    flops: float = 0.0
+
+
+class Journal(NamedTuple):
+    """The evaluations of a search so far; `file` is where new ones are added."""
+
+    scores: dict[Key, Score]
+    file: TextIO | None = None
+
+    def once(self, key: Key, score: Callable[..., Score]) -> Score:
+        """Returns the score of a key, evaluated if it is not there, and then written."""
+        if key in self.scores:
+            return self.scores[key]
+        units, fold, seed = key
+        new = Score(*map(float, score(units, fold, seed)))
+        self.scores[key] = new
+        if self.file is not None:
+            _write(
+                self.file, {"units": units, "fold": fold, "seed": seed, **new._asdict()}
+            )
+        return new
+
+
+@contextmanager
+def open_journal(
+    file: str | Path | None, about: Mapping[str, Any] = {}
+) -> Iterator[Journal]:
+    """Yields the journal in a file, or one in memory where there is none.
+
+    about: what scores depend on, as JSON values; the file's first line. A last line that a
+    kill cut off is dropped. Raises `InputError` for the journal of another search, one
+    that another process has open, and what is not a journal.
+    """
+    if file is None:
+        yield Journal({})
+        return
+    file, line = Path(file), json.loads(json.dumps(dict(about), sort_keys=True))
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        opened = file.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write {file}: {error.strerror or error}") from None
+    with opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"another process is searching with {file}") from None
+        yield Journal(_read(opened, file, line), opened)
+
+
+def _read(opened: TextIO, file: Path, about: Mapping[str, Any]) -> dict[Key, Score]:
+    opened.seek(0)
+    text = opened.read()
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        opened.truncate(len(whole.encode()))
+    if not whole:
+        _write(opened, {"about": about})
+        return {}
+    try:
+        first, *rows = map(json.loads, whole.splitlines())
+        scores = {
+            (tuple(row["units"]), row["fold"], row["seed"]): Score(
+                row["value"], row["flops"]
+            )
+            for row in rows
+        }
+        before = first["about"]
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{file} is not the journal of a search") from None
+    differing = [k for k in {**before, **about} if before.get(k) != about.get(k)]
+    if differing:
+        changes = ", ".join(
+            f"{k} {before.get(k)!r} (now {about.get(k)!r})" for k in sorted(differing)
+        )
+        raise InputError(f"{file} is the journal of another search: {changes}")
+    return scores
+
+
+def _write(file: TextIO, row: Mapping[str, Any]) -> None:
+    file.write(json.dumps(row) + "\n")
+    file.flush()
+    os.fsync(file.fileno())
