@@ -35,10 +35,13 @@ class Stage(NamedTuple):
 
 class Pixels(NamedTuple):
     """A network that reads pixels from 0 to 255 of any dtype, [batch, height, width,
-    channels]. size: the height and width of its images, where it has a size."""
+    channels]. size: the height and width of its images, where it has a size. mean, std:
+    what it normalizes by."""
 
     channels: int
     size: tuple[int, int] | None = None
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
 
 class Tokens(NamedTuple):
@@ -136,11 +139,12 @@ def forward(
 
 def remat(network: Network) -> Network:
     """Returns the network with what happens inside a stage computed again in the backward
-    pass instead of kept: less memory, one more forward pass from the lowest tuned stage."""
+    pass instead of kept: less memory, one more forward pass from the lowest tuned stage.
+
+    The last stage stays: it keeps little, and a head is known by its function."""
     require_network(network)
-    stages = tuple(
-        stage._replace(apply=_remat(stage.apply)) for stage in network.stages
-    )
+    *body, last = network.stages
+    stages = (*(stage._replace(apply=_remat(stage.apply)) for stage in body), last)
     return network._replace(stages=stages)
 
 

@@ -1,5 +1,6 @@
 """A study is a value; the one runner here does the rest for all of them."""
 
+import hashlib
 import os
 import re
 import shutil
@@ -111,7 +112,7 @@ def run(study: Study, settings: Any) -> None:
         print(_cost(study, settings, first))
         return
     if common.keep and not study.keeps:
-        raise InputError(f"{study.name} tunes no network to keep: leave --keep out")
+        raise InputError(f"{study.name} chooses no network to keep: leave --keep out")
     out = common.out or Path("runs") / study.name
     config = config_of(settings) | {"base": target and target.fingerprint(common)}
     with results.lock(out):
@@ -163,6 +164,15 @@ def job_of(study: Study, row: Row) -> Any:
     return study.job(*(row[name] for name in study.job._fields))
 
 
+def task_name(job: tuple) -> str:
+    """Returns a job's name for its delta, where no two jobs have the same."""
+    plain = "-".join(map(str, job))
+    if slug(job) == plain and plain[0].isalnum():
+        return plain
+    digest = hashlib.sha256(plain.encode()).hexdigest()[:8]
+    return f"{slug(job).strip('_-')}-{digest}".strip("-")
+
+
 def slug(job: tuple) -> str:
     """Returns a job's name for a folder."""
     return re.sub(r"[^a-zA-Z0-9-]", "_", "-".join(map(str, job)))
@@ -199,7 +209,7 @@ def _keeper(folder: Path, job: Any) -> Callable[[Network, Network, Row], None]:
         selection = job._asdict() | {"learning_rate": row["learning_rate"]}
         metrics = {row["metric"]: row["value"]}
         delta = extract(base, tuned, selection=selection, metrics=metrics)
-        Store(folder).add(slug(job), to_bytes(delta), replace=True)
+        Store(folder).add(task_name(job), to_bytes(delta), replace=True)
 
     return keep
 

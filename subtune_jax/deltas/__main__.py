@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,9 @@ def main() -> None:
     """Runs one of the commands; bad input is one sentence, exit code 2."""
     parser = argparse.ArgumentParser(prog="python -m subtune_jax.deltas")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for function, names in {
-        tasks: ("folder",),
-        inspect: ("file",),
-        verify: ("file",),
-        compare: ("file", "other"),
-        merge: ("file", "folder"),
-        undo: ("merged", "folder"),
-    }.items():
+    for word, (function, names) in COMMANDS.items():
         command = commands.add_parser(
-            function.__name__, help=(function.__doc__ or "").splitlines()[0]
+            word, help=(function.__doc__ or "").splitlines()[0]
         )
         for name in names:
             command.add_argument(name, type=Path)
@@ -90,6 +83,8 @@ def compare(file: Path, other: Path) -> Iterator[str]:
     one, two = load(file), load(other)
     same = one.about["base"]["arrays"] == two.about["base"]["arrays"]
     yield f"{'the same base' if same else 'different bases'}; changed numbers:"
+    sizes_in_bytes = " and ".join(f"{f.stat().st_size:,}" for f in (file, other))
+    yield f"files of {sizes_in_bytes} bytes"
     yield "tensor  first  second  both"
     sizes = [_changed(delta) for delta in (one, two)]
     for path in sorted(sizes[0] | sizes[1]):
@@ -134,6 +129,15 @@ def _metrics(about: Any) -> str:
     shown = {n: f"{v:.4g}" if isinstance(v, float) else v for n, v in scores.items()}
     return ", ".join(f"{name} {value}" for name, value in shown.items())
 
+
+COMMANDS: dict[str, tuple[Callable[..., Iterator[str]], tuple[str, ...]]] = {
+    "list": (tasks, ("folder",)),
+    "inspect": (inspect, ("file",)),
+    "verify": (verify, ("file",)),
+    "compare": (compare, ("file", "other")),
+    "merge": (merge, ("file", "folder")),
+    "undo": (undo, ("merged", "folder")),
+}
 
 if __name__ == "__main__":
     main()

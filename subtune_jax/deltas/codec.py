@@ -42,6 +42,8 @@ def encode(places: np.ndarray) -> Coded:
 def decode(coded: Coded) -> np.ndarray:
     """Returns the places, int64[n]; raises `ValueError` for streams that are too short."""
     count, r = coded.count, coded.low_bits
+    if not 0 <= r < 63:
+        raise ValueError(f"gaps of {r} low bits")
     bits = np.unpackbits(coded.unary, bitorder="little")
     ends = np.flatnonzero(bits == 0)[:count]
     rest = np.unpackbits(coded.low, bitorder="little")[: count * r]

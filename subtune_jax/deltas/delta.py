@@ -1,5 +1,7 @@
 """What a task changed on a base, as values, and what belongs to it."""
 
+import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,7 +10,7 @@ import numpy as np
 
 from subtune_jax import tree
 from subtune_jax.head import HEADS
-from subtune_jax.network import Network, require_network
+from subtune_jax.network import Network, Source, Tokens, require_network
 from subtune_jax.tuning.lora import Factors
 
 
@@ -49,6 +51,26 @@ class Delta(NamedTuple):
             f"Delta({tensors:,} numbers in {len(self.whole)} whole tensors, {changed:,} "
             f"elements of {len(self.elements)} others{low_rank})"
         )
+
+
+def reads(source: Source | None) -> dict[str, Any] | None:
+    """Returns what a base reads, and of texts a SHA-256 of its tokenizer's files."""
+    if source is None or source.reads is None:
+        return None
+    held = {"kind": type(source.reads).__name__.lower(), **source.reads._asdict()}
+    if isinstance(source.reads, Tokens):
+        names = ("tokenizer.json", "vocab.txt")
+        files = [Path(source.folder) / name for name in names]
+        whole = b"".join(file.read_bytes() for file in files if file.is_file())
+        held |= {"tokenizer": hashlib.sha256(whole).hexdigest() if whole else ""}
+    return json.loads(json.dumps(held))
+
+
+def meaning(options: Mapping[str, Any], reads: Mapping[str, Any] | None) -> dict:
+    """Returns what equal weights need to have in common to compute the same: pooling, kind
+    of head, and what they read."""
+    common = {k: v for k, v in options.items() if k in ("pooling", "head")}
+    return common | {k: v for k, v in (reads or {}).items() if v}
 
 
 def flat(network: Network) -> dict[str, Any]:

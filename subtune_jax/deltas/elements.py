@@ -29,7 +29,8 @@ def swapped(
             leaf.delete()
         return put, taken
     index, padded = _padded(leaf, places, values)
-    return (_swap_in_place if donate else _swap)(leaf, index, padded)
+    after, taken = (_swap_in_place if donate else _swap)(leaf, index, padded)
+    return jax.device_put(after, leaf.sharding), taken
 
 
 def _aligned_copy(array: np.ndarray) -> np.ndarray:
@@ -44,26 +45,30 @@ def _aligned_copy(array: np.ndarray) -> np.ndarray:
 
 def _padded(
     leaf: jax.Array, places: np.ndarray, values: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns places and values filled up to a power of two: tasks change different
+) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+    """Returns coordinates and values filled up to a power of two: tasks change different
     numbers of elements, and each length would be a program of its own. A place past the
-    leaf is passed over."""
+    leaf is passed over. Coordinates fit 32 bits where places of a large leaf do not."""
     size = 1 << max(len(places) - 1, 1).bit_length()
-    index = np.full(size, leaf.size, np.int32 if leaf.size < 2**31 else np.int64)
+    index = np.full((leaf.ndim, size), leaf.shape[0], np.int32)
+    index[:, : len(places)] = np.unravel_index(places, leaf.shape)
     padded = np.zeros(size, leaf.dtype)
-    index[: len(places)], padded[: len(places)] = places, values
-    return index, padded
+    padded[: len(places)] = values
+    return tuple(index), padded
 
 
-def _exchange(leaf: jax.Array, places: jax.Array, values: jax.Array) -> tuple:
+def _exchange(leaf: jax.Array, places: tuple, values: jax.Array) -> tuple:
+    real = jnp.issubdtype(leaf.dtype, jnp.floating)
     # As integers: a compiler may change the bits of a NaN that it moves as a float.
-    bits = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
-    whole, new = (jax.lax.bitcast_convert_type(x, bits) for x in (leaf, values))
-    rows = whole.reshape(-1)
-    after = rows.at[places].set(new, mode="drop", indices_are_sorted=True)
-    taken = rows.at[places].get(mode="fill", fill_value=0, indices_are_sorted=True)
-    before = jax.lax.bitcast_convert_type(taken, leaf.dtype)
-    return jax.lax.bitcast_convert_type(after, leaf.dtype).reshape(leaf.shape), before
+    bits = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}") if real else leaf.dtype
+
+    def cast(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        return jax.lax.bitcast_convert_type(x, dtype) if real else x
+
+    whole, new = cast(leaf, bits), cast(values, bits)
+    after = whole.at[places].set(new, mode="drop", indices_are_sorted=True)
+    taken = whole.at[places].get(mode="fill", fill_value=0, indices_are_sorted=True)
+    return cast(after, leaf.dtype), cast(taken, leaf.dtype)
 
 
 _swap = jax.jit(_exchange)

@@ -1,10 +1,8 @@
 """What differs between a tuned network and its base, found by comparing bytes."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,9 +16,10 @@ from subtune_jax.deltas.delta import (
     flat,
     head_of,
     of_stage,
+    reads,
 )
 from subtune_jax.errors import InputError, unknown
-from subtune_jax.network import Network, Source, Tokens, require_network
+from subtune_jax.network import Network, require_network
 from subtune_jax.tuning.lora import Factors, fits, low_rank
 
 VALUES = ("exact", "bfloat16")
@@ -39,7 +38,7 @@ def extract(
     """Returns what differs between a network and the base that it was tuned from.
 
     Bytes are compared, whatever tuned them: parameters and batch statistics, NaN and
-    negative zeros too. A tensor is stored as a whole or by its changed elements, which
+    negative zeros too. A tensor is stored as a whole or by its changed elements, whichever
     takes fewer bytes; the head (a last stage that is linear) always as a whole.
 
     factors: those of a run with `lora`, from `lora_factors`; their kernels are stored as
@@ -59,16 +58,18 @@ def extract(
     _require_same_body(base, tuned, head)
     old, new = flat(base), flat(tuned)
     products = {f"params/{path}": factor for path, factor in (factors or {}).items()}
+    # A head is stored as a whole: that of the base is no part of the fingerprint.
+    products = {p: some for p, some in products.items() if not of_stage(p, head)}
     _require_products(old, new, products)
     whole, elements = {}, {}
     for path, leaf in new.items():
         if path in products:
             continue
-        array = np.ascontiguousarray(jax.device_get(leaf))
+        array = np.asarray(jax.device_get(leaf), order="C")
         if of_stage(path, head):
             whole[path] = array
             continue
-        change = difference(np.ascontiguousarray(jax.device_get(old[path])), array)
+        change = difference(np.asarray(jax.device_get(old[path])), array)
         if isinstance(change, Elements):
             elements[path] = change
         elif change is not None:
@@ -106,8 +107,9 @@ def _is_sparse(count: int, array: np.ndarray) -> bool:
 
 def _rounded(delta: Delta) -> Delta:
     def narrow(array: np.ndarray) -> np.ndarray:
-        real = jnp.issubdtype(array.dtype, jnp.floating)
-        return array.astype(jnp.bfloat16) if real else array
+        # Two bytes stay two bytes: rounding them would lose bits and save nothing.
+        wide = jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize > 2
+        return array.astype(jnp.bfloat16) if wide else array
 
     whole = {path: narrow(array) for path, array in delta.whole.items()}
     elements = {
@@ -139,8 +141,11 @@ def _require_about(about: Mapping[str, Any]) -> None:
 def _require_same_body(
     base: Network, tuned: Network, head: Mapping[str, Any] | None
 ) -> None:
-    if head_of(base) is None and head is not None:
-        raise InputError("the tuned network has a head and the base has none")
+    if (head_of(base) is None) != (head is None):
+        raise InputError(
+            "one of the networks has a linear head as its last stage and the other has "
+            "none: give the base as it was when the run began, after replace_head"
+        )
     old, new = (
         {
             path: (tuple(leaf.shape), str(leaf.dtype))
@@ -175,21 +180,9 @@ def _about(
         },
         "head": None if head is None else dict(head),
         "classes": [] if tuned.source is None else list(tuned.source.classes),
-        "reads": _reads(source),
+        "reads": reads(source),
         "versions": {"jax": jax.__version__, "subtune_jax": version("subtune-jax")},
     }
-
-
-def _reads(source: Source | None) -> dict[str, Any] | None:
-    """Returns what the base reads, and of texts a SHA-256 of its tokenizer's files."""
-    if source is None or source.reads is None:
-        return None
-    reads = {"kind": type(source.reads).__name__.lower(), **source.reads._asdict()}
-    if not isinstance(source.reads, Tokens):
-        return reads
-    files = [Path(source.folder) / name for name in ("tokenizer.json", "vocab.txt")]
-    held = b"".join(file.read_bytes() for file in files if file.is_file())
-    return reads | {"tokenizer": hashlib.sha256(held).hexdigest() if held else ""}
 
 
 def _require_products(
@@ -198,8 +191,13 @@ def _require_products(
     """Raises `InputError` for factors of no kernel, and where base and product differ from
     the tuned kernel by more than the rounding of its type."""
     for path, factors in products.items():
-        if path not in old or not fits(factors, old[path]):
-            raise unknown("kernel with factors", path.removeprefix("params/"), old)
+        if path not in old:
+            raise unknown("kernel with factors", path, old)
+        if not fits(factors, old[path]):
+            raise InputError(
+                f"the factors of {path!r} are {list(np.shape(factors.a))} and "
+                f"{list(np.shape(factors.b))}: their product is no {list(old[path].shape)}"
+            )
         product = np.asarray(low_rank(old[path], factors), np.float64)
         off = np.abs(product - np.asarray(new[path], np.float64)).max()
         if not off <= 8 * float(jnp.finfo(old[path].dtype).eps) * np.abs(product).max():

@@ -27,6 +27,7 @@ from subtune_jax.deltas import codec
 from subtune_jax.deltas.codec import Coded
 from subtune_jax.deltas.delta import Delta, Elements
 from subtune_jax.errors import InputError
+from subtune_jax.head import HEADS
 from subtune_jax.tuning.lora import Factors
 
 FORMAT = 1
@@ -61,7 +62,11 @@ def load(file: str | Path) -> Delta:
 
 
 def to_bytes(delta: Delta) -> bytes:
-    """Returns the bytes of a delta's file; equal deltas have equal bytes."""
+    """Returns the bytes of a delta's file; equal deltas have equal bytes.
+
+    Raises `InputError` for what is stored beside that is not JSON, and for types that a
+    safetensors file has none of.
+    """
     leaves = dict(sorted(delta.elements.items()))
     coded = codec.encode(_joined(leaves))
     values = b"".join(some.values.tobytes() for some in leaves.values())
@@ -74,13 +79,14 @@ def to_bytes(delta: Delta) -> bytes:
     tensors["values"] = np.frombuffer(values, np.uint8)
     dtypes = [str(some.values.dtype) for some in leaves.values()]
     common = max(dtypes, key=dtypes.count, default="float32")
+    _require_types({**tensors, **{p: e.values for p, e in leaves.items()}})
     facts = {
         "format": FORMAT,
         "low_bits": coded.low_bits,
         "dtype": common,
         "elements": tree.unflatten({p: _entry(e, common) for p, e in leaves.items()}),
         "factors": {p: float(some.scale) for p, some in delta.factors.items()},
-        "about": delta.about,
+        "about": _as_json(delta.about),
     }
     facts["digest"] = _digest(facts, tensors)
     return safetensors.numpy.save(tensors, {"delta": _json(facts)})
@@ -93,6 +99,7 @@ def from_bytes(data: bytes, name: str = "the delta") -> Delta:
     try:
         tensors = dict(safetensors.deserialize(data))
         delta = _delta(facts, tensors)
+        _require_facts(delta.about)
         whole = to_bytes(delta) == bytes(data)
     except MemoryError:  # the machine's fault, not the file's
         raise
@@ -157,7 +164,37 @@ def _delta(facts: Mapping[str, Any], tensors: Mapping[str, Any]) -> Delta:
 
 
 def _plain(array: Any) -> np.ndarray:
-    return np.ascontiguousarray(array)
+    # Not ascontiguousarray, which makes a scalar a vector.
+    return np.asarray(array, order="C")
+
+
+def _as_json(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns values as they will be read: keys are strings, tuples are lists."""
+    try:
+        return json.loads(json.dumps(dict(about)))
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"what is stored beside a delta is not JSON: {error}; convert arrays with "
+            "float() or tolist()"
+        ) from None
+
+
+def _require_types(tensors: Mapping[str, np.ndarray]) -> None:
+    for path, array in tensors.items():
+        if str(array.dtype) not in NAMES.values():
+            raise InputError(
+                f"{path!r} is {array.dtype}, which a delta cannot hold: expected one of "
+                f"{', '.join(NAMES.values())}"
+            )
+
+
+def _require_facts(about: Mapping[str, Any]) -> None:
+    """Raises for a file of other facts than ours, which `from_bytes` turns into a sentence."""
+    base, head = about["base"], about["head"]
+    if not {"arrays", "file", "name", "options"} <= base.keys():
+        raise ValueError("no base")
+    if head is not None and (head["kind"] not in HEADS or "dtypes" not in head):
+        raise ValueError("no head of ours")
 
 
 def _joined(leaves: Mapping[str, Elements]) -> np.ndarray:

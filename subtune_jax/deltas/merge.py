@@ -22,6 +22,7 @@ from subtune_jax.errors import InputError
 from subtune_jax.head import span
 from subtune_jax.models.files.convert import Family, head_tensors, laid_back
 from subtune_jax.models.load import (
+    INDEX,
     body_fingerprint,
     class_names,
     config_of,
@@ -31,8 +32,8 @@ from subtune_jax.models.load import (
 from subtune_jax.network import Network, require_network
 
 HEAD, OVERWRITTEN, CONFIG = "head.safetensors", "overwritten.delta", "config.json"
-# Weights in other formats would be the base's beside ours; the rest is copied.
-TEXTS = (".json", ".txt", ".md", ".model")
+# Weights in other formats would be the base's beside ours: they are not copied.
+COPIED = (".json", ".txt", ".md", ".model")
 NAMES = {"scale": "weight", "mean": "running_mean", "var": "running_var"}
 
 
@@ -52,10 +53,11 @@ def merge(network: Network, folder: str | Path) -> Merged:
     with the network's values; those that no stage reads, and those that were not tuned,
     keep their bytes. The head goes in their place where the file has one and its class
     computes ours; else into `head.safetensors`, a linear layer of PyTorch (`weight`,
-    `bias`) for the pooled features. Texts beside the weights are copied, and the class
-    names in `config.json` are the task's. `overwritten.delta` holds what `restore` needs
-    to take it all back. Raises `InputError` for a network of another origin, a source
-    that has changed since, and a folder that exists.
+    `bias`) for the pooled features. Configuration, tokenizer and other texts are copied,
+    with the task's class names in `config.json`. `overwritten.delta` holds what `restore`
+    needs to take it all back. Raises `InputError` for a network of another origin, a
+    source that has changed since, a value beyond its stored type, and a folder that
+    exists.
     """
     require_network(network)
     source = network.source
@@ -77,6 +79,7 @@ def merge(network: Network, folder: str | Path) -> Merged:
             origin, new, {file: {n: written[n] for n in files[file]} for file in files}
         )
         _copy_texts(origin, new)
+        _write_total_size(new, written)
         if inside:
             _write_config(new, network)
         else:
@@ -109,6 +112,7 @@ def restore(merged: str | Path, folder: str | Path) -> Path:
             merged, new, {file: {n: tensors[n] for n in files[file]} for file in files}
         )
         _copy_texts(merged, new)
+        _write_total_size(new, tensors)
         (new / CONFIG).write_text(delta.about["config"])
     return Path(folder)
 
@@ -163,14 +167,29 @@ def _write_weights(
     for file, tensors in files.items():
         with safe_open(origin / file, "np") as opened:
             metadata = opened.metadata()  # Hugging Face wants its format=pt
-        whole = {n: np.ascontiguousarray(tensor) for n, tensor in tensors.items()}
+        whole = {n: np.asarray(tensor, order="C") for n, tensor in tensors.items()}
         save_file(whole, new / file, metadata)
+
+
+def _write_total_size(new: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Corrects the bytes in the index of shards, where there is one."""
+    if not (new / INDEX).exists():
+        return
+    index = json.loads((new / INDEX).read_text())
+    if "total_size" in index.get("metadata", {}):
+        index["metadata"]["total_size"] = sum(t.nbytes for t in tensors.values())
+        (new / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _copy_texts(origin: Path, new: Path) -> None:
     for file in sorted(origin.rglob("*")):
         to = new / file.relative_to(origin)
-        if file.is_file() and file.suffix in TEXTS and not to.exists():
+        inside = [*file.relative_to(origin).parents][:-1]
+        # Another merge may stand in a folder of its source; a module of
+        # sentence-transformers has weights of its own there.
+        other = any((origin / folder / OVERWRITTEN).exists() for folder in inside)
+        kinds = (*COPIED, ".safetensors") if inside else COPIED
+        if file.is_file() and file.suffix in kinds and not (other or to.exists()):
             to.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, to)
 
@@ -179,6 +198,10 @@ def _write_config(new: Path, network: Network) -> None:
     """Writes the task's classes into `config.json`, where they are not those of the base."""
     config, count = config_of(new), len(network.params[network.stages[-1].name]["bias"])
     names = () if network.source is None else network.source.classes
+    if names and len(names) != count:
+        raise InputError(
+            f"the network has {count} outputs and {len(names)} class names"
+        )
     before = config.get("num_classes", len(config.get("id2label") or (0, 0)))
     if count == before and names == class_names(config):
         return
@@ -203,7 +226,7 @@ def _write_head(file: Path, network: Network) -> None:
         *above, ending = path.split("/")
         name = ".".join([*above, NAMES.get(ending, ending)]).replace("kernel", "weight")
         array = np.asarray(leaf)
-        tensors[name] = np.ascontiguousarray(array.T if ending == "kernel" else array)
+        tensors[name] = np.asarray(array.T if ending == "kernel" else array, order="C")
     names = () if network.source is None else network.source.classes
     save_file(tensors, file, {"format": "pt", "classes": json.dumps(names)})
 

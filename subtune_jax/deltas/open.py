@@ -9,6 +9,8 @@ from subtune_jax.errors import InputError
 from subtune_jax.models.load import load_pretrained
 from subtune_jax.network import Network
 
+OPTIONS = {"pooling", "dropout", "dtype", "head", "num_classes"}
+
 
 def open_task(
     delta: Delta | str | Path, base: Network | str | Path | None = None
@@ -26,5 +28,11 @@ def open_task(
             "was tuned from"
         )
     if base is None or isinstance(base, str | Path):
+        unread = named["options"].keys() - OPTIONS
+        if unread:
+            raise InputError(
+                f"the base was loaded with {min(unread)!r}, which this version does not "
+                "know: install a newer subtune-jax"
+            )
         base = load_pretrained(base or named["name"], **named["options"])
     return apply(base, delta)[0]

@@ -37,7 +37,7 @@ class Store:
             sorted(
                 file.removesuffix(SUFFIX)
                 for file in files
-                if file.endswith(SUFFIX) and not file.startswith(".")
+                if file.endswith(SUFFIX) and NAME.fullmatch(file)
             )
         )
 

@@ -1,11 +1,13 @@
 """A task's values swapped into its base, and out again exactly."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from subtune_jax import tree
 from subtune_jax.deltas.delta import (
@@ -13,7 +15,9 @@ from subtune_jax.deltas.delta import (
     Elements,
     base_fingerprint,
     flat,
+    meaning,
     of_stage,
+    reads,
 )
 from subtune_jax.deltas.elements import swapped
 from subtune_jax.errors import InputError
@@ -40,12 +44,12 @@ def apply(
 ) -> tuple[Network, Overwritten]:
     """Returns the network with a task's values swapped in, and what they took away.
 
-    Nothing is added or subtracted but the products of low-rank factors, and `network` is
-    left as it is: its kernels come back from `undo` as they were. fingerprint: that of
+    Nothing is added or subtracted but the products of low-rank factors. `network` is left
+    as it is, and `undo` gives it back bit for bit. fingerprint: that of
     the base, where it is known (see `base_fingerprint`): else it is computed, which takes
-    longer than the swap. donate: `network` is given away, so that one copy of its leaves
-    is in memory; it cannot be used again. Raises `InputError` for another base, before
-    anything is done.
+    longer than the swap. donate: `network` is given away and cannot be used again: leaves
+    of which elements change are written in place, or their memory is freed. Raises
+    `InputError` for another base, before anything is done.
     """
     require_network(network)
     require_base(network, delta, fingerprint)
@@ -58,8 +62,9 @@ def apply(
         for path, some in delta.factors.items()
     }
     dtypes = {} if head is None else head["dtypes"]
+    beside = next(iter(leaves.values()))  # where a leaf goes that the base has none of
     whole = {
-        path: _beside(array, dtypes.get(path), leaves.get(path))
+        path: _beside(array, dtypes.get(path), leaves.get(path, beside))
         for path, array in delta.whole.items()
     }
     whole |= products
@@ -82,8 +87,8 @@ def undo(
 ) -> Network:
     """Returns the base again, bit for bit, from a network with a delta applied.
 
-    donate: as in `apply`. Raises `InputError` for a network of other leaves than the one
-    that `apply` returned.
+    donate: as in `apply`. Raises `InputError` for a network of other shapes than the one
+    that `apply` returned; that of another task with its shapes cannot be told from it.
     """
     require_network(network)
     last = overwritten.head.name
@@ -93,6 +98,10 @@ def undo(
         for path, leaf in flat(network).items()
         if not (is_head and of_stage(path, {"stage": last}))
     }
+    for path, leaf in overwritten.whole.items():
+        inside = path in leaves and leaves[path].shape == leaf.shape
+        if not inside and not (is_head and of_stage(path, {"stage": last})):
+            raise InputError(f"the network has no {path!r} of shape {list(leaf.shape)}")
     leaves, _ = _exchanged(leaves, overwritten.elements, donate)
     stages = (*network.stages[:-1], overwritten.head)
     before = network._replace(stages=stages, source=overwritten.source)
@@ -103,11 +112,14 @@ def _exchanged(
     leaves: Mapping[str, Any], elements: Mapping[str, Elements], donate: bool
 ) -> tuple[dict[str, Any], dict[str, Elements]]:
     """Returns leaves with elements swapped in, and the elements that were there."""
+    for path, some in elements.items():
+        if path not in leaves or tuple(leaves[path].shape) != tuple(some.shape):
+            raise InputError(f"the network has no {path!r} of shape {list(some.shape)}")
     after, taken = dict(leaves), {}
-    for path, (shape, places, values) in elements.items():
-        if path not in leaves or tuple(leaves[path].shape) != tuple(shape):
-            raise InputError(f"the network has no {path!r} of shape {list(shape)}")
-        after[path], taken[path] = swapped(leaves[path], places, values, donate)
+    shared = Counter(map(id, leaves.values()))  # tied leaves are one array
+    for path, (_, places, values) in elements.items():
+        own = donate and shared[id(leaves[path])] == 1
+        after[path], taken[path] = swapped(leaves[path], places, values, own)
     # Only now: fetching a leaf's values at once would wait for the device at every leaf.
     before = {
         path: some._replace(values=np.asarray(taken[path])[: len(some.places)])
@@ -132,7 +144,24 @@ def require_base(
             f"the delta belongs to another base: its fingerprint is {base['arrays'][:12]}, "
             f"this network's is {ours[:12]}{hint}"
         )
+    _require_same_meaning(network, delta)
     _require_shapes(network, delta)
+
+
+def _require_same_meaning(network: Network, delta: Delta) -> None:
+    """Raises `InputError` where equal weights would compute something else here."""
+    source, theirs = network.source, delta.about["reads"]
+    if source is None or theirs is None:
+        return
+    stored = meaning(delta.about["base"]["options"], theirs)
+    here = meaning(source.options, reads(source))
+    # A tokenizer may be unknown to one of them; an option left out is the file's own.
+    for name in sorted((stored.keys() & here.keys()) | {"pooling", "head"}):
+        if stored.get(name) != here.get(name):
+            raise InputError(
+                f"the delta belongs to a base with {name} {stored.get(name)!r}, and this "
+                f"network has {here.get(name)!r}: load the base as it was"
+            )
 
 
 def _require_shapes(network: Network, delta: Delta) -> None:
@@ -156,9 +185,13 @@ def _beside(array: Any, dtype: str | None, leaf: Any) -> Any:
     """Returns an array in its type of before rounding, that of the leaf whose place it
     takes where none is named, and where that leaf lives."""
     array = array.astype(jnp.dtype(dtype) if dtype else leaf.dtype)
-    if isinstance(leaf, jax.Array):
-        return jax.device_put(array, leaf.sharding)
-    return np.asarray(array)
+    if not isinstance(leaf, jax.Array):
+        return np.asarray(array)
+    sharding = leaf.sharding
+    if array.shape != leaf.shape and isinstance(sharding, NamedSharding):
+        # A head of another size may not divide over the devices as the old one did.
+        sharding = NamedSharding(sharding.mesh, PartitionSpec())
+    return jax.device_put(array, sharding)
 
 
 def _rebuilt(network: Network, leaves: Mapping[str, Any], head: Stage) -> Network:

@@ -72,7 +72,7 @@ def load_pretrained(
         classes=class_names(config_of(folder)),
         fingerprint=body_fingerprint(tensors),
         folder=str(folder),
-        name=str(source),
+        name=str(source) if str(folder) != _local(source) else str(folder.resolve()),
         options=given if num_classes is None else given | {"num_classes": num_classes},
     )
     network = network._replace(source=stored_in)
@@ -116,7 +116,7 @@ def find(source: str | Path) -> Path:
     asked for `FILES`."""
     if source in PACKAGES:
         return _in_package(str(source))
-    folder = Path(source).expanduser()
+    folder = Path(_local(source))
     if folder.is_dir():
         return _checked(folder)
     if not re.fullmatch(r"[A-Za-z0-9][\w-]*/[A-Za-z0-9][\w.-]*", str(source)):
@@ -133,6 +133,10 @@ def find(source: str | Path) -> Path:
             f"{source} is not a folder here and could not be downloaded from the hub: {reason}"
         ) from None
     return _checked(Path(cached))
+
+
+def _local(source: str | Path) -> str:
+    return str(Path(source).expanduser())
 
 
 def _in_package(name: str) -> Path:
@@ -167,6 +171,8 @@ def _checked(folder: Path) -> Path:
 def _config(file: Path) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text())
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror or error}") from None
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise InputError(f"{file} is not a JSON file") from None
     if not isinstance(config, dict):

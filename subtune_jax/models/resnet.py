@@ -172,7 +172,7 @@ def resnet(config: ResNetConfig, key: jax.Array) -> Network:
     params |= {"input": {}, "head": linear_params(head_key, inputs, config.num_classes)}
     stats |= {"input": {}, "head": {}}
     stages = (pixels, *stages, Stage("head", linear))
-    source = Source(Pixels(config.channels))
+    source = Source(Pixels(config.channels, None, config.mean, config.std))
     return Network(stages, params, stats, units(config), source=source)
 
 

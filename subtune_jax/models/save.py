@@ -19,7 +19,8 @@ def save(network: Network, file: str | Path) -> None:
     """
     file = Path(file)
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    tensors = {k: np.asarray(v) for k, v in _tensors(network).items()}
+    # safetensors writes memory as it lies, and a loaded kernel lies transposed.
+    tensors = {k: np.asarray(v, order="C") for k, v in _tensors(network).items()}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, temporary)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
 from subtune_jax import tree
@@ -94,7 +95,7 @@ def from_orbax(network: Network, folder: str | Path) -> Network:
         raise InputError(f"{folder} is not a checkpoint: {line}") from None
     # Before it is loaded: a load that fails half-way leaves threads of Orbax behind.
     ours, theirs = (
-        {path: tuple(leaf.shape) for path, leaf in leaves.items()}
+        {path: tuple(np.shape(leaf)) for path, leaf in leaves.items()}
         for leaves in (tree.flatten(like), stored)
     )
     differing = sorted(p for p in ours | theirs if ours.get(p) != theirs.get(p))
@@ -120,6 +121,8 @@ def _trees(network: Network) -> dict[str, Any]:
     }
 
 
-def _described(leaf: Any) -> jax.ShapeDtypeStruct:
-    sharding = leaf.sharding if isinstance(leaf, jax.Array) else None
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+def _described(leaf: Any) -> Any:
+    """Returns what Orbax is to load: of an array of NumPy, the array's like."""
+    if not isinstance(leaf, jax.Array):
+        return np.zeros(leaf.shape, leaf.dtype)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)

@@ -157,7 +157,9 @@ def vit(config: ViTConfig, key: jax.Array) -> Network:
     params = {"input": {}, **params, "head": head}
     stats = {"input": {}, **stats, "head": {}}
     stages = (pixels, *stages, Stage("head", linear))
-    source = Source(Pixels(config.channels, (config.image_size,) * 2))
+    source = Source(
+        Pixels(config.channels, (config.image_size,) * 2, config.mean, config.std)
+    )
     return Network(stages, params, stats, units(config), source=source)
 
 

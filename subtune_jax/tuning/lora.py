@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from subtune_jax import tree
 from subtune_jax.errors import InputError, require_positive, require_whole
@@ -84,6 +85,8 @@ def low_rank(kernel: Any, factors: Factors) -> jax.Array:
 
 def fits(factors: Factors, kernel: Any) -> bool:
     """Returns whether the product of factors has the rows and outputs of a kernel."""
+    if np.ndim(factors.a) != 2 or np.ndim(factors.b) != 2:
+        return False
     (rows, rank), (same, outputs) = factors.a.shape, factors.b.shape
     return rank == same and (rows * outputs, outputs) == (
         kernel.size,

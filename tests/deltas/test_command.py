@@ -31,7 +31,7 @@ def test_tasks_are_listed_inspected_verified_and_compared(run, tmp_path):
     one, two = a_delta(0), a_delta(1)
     store.add("cola", deltas.to_bytes(one))
     store.add("sst2", deltas.to_bytes(two))
-    code, text = run("tasks", tmp_path)
+    code, text = run("list", tmp_path)
     assert code == 0 and [line.split()[0] for line in text.splitlines()] == [
         "cola",
         "sst2",
@@ -55,19 +55,20 @@ def test_tasks_are_listed_inspected_verified_and_compared(run, tmp_path):
 
 
 def test_what_is_not_there_or_damaged_is_one_sentence(run, tmp_path):
-    assert run("tasks", tmp_path / "none") == (
+    assert run("list", tmp_path / "none") == (
         2,
         f"error: there is no folder {tmp_path / 'none'}\n",
     )
+    (tmp_path / "my task.delta").write_bytes(b"no name of a task")
     damaged = tmp_path / "one.delta"
     damaged.write_bytes(deltas.to_bytes(a_delta())[:-1])
     deltas.Store(tmp_path).add("two", deltas.to_bytes(a_delta()))
-    code, text = run("tasks", tmp_path)
+    code, text = run("list", tmp_path)
     assert code == 0 and text.splitlines()[1].endswith(
         "accuracy 91.25"
     )  # the whole one
     (tmp_path / "one.delta").write_bytes(b"no header")
-    code, text = run("tasks", tmp_path)
+    code, text = run("list", tmp_path)
     assert code == 0 and "one.delta is damaged, or is not the file of" in text
     assert text.splitlines()[1].endswith("accuracy 91.25")
     damaged.write_bytes(deltas.to_bytes(a_delta())[:-1])

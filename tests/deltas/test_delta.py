@@ -1,5 +1,6 @@
 """What a task changed comes back bit for bit, and goes again bit for bit."""
 
+import json
 import subprocess
 import sys
 
@@ -9,18 +10,22 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
+from safetensors.numpy import save_file
 
 from subtune_jax import deltas, tree
 from subtune_jax.deltas.delta import flat
 from subtune_jax.errors import InputError
 from subtune_jax.head import replace_head
-from subtune_jax.network import Network, Stage
+from subtune_jax.models.load import load_pretrained
+from subtune_jax.network import Network, Stage, remat
 from subtune_jax.selection.select import select
 from subtune_jax.training.loop import fit
 from subtune_jax.training.optimizers import adam
 from subtune_jax.training.phases import Phase
 from subtune_jax.tuning.lora import lora, lora_factors
 from tests import toy
+from tests.fixtures.weights import weights
+from tests.models.test_reference import CASES, loaded
 from tests.tuning.test_contract import TUNINGS, setup
 
 KEY = jax.random.key(0)
@@ -92,13 +97,86 @@ def test_factors_of_another_run_or_scale_are_refused():
     wrong = {path: some._replace(scale=3.0) for path, some in factors.items()}
     with pytest.raises(InputError, match="'params/two/kernel' do not give the tuned"):
         deltas.extract(network, result.network, factors=wrong)
-    with pytest.raises(InputError, match="unknown kernel with factors 'tw/kernel'"):
+    with pytest.raises(InputError, match="unknown kernel with factors 'params/tw/k"):
         renamed = {"tw/kernel": factors["two/kernel"]}
         deltas.extract(network, result.network, factors=renamed)
     with pytest.raises(
         InputError, match="these leaves have no factors: tune with lora"
     ):
         lora_factors(network.params)
+
+
+def test_a_head_tuned_by_lora_is_stored_as_a_whole():
+    network = toy.mlp()
+    labels = select(network, {"g": ["two", "head"]})
+    phase = Phase(labels, adam(1e-2), 6, lora(2, free=()))
+    result = fit(network, phase, toy.points(), key=KEY, batch_size=16)
+    factors = lora_factors(result.trainable)
+    assert "head/kernel" in factors
+    delta = assert_round_trip(network, result.network, factors=factors)
+    assert delta.factors.keys() == {"params/two/kernel"}
+    assert "params/head/kernel" in delta.whole
+
+
+def test_a_network_that_rematerializes_keeps_its_head():
+    network, phase = setup("subset")
+    tuned = fit(network, phase, toy.points(), key=KEY, batch_size=16).network
+    for base, after in ((remat(network), remat(tuned)), (network, remat(tuned))):
+        delta = assert_round_trip(base, after)
+        assert delta.about["head"]["kind"] == "linear"
+        applied, _ = deltas.apply(network, delta)
+        np.testing.assert_array_equal(applied(toy.points().x), tuned(toy.points().x))
+
+
+def test_a_base_that_reads_something_else_is_refused(tmp_path):
+    network = loaded(CASES["resnet, group norm"], tmp_path)
+    delta = deltas.extract(network, network)
+    assert delta.about["reads"]["mean"] == [0.485, 0.456, 0.406]
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["normalization"]["mean"] = [0.5, 0.5, 0.5]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    message = r"a base with mean \[0.485, 0.456, 0.406\], and this network has \[0.5"
+    with pytest.raises(InputError, match=message):
+        deltas.open_task(delta)
+    case = CASES["bert, gelu"]
+    save_file(weights(case["tensors"]), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(case["config"]))
+    mean, first = (load_pretrained(tmp_path, 2, pooling=p) for p in ("mean", "cls"))
+    delta = deltas.extract(mean, mean)
+    with pytest.raises(InputError, match="with pooling 'mean', .* has 'cls': load the"):
+        deltas.open_task(delta, first)
+    (tmp_path / "vocab.txt").write_text("other")
+    assert bits(deltas.open_task(delta, mean)) == bits(mean)
+    named = deltas.extract(*[load_pretrained(tmp_path, 2, pooling="mean")] * 2)
+    (tmp_path / "vocab.txt").write_text("another")
+    with pytest.raises(InputError, match="belongs to a base with tokenizer '"):
+        deltas.open_task(named)
+
+
+def test_a_base_is_found_from_another_folder(tmp_path, monkeypatch):
+    (tmp_path / "w" / "rn").mkdir(parents=True)
+    loaded(CASES["resnet, group norm"], tmp_path / "w" / "rn")
+    monkeypatch.chdir(tmp_path)
+    network = load_pretrained("w/rn")
+    deltas.save(deltas.extract(network, network), "task.delta")
+    monkeypatch.chdir("/")
+    opened = deltas.open_task(tmp_path / "task.delta")
+    assert bits(opened) == bits(network)
+
+
+def test_undo_of_another_network_is_refused():
+    network, phase = setup("subset")
+    tuned = fit(network, phase, toy.points(), key=KEY, batch_size=16).network
+    _, overwritten = deltas.apply(network, deltas.extract(network, tuned))
+    with pytest.raises(
+        InputError, match=r"the network has no 'params/two/\w+' of shape"
+    ):
+        deltas.undo(toy.mlp(width=7), overwritten)
+
+
+def test_a_scalar_leaf_comes_back():
+    base, tuned = (one_leaf(jnp.float32(value)) for value in (1.0, 2.0))
+    assert assert_round_trip(base, tuned).whole["params/only/w"].shape == ()
 
 
 def test_statistics_and_a_head_of_another_size_are_part_of_it():
@@ -194,6 +272,16 @@ def test_bfloat16_values_are_rounded_before_they_are_tested():
     rounded = kernel.astype(jnp.bfloat16).astype(jnp.float32)
     np.testing.assert_array_equal(one.params["two"]["kernel"], rounded)
     assert len(data) < len(deltas.to_bytes(deltas.extract(network, tuned)))
+    halves = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), tuned.params)
+    delta = deltas.extract(network, network)._replace(
+        whole={"params/head/bias": np.asarray(halves["head"]["bias"])}
+    )
+    assert (
+        deltas.extract(*[network._replace(params=halves)] * 2, values="bfloat16")
+        .whole["params/head/bias"]
+        .dtype
+        == np.float16
+    )
 
 
 def test_what_does_not_belong_together_is_refused_and_nothing_is_applied():

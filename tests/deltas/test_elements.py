@@ -24,7 +24,7 @@ def test_the_accelerator_s_program_moves_the_same_bits(dtype):
     leaf, new = jnp.asarray(old.view(dtype)), values.view(dtype)
     for swap in (elements._swap, elements._swap_in_place):
         index, padded = elements._padded(leaf, places, new)
-        assert len(index) == len(padded) == 8
+        assert len(index[0]) == len(padded) == 8
         after, taken = swap(jnp.array(leaf), index, padded)
         for ours, theirs in ((after, by_hand), (taken[:5], old.ravel()[places])):
             np.testing.assert_array_equal(np.asarray(ours).view(theirs.dtype), theirs)
@@ -52,7 +52,7 @@ def test_a_network_that_is_given_away_comes_back():
     assert held.is_deleted() and bits(after) == bits(tuned)
     back = deltas.undo(after, overwritten, donate=True)
     assert bits(back) == first
-    with pytest.raises(InputError, match="has no 'params/two/kernel' of shape"):
+    with pytest.raises(InputError, match="has no 'params/two/"):
         deltas.undo(toy.mlp(width=7), overwritten)
     jax.block_until_ready(back.params)
 

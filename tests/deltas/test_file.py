@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -124,3 +125,29 @@ def test_the_header_alone_says_what_a_task_is():
     facts = header(deltas.to_bytes(a_delta()))
     assert facts["about"]["metrics"] == {"accuracy": 91.25}
     assert facts["elements"]["params"]["two"]["kernel"] == [40, 15, 20]
+
+
+def test_what_is_stored_beside_comes_back_as_json():
+    delta = a_delta()._replace(about=ABOUT | {"metrics": {1: 0.5, 10: 0.7, 2: (1, 2)}})
+    again = deltas.from_bytes(deltas.to_bytes(delta))
+    assert again.about["metrics"] == {"1": 0.5, "10": 0.7, "2": [1, 2]}
+    with pytest.raises(
+        InputError, match="stored beside a delta is not JSON: .*float32"
+    ):
+        deltas.to_bytes(delta._replace(about=ABOUT | {"metrics": np.float32(1)}))
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "complex64", "int4"])
+def test_types_that_a_file_has_none_of_are_refused_when_it_is_written(dtype):
+    whole = {"params/w": np.zeros(2, jax.numpy.dtype(dtype))}
+    with pytest.raises(
+        InputError, match=f"'params/w' is {dtype}, which a delta cannot"
+    ):
+        deltas.to_bytes(a_delta()._replace(whole=whole))
+
+
+def test_a_file_of_other_facts_is_refused():
+    for about in ({}, ABOUT | {"head": {"kind": "mlp", "dtypes": {}}}, {"base": {}}):
+        data = deltas.to_bytes(a_delta()._replace(about=about))
+        with pytest.raises(InputError, match="is damaged: it cannot be read"):
+            deltas.from_bytes(data)

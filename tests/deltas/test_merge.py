@@ -14,7 +14,6 @@ from subtune_jax import deltas, tree
 from subtune_jax.errors import InputError
 from subtune_jax.head import replace_head
 from subtune_jax.models.load import load_pretrained
-from subtune_jax.network import Pixels
 from tests import toy
 from tests.models.test_reference import CASES, inputs, loaded
 
@@ -112,7 +111,7 @@ def test_stored_types_shards_and_unread_tensors_are_kept(tmp_path):
         named |= dict.fromkeys(half, file)
     (source / "model.safetensors").unlink()
     index = source / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": named}))
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": named}))
     network = load_pretrained(source)
     merged = deltas.merge(tuned(network, "block2_0/conv1/kernel"), tmp_path / "merged")
     for number, half in enumerate(halves):
@@ -123,6 +122,46 @@ def test_stored_types_shards_and_unread_tensors_are_kept(tmp_path):
         with safe_open(file, "np") as opened:
             assert opened.metadata() == {"format": "pt"}
     assert set(merged.changed) == {"layer2.0.conv1.weight", "fc.weight"}
+    after = json.loads((merged.folder / "model.safetensors.index.json").read_text())
+    assert after["metadata"]["total_size"] == sum(t.nbytes for t in whole.values())
+    assert after["weight_map"] == named
+
+
+def test_scalars_and_other_merges_and_modules_beside_them(tmp_path):
+    network = loaded(CASES["resnet, batch norm"], tmp_path)
+    file = tmp_path / "model.safetensors"
+    save_file(load_file(file) | {"bn1.num_batches_tracked": np.array(7)}, file)
+    (tmp_path / "2_Dense").mkdir()
+    save_file({"w": np.ones(2)}, tmp_path / "2_Dense" / "model.safetensors")
+    network = load_pretrained(tmp_path)
+    one = deltas.merge(network, tmp_path / "one").folder
+    two = deltas.merge(network, tmp_path / "two").folder
+    assert bytes_of(two) == bytes_of(tmp_path)
+    assert (two / "2_Dense" / "model.safetensors").exists()
+    assert not (two / "one").exists() and (one / "overwritten.delta").exists()
+
+
+def test_values_classes_and_stages_that_do_not_fit(tmp_path):
+    network = loaded(CASES["resnet, group norm"], tmp_path)
+    file = tmp_path / "model.safetensors"
+    save_file({n: t.astype(np.float16) for n, t in load_file(file).items()}, file)
+    network = load_pretrained(tmp_path)
+    params = tree.map_with_path(
+        lambda p, x: x + 1e5 * (p == "block2_0/conv1/kernel"), network.params
+    )
+    with pytest.raises(
+        InputError, match="layer2.0.conv1.weight has values beyond float16"
+    ):
+        deltas.merge(network._replace(params=params), tmp_path / "merged")
+    source = network.source._replace(classes=("a", "b"))
+    with pytest.raises(InputError, match="the network has 3 outputs and 2 class names"):
+        deltas.merge(network._replace(source=source), tmp_path / "merged")
+    params = {n: v for n, v in network.params.items() if n != "block2_0"}
+    with pytest.raises(InputError, match="give the whole network, not a suffix of it"):
+        deltas.merge(network._replace(params=params), tmp_path / "merged")
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(InputError, match="cannot read .*config.json: No such file"):
+        deltas.merge(network, tmp_path / "merged")
 
 
 def test_a_normalized_head_goes_into_its_own_file(tmp_path):
@@ -155,4 +194,4 @@ def test_what_cannot_be_merged_is_one_sentence(tmp_path):
         deltas.restore(merged.folder, tmp_path / "other")
     assert not (tmp_path / "other").exists()
     assert not [p for p in Path(tmp_path).iterdir() if p.name.startswith(".")]
-    assert network.source.reads == Pixels(3, (16, 16))
+    assert network.source.reads[:2] == (3, (16, 16))

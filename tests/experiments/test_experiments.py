@@ -20,7 +20,7 @@ from experiments.common import catalog
 from experiments.common.flags import Common, resolved
 from experiments.common.images import Target
 from experiments.common.report import results
-from experiments.common.study import job_of, main, run, slug
+from experiments.common.study import job_of, main, run, task_name
 from subtune_jax.data.shifts import shift
 from subtune_jax.data.task import test_once
 from subtune_jax.data.tfds import CIFAR10
@@ -99,7 +99,7 @@ def test_every_smoke_run_is_whole_and_not_repeated(call, tmp_path, name):
 def assert_deltas(out, study):
     """Asserts that every chosen network is there, with the score of its test row."""
     tuned = [r for r in rows(out) if r["split"] == "test" and r["learning_rate"]]
-    scores = {slug(job_of(study, row)): {row["metric"]: row["value"]} for row in tuned}
+    scores = {task_name(job_of(study, row)): {row["metric"]: row["value"]} for row in tuned}
     store = Store(out / "deltas")
     assert list(store) == sorted(scores)
     for name, metrics in scores.items():
@@ -539,6 +539,6 @@ def with_flags(group, flags):
 
 def test_a_study_without_a_network_to_keep_says_so(call, capsys):
     assert call(surgical_theory, "--smoke --keep") == 2
-    assert "surgical_theory tunes no network to keep: leave --keep out" in (
+    assert "surgical_theory chooses no network to keep: leave --keep out" in (
         capsys.readouterr().err
     )

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from experiments.common.study import task_name
 from experiments.common.surgical import (
     SCHEMES,
     Budget,
@@ -16,6 +17,7 @@ from experiments.common.surgical import (
 )
 from subtune_jax import tree
 from subtune_jax.data.batches import Batch
+from subtune_jax.deltas.store import NAME
 from subtune_jax.errors import InputError
 from subtune_jax.models.resnet import ResNetConfig, resnet
 from subtune_jax.tuning.subset import subset
@@ -175,3 +177,10 @@ def test_cross_val_is_the_block_that_validation_chooses():
         ("automatic", 0): 1.0,
     }
     assert np.all([r["split"] == "test" for r in derived(rows)])
+
+
+def test_no_two_jobs_share_the_name_of_a_delta():
+    jobs = [("a:b", 0), ("a_b", 0), (".*bias", 0), ("__bias", 0), ("...", 0), ("b", 1)]
+    names = [task_name(job) for job in jobs]
+    assert len(set(names)) == len(jobs) and all(map(NAME.fullmatch, names))
+    assert names[1] == "a_b-0" and names[-1] == "b-1"

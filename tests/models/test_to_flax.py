@@ -104,6 +104,60 @@ def test_linen_variables_come_back():
         st.models.to_linen(toy.mlp())
 
 
+def linen_outputs(network):
+    variables = st.models.to_linen(network)
+    return np.asarray(jax.jit(lambda x: Linen().apply(variables, x))(DATA.x))
+
+
+def linen_network():
+    return st.from_linen(Linen(), Linen().init(KEY, DATA.x))
+
+
+BACK = """
+import sys
+import numpy as np
+import subtune_jax as st
+from tests.models.test_to_flax import Theirs, linen_network, linen_outputs, outputs
+
+nnx_file, linen_file, out = sys.argv[1:]
+theirs = Theirs(0)
+back = st.models.to_nnx(st.open_task(nnx_file, st.from_nnx(theirs)), theirs)
+variables = linen_outputs(st.open_task(linen_file, linen_network()))
+np.savez(out, nnx=outputs(back), linen=variables)
+"""
+
+
+@pytest.mark.slow
+def test_users_models_predict_bit_for_bit_the_same_in_another_process(tmp_path):
+    theirs, files = Theirs(0), [tmp_path / "nnx.delta", tmp_path / "linen.delta"]
+    bases = st.from_nnx(theirs), linen_network()
+    after = [tuned(base, norm="batch") for base in bases]
+    for base, network, file in zip(bases, after, files, strict=True):
+        st.extract(base, network).save(file)
+    command = [sys.executable, "-c", BACK, *map(str, files), str(tmp_path / "out.npz")]
+    subprocess.run(command, check=True)
+    there = np.load(tmp_path / "out.npz")
+    here = outputs(st.models.to_nnx(after[0], theirs))
+    np.testing.assert_array_equal(there["nnx"], here)
+    np.testing.assert_array_equal(there["linen"], linen_outputs(after[1]))
+
+
+def test_a_checkpoint_comes_into_a_network_of_numpy_and_refuses_other_leaves(tmp_path):
+    network = toy.mlp()
+    arrays = network._replace(params=jax.tree.map(np.asarray, network.params))
+    st.models.to_orbax(arrays, tmp_path / "one")
+    back = st.models.from_orbax(arrays, tmp_path / "one")
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(back.params))
+    assert tree.fingerprint(flat(back)) == tree.fingerprint(flat(network))
+    from orbax.checkpoint.experimental import v1 as ocp
+
+    ocp.save(tmp_path / "two", {"params": network.params, "step": 3})
+    with pytest.raises(
+        InputError, match="two is not a checkpoint of the network: 'step'"
+    ):
+        st.models.from_orbax(network, tmp_path / "two")
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_an_orbax_checkpoint_comes_back(tmp_path, dtype):
     network = toy.small_resnet() if dtype == jnp.float32 else toy.mlp(dtype=dtype)
@@ -129,7 +183,9 @@ import sys
 import jax
 jax.config.update("jax_num_cpu_devices", 8)
 import jax.numpy as jnp
+import numpy as np
 import subtune_jax as st
+from subtune_jax.deltas import elements
 from subtune_jax.deltas.delta import flat
 from subtune_jax import tree
 from tests import toy
@@ -145,6 +201,16 @@ for network, name, devices in ((one, "eight", 1), (eight, "one", 8)):
     assert tree.fingerprint(flat(back)) == tree.fingerprint(flat(one))
     assert {len(leaf.devices()) for leaf in jax.tree.leaves(back.params)} == {devices}
 tuned = st.replace_head(eight, 3)
+mesh = jax.sharding.Mesh(jax.devices(), "d")
+split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "d"))
+wide = st.replace_head(eight, 8)
+kernel = jax.device_put(wide.params["head"]["kernel"], split)
+wide.params["head"]["kernel"] = kernel
+narrow, _ = st.apply(wide, st.extract(one, tuned))  # three classes on eight devices
+assert narrow.params["head"]["kernel"].shape[1] == 3
+index, padded = elements._padded(kernel, np.arange(5), np.ones(5, "float32"))
+swapped, _ = elements._swap(kernel, index, padded)
+assert float(swapped.sum()) == 5
 after, overwritten = st.apply(eight, st.extract(one, tuned))
 assert {len(leaf.devices()) for leaf in jax.tree.leaves(after.params)} == {8}
 assert tree.fingerprint(flat(st.undo(after, overwritten))) == tree.fingerprint(flat(one))

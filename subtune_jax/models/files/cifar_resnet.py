@@ -51,5 +51,5 @@ def resnet_family(config: Mapping[str, Any], options: Mapping[str, Any]) -> Fami
         )
     network = resnet(shape, jax.random.key(0))
     height, width, channels = config["input_size"]
-    source = Source(Pixels(channels, (height, width)))
+    source = Source(Pixels(channels, (height, width), shape.mean, shape.std))
     return Family(network._replace(source=source), CIFAR_RESNET)

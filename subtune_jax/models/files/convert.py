@@ -163,6 +163,11 @@ def _laid_back(
             return tensor
         if fresh and entry.path.startswith("params/head/"):
             return tensor
+        if entry.path not in leaves:
+            raise InputError(
+                f"the network has no {entry.path!r}, which {name} holds: give the whole "
+                "network, not a suffix of it"
+            )
         leaf = np.asarray(leaves[entry.path])
         axes = None if entry.axes is None else np.argsort(entry.axes)
         new = leaf if axes is None else leaf.transpose(axes)
@@ -177,8 +182,18 @@ def _laid_back(
         return tensor
     whole = np.concatenate(parts)
     whole = whole.reshape(tensor.shape) if whole.size == tensor.size else whole
-    same = tensor.astype(whole.dtype).tobytes() == whole.tobytes()
-    return tensor if same else whole.astype(tensor.dtype)
+    if tensor.astype(whole.dtype).tobytes() == whole.tobytes():
+        return tensor
+    with np.errstate(over="ignore"):
+        stored = whole.astype(tensor.dtype)
+    if (
+        np.isfinite(whole.astype(np.float32)).sum()
+        > np.isfinite(stored.astype(np.float32)).sum()
+    ):
+        raise InputError(
+            f"{name} has values beyond {tensor.dtype}, its type in the file"
+        )
+    return stored
 
 
 def head_tensors(tensors: Iterable[str], family: "Family") -> list[str]:
