@@ -3,6 +3,7 @@
 import gc
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -86,9 +87,14 @@ def final_state(folder):
     return tree.fingerprint(arrays), sorted(facts.items())
 
 
-def start_process(folder, hash_seed=0):
+def start_process(folder, compiled, hash_seed=0):
+    """Starts the run in a process of its own; `compiled`: the folder of its programs."""
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    env["PYTHONHASHSEED"] = str(hash_seed)
+    env |= {
+        "PYTHONHASHSEED": str(hash_seed),
+        "JAX_COMPILATION_CACHE_DIR": str(compiled),
+    }
+    env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     return subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", RUN, str(folder)],
         stdout=subprocess.PIPE,
@@ -104,19 +110,22 @@ def steps_saved(folder):
 
 
 def test_killed_at_three_random_points_it_ends_bit_for_bit_the_same(tmp_path):
-    whole, _ = start_process(tmp_path / "whole").communicate()
+    programs = tmp_path / "programs"
+    whole, _ = start_process(tmp_path / "whole", programs).communicate()
     expected = [line for line in whole.splitlines() if line.startswith("RESULT")]
     assert len(expected) == 1
     rng, killed = random.Random(), tmp_path / "killed"
     points = sorted(rng.sample(range(1, 38), 3))
     for point in points:
-        process = start_process(killed, hash_seed=point)
+        # A copy of its own: a process that is killed may leave half an entry there.
+        copy = shutil.copytree(programs, tmp_path / f"programs-{point}")
+        process = start_process(killed, copy, hash_seed=point)
         while steps_saved(killed) < point and process.poll() is None:
             time.sleep(0.001)
         time.sleep(rng.random() * 0.05)  # inside a step, or inside a save
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    out, err = start_process(killed).communicate()
+    out, err = start_process(killed, programs).communicate()
     found = [line for line in out.splitlines() if line.startswith("RESULT")]
     assert found == expected, f"killed at {points}: {err[-2000:]}"
 
@@ -337,7 +346,9 @@ def test_what_cannot_be_saved_is_known_before_the_first_step(tmp_path, monkeypat
         raise InputError(f"cannot write to {folder}: No space left on device")
 
     monkeypatch.setattr(checkpoints, "save", full)
-    monkeypatch.setattr("subtune_jax.training.loop.compiled_step", None)  # no step is run
+    monkeypatch.setattr(
+        "subtune_jax.training.loop.compiled_step", None
+    )  # no step is run
     network = toy.mlp()
     phase = Phase(select(network, {"g": ["head"]}), adam(1e-2), 6)
     with pytest.raises(InputError, match="No space left"):
