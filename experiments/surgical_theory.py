@@ -118,7 +118,9 @@ def noise_rows(settings: Settings, job: Job, context: Context) -> Iterator[Row]:
     tuning = _TuningSettings(target, settings.recipe, settings.common)
     for method in METHODS[:2] if settings.common.smoke else METHODS:
         one = Method("none", seed, method)
-        *_, row = tuned_rows(tuning, task._replace(network=noisy), one, context)
+        # Several networks of one job: each is kept under its method.
+        own = context._replace(keep=lambda *kept, m=method: context.keep(*kept, m))
+        *_, row = tuned_rows(tuning, task._replace(network=noisy), one, own)
         yield row | {"claim": job.part, "method": method, "seed": seed}
 
 
@@ -170,6 +172,7 @@ STUDY = Study(
     rows=rows,
     tables={"summary": summary},
     older={"theory_steps": 40_000},
+    keeps=True,
 )
 
 if __name__ == "__main__":

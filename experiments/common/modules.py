@@ -93,7 +93,7 @@ class Setting(NamedTuple):
     common: Common
     folder: Path
     progress: Callable[[str], None]
-    keep: Callable[[Network, Network, Row], None]
+    keep: Callable[..., None]
 
 
 def labels_of(network: Network, module: str) -> Labels:

@@ -32,13 +32,14 @@ Config = Mapping[str, Any]  # all flags of a folder, flat, as JSON values
 
 class Context(NamedTuple):
     """What a job sees beside its task: the rows of earlier jobs, a folder of its own for
-    checkpoints, `progress(text)`, which is shown at once, and `keep(base, tuned, row)`,
-    which writes the delta of a chosen network with its test row (under `--keep`)."""
+    checkpoints, `progress(text)`, which is shown at once, and `keep(base, tuned, row,
+    *names)`, which writes the delta of a chosen network with its test row (under
+    `--keep`); names tell the networks of one job apart."""
 
     earlier: Sequence[Row]
     folder: Path
     progress: Callable[[str], None]
-    keep: Callable[[Network, Network, Row], None]
+    keep: Callable[..., None]
 
 
 def no_picture(out: Path, rows: Sequence[Row], settings: Any, task: Any) -> None:
@@ -96,6 +97,8 @@ def main(study: Study, doc: str) -> None:
 def run(study: Study, settings: Any) -> None:
     """Runs the jobs that the folder does not have, then writes its summary and pictures."""
     checked(settings)
+    if settings.common.keep and not study.keeps:
+        raise InputError(f"{study.name} chooses no network to keep: leave --keep out")
     target = getattr(settings, "target", None)
     settings = resolved(settings, target is None or target.embedded)
     target, common = getattr(settings, "target", None), settings.common
@@ -111,8 +114,6 @@ def run(study: Study, settings: Any) -> None:
     if common.cost:
         print(_cost(study, settings, first))
         return
-    if common.keep and not study.keeps:
-        raise InputError(f"{study.name} chooses no network to keep: leave --keep out")
     out = common.out or Path("runs") / study.name
     config = config_of(settings) | {"base": target and target.fingerprint(common)}
     with results.lock(out):
@@ -202,19 +203,19 @@ def _cost(study: Study, settings: Any, task: Any) -> str:
     return study.cost(settings, task)
 
 
-def _keeper(folder: Path, job: Any) -> Callable[[Network, Network, Row], None]:
+def _keeper(folder: Path, job: Any) -> Callable[..., None]:
     """Returns the function that adds a job's delta to a folder of tasks."""
 
-    def keep(base: Network, tuned: Network, row: Row) -> None:
+    def keep(base: Network, tuned: Network, row: Row, *names: str) -> None:
         selection = job._asdict() | {"learning_rate": row["learning_rate"]}
         metrics = {row["metric"]: row["value"]}
         delta = extract(base, tuned, selection=selection, metrics=metrics)
-        Store(folder).add(task_name(job), to_bytes(delta), replace=True)
+        Store(folder).add(task_name((*job, *names)), to_bytes(delta), replace=True)
 
     return keep
 
 
-def _nothing_kept(base: Network, tuned: Network, row: Row) -> None:
+def _nothing_kept(base: Network, tuned: Network, row: Row, *names: str) -> None:
     pass
 
 

@@ -15,7 +15,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from experiments import prefix_speed, step_speed, surgical_shifts, surgical_theory
+from experiments import (
+    prefix_speed,
+    step_speed,
+    surgical_shifts,
+    surgical_test_time,
+    surgical_theory,
+)
 from experiments.common import catalog
 from experiments.common.flags import Common, resolved
 from experiments.common.images import Target
@@ -168,7 +174,10 @@ def test_the_benchmark_prints_flops_and_times(monkeypatch, tmp_path, capsys, net
 
 
 def test_the_theory_has_a_row_for_every_claim(call, tmp_path):
-    assert call(surgical_theory, "--smoke") == 0
+    assert call(surgical_theory, "--smoke --keep") == 0
+    assert list(Store(tmp_path / "out" / "deltas")) == [
+        task_name(("noise in block1", 0, "block1"))
+    ]
     claims = {r["claim"] for r in rows(tmp_path / "out")}
     wanted = {"theorem 1, end", "input shift", "output shift", "noise in block1"}
     assert wanted <= claims
@@ -538,7 +547,7 @@ def with_flags(group, flags):
 
 
 def test_a_study_without_a_network_to_keep_says_so(call, capsys):
-    assert call(surgical_theory, "--smoke --keep") == 2
-    assert "surgical_theory chooses no network to keep: leave --keep out" in (
+    assert call(surgical_test_time, "--smoke --keep") == 2
+    assert "surgical_test_time chooses no network to keep: leave --keep out" in (
         capsys.readouterr().err
     )
