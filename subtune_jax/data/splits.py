@@ -46,10 +46,18 @@ def balanced_folds(
     """Returns `count` disjoint folds of all examples, each as even over the values of `y`
     as it can be, int[n] each.
 
-    Raises `InputError` unless there are 2 folds or more, and an example for each.
+    Raises `InputError` unless there are 2 folds or more, and an example of every class for
+    each of them.
     """
     if not 2 <= count <= len(y):
         raise InputError(f"folds must be from 2 to {len(y)} here, got {count!r}")
+    values, counts = np.unique(y, return_counts=True)
+    if counts.min() < count:
+        fewest = values[counts.argmin()]
+        raise InputError(
+            f"{count} folds need {count} examples of every class: class {fewest} has "
+            f"{counts.min()}"
+        )
     rng = np.random.default_rng(seed)
     # Classes one after the other, each shuffled, are dealt out like cards.
     order = [rng.permutation(np.flatnonzero(y == c)) for c in np.unique(y)]
