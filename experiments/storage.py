@@ -29,7 +29,6 @@ from experiments.common.report import results
 from experiments.common.report.plots import curves
 from experiments.common.report.results import Row
 from experiments.common.study import Config, Context, Study, main
-from subtune_jax.demo.docstrings import docstrings_network
 
 METHODS = ("head", "layer_norms", "elements_0.5", "lora_8", "elements_5", "full")
 TASKS = (1, 3, 10, 30, 100, 300, 1000)
@@ -74,7 +73,7 @@ def network(settings: Settings) -> st.Network:
     """Returns the base: that of the weights, or the embedded encoder."""
     weights = settings.common.weights
     if weights is None:
-        return docstrings_network()
+        return st.demo.docstrings_network()
     pooling = {"pooling": "mean"} if weights == "minilm" else {}
     return st.load_pretrained(weights, 2, **pooling)
 

@@ -2,11 +2,8 @@
 
 import json
 import os
-import random
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -138,32 +135,46 @@ def test_a_journal_continues_and_repeats_nothing(tmp_path):
             pass
 
 
+# Imported once, and forked: what is killed is in the middle of its search.
 SEARCH = """
-import sys, time
+import os, random, signal, sys, time, warnings
+from pathlib import Path
 from subtune_jax.selection import greedy, open_journal
-from tests.selection.test_search import UNITS, table
+from tests.selection.test_search import UNITS, lines_of, table
+
+warnings.simplefilter("ignore")  # no device was started, so that a fork is safe
+file, rng = Path(sys.argv[1]), random.Random(0)
+
 
 def slow(units, fold, seed):
     time.sleep(0.02)
     return table(units, fold, seed)
 
-with open_journal(sys.argv[1]) as journal:
-    print("".join(greedy(UNITS, slow, folds=5, journal=journal).units))
+
+def search():
+    with open_journal(file) as journal:
+        return "".join(greedy(UNITS, slow, folds=5, journal=journal).units)
+
+
+for point in sorted(rng.sample(range(1, 50), 10)):
+    child = os.fork()
+    if child == 0:
+        search()
+        os._exit(0)
+    while lines_of(file) < point:
+        time.sleep(0.001)
+    time.sleep(rng.random() * 0.02)
+    os.kill(child, signal.SIGKILL)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+print(search())
 """
 
 
 @pytest.mark.slow
 def test_killed_ten_times_it_chooses_the_same_and_repeats_nothing(tmp_path):
-    file, rng = tmp_path / "journal.jsonl", random.Random(0)
+    file = tmp_path / "journal.jsonl"
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-c", SEARCH, str(file)]
-    for point in sorted(rng.sample(range(1, 50), 10)):
-        process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL)
-        while lines_of(file) < point and process.poll() is None:
-            time.sleep(0.001)
-        time.sleep(rng.random() * 0.02)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
     assert done.stdout == "bcd\n"
     rows = [json.loads(line) for line in file.read_text().splitlines()[1:]]
