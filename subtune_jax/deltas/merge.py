@@ -88,8 +88,9 @@ def merge(network: Network, folder: str | Path) -> Merged:
         overwritten = _overwritten(written, tensors, text)
         save(overwritten, new / OVERWRITTEN)
     changed = tuple(sorted(overwritten.whole.keys() | overwritten.elements.keys()))
-    head = "model.safetensors" if inside else HEAD
-    return Merged(Path(folder), changed, Path(folder) / head)
+    own = head_tensors(tensors, family)
+    homes = [file for file, held in files.items() if set(own) & held.keys()]
+    return Merged(Path(folder), changed, Path(folder) / (homes[0] if inside else HEAD))
 
 
 def restore(merged: str | Path, folder: str | Path) -> Path:
@@ -183,15 +184,21 @@ def _write_total_size(new: Path, tensors: Mapping[str, np.ndarray]) -> None:
 
 def _copy_texts(origin: Path, new: Path) -> None:
     for file in sorted(origin.rglob("*")):
-        to = new / file.relative_to(origin)
-        inside = [*file.relative_to(origin).parents][:-1]
-        # Another merge may stand in a folder of its source; a module of
-        # sentence-transformers has weights of its own there.
-        other = any((origin / folder / OVERWRITTEN).exists() for folder in inside)
-        kinds = (*COPIED, ".safetensors") if inside else COPIED
-        if file.is_file() and file.suffix in kinds and not (other or to.exists()):
-            to.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, to)
+        path = file.relative_to(origin)
+        if file.is_file() and _is_copied(origin, path) and not (new / path).exists():
+            (new / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, new / path)
+
+
+def _is_copied(origin: Path, path: Path) -> bool:
+    """Returns whether a file belongs to the checkpoint, and is not written anew."""
+    folders = [*path.parents][:-1]
+    # A folder of the source may be another merge, or this one under its temporary name.
+    other = any((origin / folder / OVERWRITTEN).exists() for folder in folders)
+    hidden = any(part.startswith(".") for part in path.parts)
+    # A module of sentence-transformers has weights of its own in its folder.
+    kinds = (*COPIED, ".safetensors") if folders else COPIED
+    return path.suffix in kinds and not (other or hidden)
 
 
 def _write_config(new: Path, network: Network) -> None:

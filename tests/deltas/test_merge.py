@@ -122,6 +122,7 @@ def test_stored_types_shards_and_unread_tensors_are_kept(tmp_path):
         with safe_open(file, "np") as opened:
             assert opened.metadata() == {"format": "pt"}
     assert set(merged.changed) == {"layer2.0.conv1.weight", "fc.weight"}
+    assert merged.head.name == named["fc.weight"]
     after = json.loads((merged.folder / "model.safetensors.index.json").read_text())
     assert after["metadata"]["total_size"] == sum(t.nbytes for t in whole.values())
     assert after["weight_map"] == named
@@ -138,7 +139,14 @@ def test_scalars_and_other_merges_and_modules_beside_them(tmp_path):
     two = deltas.merge(network, tmp_path / "two").folder
     assert bytes_of(two) == bytes_of(tmp_path)
     assert (two / "2_Dense" / "model.safetensors").exists()
-    assert not (two / "one").exists() and (one / "overwritten.delta").exists()
+    assert (one / "overwritten.delta").exists()
+    assert sorted(file.name for file in two.iterdir()) == [
+        "2_Dense",
+        "config.json",
+        "model.safetensors",
+        "overwritten.delta",
+        "preprocessor_config.json",
+    ]
 
 
 def test_values_classes_and_stages_that_do_not_fit(tmp_path):
