@@ -8,6 +8,7 @@ import pytest
 from subtune_jax import deltas
 from subtune_jax.deltas import elements
 from subtune_jax.errors import InputError
+from subtune_jax.network import Network, Stage
 from subtune_jax.training.loop import fit
 from tests import toy
 from tests.deltas.test_delta import KEY, PATTERNS, bits, setup
@@ -65,3 +66,22 @@ def test_a_leaf_that_lies_transposed_in_memory():
         after, [[0, -1, 8], [1, 5, -5], [2, 6, 10], [3, 7, 11]]
     )
     np.testing.assert_array_equal(leaf, np.arange(12).reshape(3, 4).T)
+
+
+def test_tied_leaves_are_one_array_and_are_not_given_away():
+    def apply(params, stats, x, *, batch_stats, key):
+        return x, stats
+
+    def tied(one, other):
+        params = {"a": {"w": one}, "b": {"w": other}}
+        stages = (Stage("a", apply), Stage("b", apply))
+        return Network(stages, params, {"a": {}, "b": {}}, {})
+
+    leaf = jnp.arange(200.0)
+    delta = deltas.extract(tied(leaf, leaf), tied(leaf.at[3].set(-1), leaf))
+    assert delta.elements.keys() == {"params/a/w"}
+    after, _ = deltas.apply(tied(leaf, leaf), delta, donate=True)
+    assert not leaf.is_deleted()
+    assert (
+        float(after.params["a"]["w"][3]) == -1 and float(after.params["b"]["w"][3]) == 3
+    )
