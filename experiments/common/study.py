@@ -125,7 +125,10 @@ def run(study: Study, settings: Any) -> None:
         todo = [job for job in jobs if job not in done]
         for job, say in _announced(study.name, todo, rows):
             folder = out / "checkpoints" / slug(job)
-            kept = _keeper(out / "deltas", job) if common.keep else _nothing_kept
+            failed: list[InputError] = []
+            kept = _nothing_kept
+            if common.keep:
+                kept = _keeper(out / "deltas", job, failed)
             context = Context(tuple(rows), folder, say, kept)
             task = task_of(getattr(job, "shift", None), getattr(job, "seed", 0))
             new = [
@@ -133,6 +136,8 @@ def run(study: Study, settings: Any) -> None:
                 for row in study.rows(settings, task, job, context)
             ]
             results.append(out, new)
+            if failed:  # only now: a delta that cannot be written loses no row
+                raise failed[0]
             shutil.rmtree(folder, ignore_errors=True)
             rows += new
         report(study, out, rows, settings, first)
@@ -203,14 +208,18 @@ def _cost(study: Study, settings: Any, task: Any) -> str:
     return study.cost(settings, task)
 
 
-def _keeper(folder: Path, job: Any) -> Callable[..., None]:
-    """Returns the function that adds a job's delta to a folder of tasks."""
+def _keeper(folder: Path, job: Any, failed: list[InputError]) -> Callable[..., None]:
+    """Returns the function that adds a job's delta to a folder of tasks, or its error to
+    those of the job."""
 
     def keep(base: Network, tuned: Network, row: Row, *names: str) -> None:
         selection = job._asdict() | {"learning_rate": row["learning_rate"]}
         metrics = {row["metric"]: row["value"]}
-        delta = extract(base, tuned, selection=selection, metrics=metrics)
-        Store(folder).add(task_name((*job, *names)), to_bytes(delta), replace=True)
+        try:
+            delta = extract(base, tuned, selection=selection, metrics=metrics)
+            Store(folder).add(task_name((*job, *names)), to_bytes(delta), replace=True)
+        except InputError as error:
+            failed.append(error)
 
     return keep
 

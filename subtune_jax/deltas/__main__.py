@@ -82,9 +82,9 @@ def compare(file: Path, other: Path) -> Iterator[str]:
     """Says how two tasks overlap, tensor by tensor."""
     one, two = load(file), load(other)
     same = one.about["base"]["arrays"] == two.about["base"]["arrays"]
-    yield f"{'the same base' if same else 'different bases'}; changed numbers:"
-    sizes_in_bytes = " and ".join(f"{f.stat().st_size:,}" for f in (file, other))
-    yield f"files of {sizes_in_bytes} bytes"
+    size, other_size = (f"{f.stat().st_size:,}" for f in (file, other))
+    base = "the same base" if same else "different bases"
+    yield f"{base}; files of {size} and {other_size} bytes; changed numbers:"
     yield "tensor  first  second  both"
     sizes = [_changed(delta) for delta in (one, two)]
     for path in sorted(sizes[0] | sizes[1]):

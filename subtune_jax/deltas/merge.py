@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from subtune_jax import tree
@@ -252,6 +252,8 @@ def _new_folder(folder: Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o755)
         temporary.rename(folder)
+    except SafetensorError as error:  # its own class for a disk that is full
+        raise InputError(f"cannot write {folder}: {error}") from None
     except OSError as error:
         raise InputError(f"cannot write {folder}: {error.strerror or error}") from None
     finally:

@@ -1,5 +1,6 @@
 """From a delta's file to a network that predicts."""
 
+from inspect import signature
 from pathlib import Path
 
 from subtune_jax.deltas.delta import Delta
@@ -8,8 +9,6 @@ from subtune_jax.deltas.swap import apply
 from subtune_jax.errors import InputError
 from subtune_jax.models.load import load_pretrained
 from subtune_jax.network import Network
-
-OPTIONS = {"pooling", "dropout", "dtype", "head", "num_classes"}
 
 
 def open_task(
@@ -28,7 +27,7 @@ def open_task(
             "was tuned from"
         )
     if base is None or isinstance(base, str | Path):
-        unread = named["options"].keys() - OPTIONS
+        unread = named["options"].keys() - signature(load_pretrained).parameters
         if unread:
             raise InputError(
                 f"the base was loaded with {min(unread)!r}, which this version does not "

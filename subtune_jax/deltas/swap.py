@@ -45,9 +45,9 @@ def apply(
     """Returns the network with a task's values swapped in, and what they took away.
 
     Nothing is added or subtracted but the products of low-rank factors. `network` is left
-    as it is, and `undo` gives it back bit for bit. fingerprint: that of
-    the base, where it is known (see `base_fingerprint`): else it is computed, which takes
-    longer than the swap. donate: `network` is given away and cannot be used again: leaves
+    as it is, and `undo` gives it back bit for bit. fingerprint: that of the base, if you
+    have it (see `base_fingerprint`): else it is computed, which takes longer than the
+    swap. donate: `network` is given away and cannot be used again: leaves
     of which elements change are written in place, or their memory is freed. Raises
     `InputError` for another base, before anything is done.
     """

@@ -72,7 +72,8 @@ def load_pretrained(
         classes=class_names(config_of(folder)),
         fingerprint=body_fingerprint(tensors),
         folder=str(folder),
-        name=str(source) if str(folder) != _local(source) else str(folder.resolve()),
+        # A folder is found again from anywhere; an id or a package's name stays.
+        name=str(folder.resolve()) if str(folder) == _local(source) else str(source),
         options=given if num_classes is None else given | {"num_classes": num_classes},
     )
     network = network._replace(source=stored_in)

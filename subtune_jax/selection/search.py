@@ -67,8 +67,8 @@ def profile(
     """Returns the finetuning profile: the scores of each subset over seeds and folds.
 
     The paper's profile has a subset for each unit (`windows(units, 1)`), for runs of
-    consecutive units, or for all pairs (section 1.2 of the notes; SubTuning's figures 1 to
-    3). journal: see `open_journal`. Raises `InputError` for no subsets.
+    consecutive units, or for all pairs (SubTuning, figures 1 to 3). journal: see
+    `open_journal`. Raises `InputError` for no subsets.
     """
     if not subsets:
         raise InputError("there is no candidate: give units, or subsets of them")

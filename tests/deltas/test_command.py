@@ -51,7 +51,7 @@ def test_tasks_are_listed_inspected_verified_and_compared(run, tmp_path):
     places = [d.elements["params/two/kernel"].places for d in (one, two)]
     both = len(np.intersect1d(*places))
     assert f"params/two/kernel  40  40  {both}\n" in text
-    assert text.startswith("the same base; changed numbers:")
+    assert text.startswith(f"the same base; files of {size:,} and ")
 
 
 def test_what_is_not_there_or_damaged_is_one_sentence(run, tmp_path):

@@ -273,9 +273,6 @@ def test_bfloat16_values_are_rounded_before_they_are_tested():
     np.testing.assert_array_equal(one.params["two"]["kernel"], rounded)
     assert len(data) < len(deltas.to_bytes(deltas.extract(network, tuned)))
     halves = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), tuned.params)
-    delta = deltas.extract(network, network)._replace(
-        whole={"params/head/bias": np.asarray(halves["head"]["bias"])}
-    )
     assert (
         deltas.extract(*[network._replace(params=halves)] * 2, values="bfloat16")
         .whole["params/head/bias"]

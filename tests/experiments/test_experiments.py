@@ -546,6 +546,14 @@ def with_flags(group, flags):
     return dataclasses.replace(group, **values)
 
 
+def test_a_delta_that_cannot_be_written_loses_no_row(monkeypatch, tmp_path, capsys):
+    (tmp_path / "deltas").write_text("in the way")
+    flags = "--shift contrast --methods last block2 --smoke --keep --out".split()
+    assert call(monkeypatch, *flags, tmp_path) == 2
+    assert "cannot write to" in capsys.readouterr().err
+    assert [r["method"] for r in rows(tmp_path) if r["split"] == "test"] == ["last"]
+
+
 def test_a_study_without_a_network_to_keep_says_so(call, capsys):
     assert call(surgical_test_time, "--smoke --keep") == 2
     assert "surgical_test_time chooses no network to keep: leave --keep out" in (
