@@ -97,7 +97,7 @@ def rows(
     if job.module == "sizes":
         return size_rows(task.network)
     target, recipe, common = settings.target, settings.recipe, settings.common
-    setting = Setting(target, recipe, common, *context[1:])  # folder, progress, keep
+    setting = Setting(target, recipe, common, *context[1:4])  # folder, progress, keep
     choice = choice_of_first_seed(job, context, recipe.choose)
     return module_rows(task, job, setting, choice=choice)
 

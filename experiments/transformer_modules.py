@@ -107,7 +107,7 @@ def rows(
 ) -> Iterator[Row]:
     """Returns the rows of a module, and of a new classifier on the task it is carried to."""
     target, recipe, common = settings.target, settings.recipe, settings.common
-    setting = Setting(target, recipe, common, *context[1:])  # folder, progress, keep
+    setting = Setting(target, recipe, common, *context[1:4])  # folder, progress, keep
     after = () if settings.carry is None else carried_rows
     return module_rows(
         task,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +11,11 @@ from subtune_jax import tree
 from subtune_jax.data.batches import Batch
 from subtune_jax.dry_run import output_shapes
 from subtune_jax.errors import InputError
-from subtune_jax.flops import contraction_flops, trained_flops
-from subtune_jax.labels import FROZEN, lowest_trainable
+from subtune_jax.flops import contraction_flops
+from subtune_jax.labels import FROZEN
 from subtune_jax.losses import cross_entropy, require_rows
-from subtune_jax.network import Labels, Network, require_network
+from subtune_jax.network import Network, require_network
+from subtune_jax.stage_flops import stage_flops
 from subtune_jax.training.optimizers import Rule
 from subtune_jax.training.phases import Phase, Settings, Stages, check
 from subtune_jax.training.state import start
@@ -79,29 +80,6 @@ def step_cost(
         temp_bytes=compiled.memory_analysis().temp_size_in_bytes,
         optimizer_bytes=tree.nbytes(state.opt_state),
     )
-
-
-def stage_flops(
-    network: Network, x: Any, labels: Labels | None = None
-) -> dict[str, int]:
-    """Returns the least contraction FLOPs of a step, by stage, from shapes alone.
-
-    Forward, activation gradients down to the lowest trainable leaf, and weight
-    gradients of trainable leaves. Without labels: of the forward pass.
-    """
-    require_network(network)
-    if labels is None:
-        labels = jax.tree.map(lambda _: FROZEN, network.params)
-    lowest, flops = lowest_trainable(network.stages, labels), {}
-    for index, (name, apply) in enumerate(network.stages):
-        run = partial(apply, batch_stats=False, key=None)
-        trains = jax.tree.map(lambda label: label != FROZEN, labels[name])
-        params, stats = network.params[name], network.stats[name]
-        flops[name] = trained_flops(
-            run, [trains, False, index > lowest], params, stats, x
-        )
-        x, _ = jax.eval_shape(run, params, stats, x)
-    return flops
 
 
 def cost_table(

@@ -15,7 +15,7 @@ RANKS = [
     {"errors", "tree", "flops", "memory"},
     {"network", "function_identity", "losses", "metrics"},
     {"labels", "head", "dry_run"},
-    {"models", "data", "selection", "tuning"},
+    {"models", "data", "selection", "tuning", "stage_flops"},
     {"training", "deltas"},
     {"serving", "cost", "recipes"},
     {"demo", "__main__"},

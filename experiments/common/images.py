@@ -2,11 +2,11 @@
 
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import jax
 import numpy as np
@@ -17,9 +17,10 @@ from subtune_jax.data.batches import Dataset, steps_per_epoch
 from subtune_jax.data.breeds import BENCHMARKS, SPLITS, breeds, subpopulations
 from subtune_jax.data.folders import folder
 from subtune_jax.data.shifts import shift
-from subtune_jax.data.splits import balanced_indices
-from subtune_jax.data.task import Task, class_group_pairs, split_task
+from subtune_jax.data.splits import balanced_indices, split_balanced
+from subtune_jax.data.task import Sealed, Task, class_group_pairs, split_task
 from subtune_jax.data.tfds import class_names, images
+from subtune_jax.data.vtab import vtab_1k
 from subtune_jax.demo.digits import digits_task
 from subtune_jax.errors import InputError
 from subtune_jax.head import replace_head
@@ -32,6 +33,7 @@ from subtune_jax.training.phases import Phase
 from subtune_jax.training.predict import evaluate
 
 PROBE_LEARNING_RATE, PROBE_EPOCHS = 1e-3, 30  # of a fresh head, from zeros; our choice
+VTAB = {"vtab": "official", "vtab_subtuning": "subtuning"}
 DIGITS_SHIFTS = ("contrast", "gaussian_noise", "subpopulation", "label_flip")
 
 
@@ -44,6 +46,13 @@ class Target:
     a folder of images as CLASS/FILE or CLASS/GROUP/FILE."""
     split: str = "test"
     """TFDS split that target images are drawn from, as test or test[:2000]."""
+    test_split: Annotated[
+        str | None, default("what the other parts leave of --split", "TFDS")
+    ] = None
+    """TFDS split of the test images."""
+    parts: Annotated[str, *one_of("drawn", *VTAB)] = "drawn"
+    """How parts are made: drawn by class from the splits, or those of VTAB-1k (1,000
+    training images, the whole test split), official or of SubTuning's repository."""
     shift: Annotated[
         tuple[str, ...] | None,
         default(f"{' '.join(DIGITS_SHIFTS)} for digits, else none", "NAME..."),
@@ -69,13 +78,17 @@ class Target:
     hierarchy: Annotated[Path | None, default("none", "DIR")] = None
     """Folder of the class hierarchy files of BREEDS (see the documentation)."""
     new_head: bool = False
-    """Give the network a fresh head for the classes of --dataset, trained on the training
-    part before the study begins (the rest frozen). Without it the head is kept, and
-    the classes must be those that the weights' configuration names."""
+    """Give the network a fresh head for the classes of --dataset. Without it the head is
+    kept, and the classes must be those that the weights' configuration names."""
+    head_start: Annotated[str, *one_of("probed", "zeros")] = "probed"
+    """How a fresh head begins: trained alone on the training part before the study, or at
+    zeros, to train with the rest."""
     resize: bool = False
     """Resize images to the size that the network takes."""
     network_norm: Annotated[str, *one_of("group", "batch")] = "group"
     """Norm layers of the embedded network."""
+
+    OLDER: ClassVar = {"test_split": None, "parts": "drawn", "head_start": "probed"}
 
     @property
     def embedded(self) -> bool:
@@ -106,8 +119,17 @@ class Target:
                 )
         given = settings.common.weights or settings.common.data_dir
         problems = {
-            "digits are embedded: --split and --resize are for real data": (
-                self.embedded and (self.resize or self.split != "test")
+            "digits are embedded: --split, --parts and --resize are for real data": (
+                self.embedded
+                and (
+                    self.resize
+                    or self.parts != "drawn"
+                    or self.split not in ("train", "test")
+                )
+            ),
+            f"--parts {self.parts} are of a TFDS set, without --groups and --breeds": (
+                self.parts != "drawn"
+                and (self.groups or self.breeds or Path(self.dataset).is_dir())
             ),
             "digits are embedded: their network has a head for them": (
                 self.embedded and self.new_head
@@ -137,21 +159,28 @@ class Target:
 
     def fingerprint(self, common: Common) -> str | None:
         """Returns that of the weights; the digits' network is known by its code."""
-        return None if self.embedded else _loaded(common.weights).source.fingerprint
+        return None if self.embedded else loaded(common.weights).source.fingerprint
 
     def task(self, common: Common, name: str, seed: int) -> Task:
         """Returns the task of a shift; the seed draws its images, noise and parts."""
         if self.embedded:
             sizes, norm = self.sizes, self.network_norm
             return digits_task(name, seed, sizes=sizes, norm=norm)
-        rng, network = np.random.default_rng(seed), _loaded(common.weights)
-        pool = image_pool(self, common, network)
-        require_fit(pool, self, network)
-        drawn = balanced_indices(pool.pairs, {"target": pool_size(self, pool)}, rng)
-        pool = pool.take(drawn["target"])
-        data = shift(name).target(pool.data, rng)
-        task = split_task(network, data, self.sizes, rng, pool.groups)
-        return probed(task, 1 + int(data.y.max()), seed) if self.new_head else task
+        rng, network = np.random.default_rng(seed), loaded(common.weights)
+        if self.parts in VTAB:
+            task = vtab_task(self, common, network)
+        elif self.test_split in (None, self.split):
+            pool = drawn_pool(self, common, network, self.sizes, rng)
+            data = shift(name).target(pool.data, rng)
+            task = split_task(network, data, self.sizes, rng, pool.groups)
+        else:
+            task = apart_task(self, common, network, name, rng)
+        if not self.new_head:
+            return task
+        classes = 1 + int(max(task.train.y.max(), task.validation.y.max()))
+        if self.head_start == "zeros":
+            return task._replace(network=replace_head(network, classes))
+        return probed(task, classes, seed)
 
     def name_of(self, name: str) -> str:
         """Returns what a task is called in tables: its shift, or its data set, or both."""
@@ -165,7 +194,7 @@ TargetFlags = Annotated[Target, tyro.conf.OmitArgPrefixes]
 
 
 @lru_cache(1)
-def _loaded(weights: str) -> Network:
+def loaded(weights: str) -> Network:
     """Seeds and shifts share it, and with it their compiled programs."""
     return load_pretrained(weights)
 
@@ -210,29 +239,66 @@ def probed(task: Task, num_classes: int, seed: int) -> Task:
     return task._replace(network=result.network)
 
 
-def pool_size(target: Target, pool: Pool) -> int | None:
+def drawn_pool(
+    target: Target,
+    common: Common,
+    network: Network,
+    sizes: Mapping[str, int | None],
+    rng: np.random.Generator,
+) -> Pool:
+    """Returns images enough for parts of these sizes, drawn by class, and read."""
+    pool = image_pool(target, common, network)
+    require_fit(pool, target, network)
+    drawn = balanced_indices(pool.pairs, {"target": pool_size(sizes, pool)}, rng)
+    return pool.take(drawn["target"])
+
+
+def apart_task(
+    target: Target,
+    common: Common,
+    network: Network,
+    name: str,
+    rng: np.random.Generator,
+) -> Task:
+    """Returns the task whose test images are of a split of their own."""
+    others = {part: size for part, size in target.sizes.items() if part != "test"}
+    pool = drawn_pool(target, common, network, others, rng)
+    data = shift(name).target(pool.data, rng)
+    parts = split_balanced(data, others, rng)
+    own = replace(target, split=target.test_split)
+    tests = drawn_pool(own, common, network, {"test": target.test_examples}, rng)
+    test = Sealed(shift(name).target(tests.data, rng))
+    return Task(network, parts["train"], parts["validation"], test)
+
+
+def vtab_task(target: Target, common: Common, network: Network) -> Task:
+    """Returns the task of VTAB-1k; its last 200 training images validate too, for studies
+    without folds."""
+    size, home = _size(target, network), _tfds_home(common)
+    train, test = vtab_1k(target.dataset, home, VTAB[target.parts], size)
+    require_fit(Pool(train, None, class_names(target.dataset, home)), target, network)
+    return Task(network, train, train.take(np.arange(800, 1000)), Sealed(test))
+
+
+def pool_size(sizes: Mapping[str, int | None], pool: Pool) -> int | None:
     """Returns how many images are enough to draw all parts from; `None` for all of them.
 
     Images are read when they are drawn, so a few of a large set are read alone.
     """
-    if target.test_examples is None:
+    if None in sizes.values():
         return None
     _, counts = np.unique(pool.pairs, return_counts=True)
-    needed = sum(-(-size // len(counts)) for size in target.sizes.values())
+    needed = sum(-(-size // len(counts)) for size in sizes.values() if size)
     return needed * len(counts) if needed <= counts.min() else None
 
 
 def image_pool(target: Target, common: Common, network: Network) -> Pool:
     """Returns all images of a folder or of a prepared TFDS split, none of them read."""
-    size = network.source.reads.size[0] if target.resize else None
+    size = _size(target, network)
     if Path(target.dataset).is_dir():
         pool = _folder_pool(target, size)
     else:
-        home = common.data_dir or os.environ.get("TFDS_DATA_DIR")
-        if home is None:
-            raise InputError(
-                "give --data-dir or set TFDS_DATA_DIR: where are TFDS data sets?"
-            )
+        home = _tfds_home(common)
         data = images(target.dataset, target.split, home, size)
         pool = Pool(data, None, class_names(target.dataset, home))
     if target.breeds is None:
@@ -240,6 +306,19 @@ def image_pool(target: Target, common: Common, network: Network) -> Pool:
     classes = breeds(target.breeds, target.hierarchy, target.breeds_split)
     names = tuple(one.name for one in classes)
     return Pool(subpopulations(pool.data, classes, "target"), None, names)
+
+
+def _size(target: Target, network: Network) -> int | None:
+    return network.source.reads.size[0] if target.resize else None
+
+
+def _tfds_home(common: Common) -> str | Path:
+    home = common.data_dir or os.environ.get("TFDS_DATA_DIR")
+    if home is None:
+        raise InputError(
+            "give --data-dir or set TFDS_DATA_DIR: where are TFDS data sets?"
+        )
+    return home
 
 
 def _folder_pool(target: Target, size: int | None) -> Pool:

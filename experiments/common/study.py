@@ -16,7 +16,7 @@ from absl import logging
 from rich.console import Console
 from rich.progress import Progress
 
-from experiments.common.flags import as_config, checked, resolved
+from experiments.common.flags import as_config, checked, groups, resolved
 from experiments.common.report import results
 from experiments.common.report.results import Row
 from subtune_jax.deltas import Store, extract, to_bytes
@@ -32,14 +32,15 @@ Config = Mapping[str, Any]  # all flags of a folder, flat, as JSON values
 
 class Context(NamedTuple):
     """What a job sees beside its task: the rows of earlier jobs, a folder of its own for
-    checkpoints, `progress(text)`, which is shown at once, and `keep(base, tuned, row,
+    checkpoints, `progress(text)`, which is shown at once, `keep(base, tuned, row,
     *names)`, which writes the delta of a chosen network with its test row (under
-    `--keep`); names tell the networks of one job apart."""
+    `--keep`; names tell the networks of one job apart), and the study's folder."""
 
     earlier: Sequence[Row]
     folder: Path
     progress: Callable[[str], None]
     keep: Callable[..., None]
+    out: Path
 
 
 def no_picture(out: Path, rows: Sequence[Row], settings: Any, task: Any) -> None:
@@ -58,7 +59,8 @@ class Study(NamedTuple):
     are for the documentation. draw(out, rows, settings, task) writes pictures. free:
     flags that add jobs and change none. older: `{flag: value}` for folders that were
     written before the flag existed. cost(settings, task) -> the table of `--cost`. keeps:
-    whether the jobs call `context.keep`.
+    whether the jobs call `context.keep`. draws_once: whether all seeds see the task of the
+    first, so that what was chosen on its data is never tested on them.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Study(NamedTuple):
     older: Mapping[str, Any] = {}
     cost: Callable[[Any, Any], str] | None = None
     keeps: bool = False
+    draws_once: bool = False
 
 
 def main(study: Study, doc: str) -> None:
@@ -117,7 +120,8 @@ def run(study: Study, settings: Any) -> None:
     out = common.out or Path("runs") / study.name
     config = config_of(settings) | {"base": target and target.fingerprint(common)}
     with results.lock(out):
-        rows = results.open_folder(out, config, {*FREE, *study.free}, study.older)
+        older = older_of(settings) | dict(study.older)
+        rows = results.open_folder(out, config, {*FREE, *study.free}, older)
         done = {job_of(study, row) for row in rows if row["split"] != "validation"}
         # A job that a kill cut short is done again: its rows go.
         rows = [row for row in rows if job_of(study, row) in done]
@@ -129,8 +133,9 @@ def run(study: Study, settings: Any) -> None:
             kept = _nothing_kept
             if common.keep:
                 kept = _keeper(out / "deltas", job, failed)
-            context = Context(tuple(rows), folder, say, kept)
-            task = task_of(getattr(job, "shift", None), getattr(job, "seed", 0))
+            context = Context(tuple(rows), folder, say, kept, out)
+            seed = 0 if study.draws_once else getattr(job, "seed", 0)
+            task = task_of(getattr(job, "shift", None), seed)
             new = [
                 job._asdict() | {"experiment": study.name} | row
                 for row in study.rows(settings, task, job, context)
@@ -153,6 +158,15 @@ def report(
     files = sorted(out.glob("*.png"))
     names = [out / "summary.md", *files, out / "results.jsonl"]
     print(f"{text}\n\n{'  '.join(map(str, names))}")
+
+
+def older_of(settings: Any) -> dict[str, Any]:
+    """Returns the values of flags in folders that were written before their groups had
+    them."""
+    values: dict[str, Any] = {}
+    for group in groups(settings):
+        values |= getattr(type(group), "OLDER", {})
+    return values
 
 
 def config_of(settings: Any) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from experiments.common.study import Context, choice_of_first_seed
 from experiments.common.trials import on_mesh, trial_rows
 from subtune_jax import recipes
 from subtune_jax.data.batches import steps_per_epoch
-from subtune_jax.data.folders import crop_and_flip
+from subtune_jax.data.crops import crop_and_flip
 from subtune_jax.data.task import Task
 from subtune_jax.errors import unknown
 from subtune_jax.labels import FROZEN, NORM_MODES, stages_with_batch_stats

@@ -13,8 +13,9 @@ from subtune_jax.data.batches import (
 from subtune_jax.data.breeds import breeds, subpopulations
 from subtune_jax.data.buckets import Ragged, ragged
 from subtune_jax.data.corruptions import CORRUPTIONS, corrupt
+from subtune_jax.data.crops import crop_and_flip, resized_crop_and_flip
 from subtune_jax.data.digits import digits
-from subtune_jax.data.folders import Folder, LazyImages, crop_and_flip, folder
+from subtune_jax.data.folders import Folder, LazyImages, folder
 from subtune_jax.data.shifts import SHIFTS, Shift, shift
 from subtune_jax.data.splits import (
     balanced_folds,
@@ -23,7 +24,8 @@ from subtune_jax.data.splits import (
 )
 from subtune_jax.data.task import Sealed, Task, fold_tasks, split_task, test_once
 from subtune_jax.data.text import GLUE, GlueTask, encode, glue, tokenizer
-from subtune_jax.data.tfds import class_names, images
+from subtune_jax.data.tfds import class_names, images, split_sizes
+from subtune_jax.data.vtab import vtab_1k, vtab_splits
 
 __all__ = [
     "CORRUPTIONS",
@@ -56,11 +58,15 @@ __all__ = [
     "in_order",
     "padded",
     "ragged",
+    "resized_crop_and_flip",
     "shift",
     "split_balanced",
+    "split_sizes",
     "split_task",
     "steps_per_epoch",
     "subpopulations",
     "test_once",
     "tokenizer",
+    "vtab_1k",
+    "vtab_splits",
 ]

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageOps
 
-from subtune_jax.data.folders import crop_and_flip
+from subtune_jax.data.crops import crop_and_flip
 from subtune_jax.errors import InputError, require_positive
 
 GRAY = 128

@@ -1,4 +1,4 @@
-"""Images as uint8 arrays: resizing, random crops and flips, folders of files."""
+"""Folders of images, read where they are taken."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -9,40 +9,10 @@ import numpy as np
 from PIL import Image
 
 from subtune_jax.data.batches import Dataset
+from subtune_jax.data.crops import resized
 from subtune_jax.errors import InputError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-
-
-def resized(image: np.ndarray, size: int | None) -> np.ndarray:
-    """Returns uint8[size, size, c], bilinear with antialiasing; unchanged for `None`."""
-    if size is None or image.shape[:2] == (size, size):
-        return image
-    single = image.shape[-1] == 1
-    picture = Image.fromarray(image[..., 0] if single else image)
-    scaled = np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR))
-    return scaled[..., None] if single else scaled
-
-
-def crop_and_flip(padding: int = 4) -> Callable:
-    """Returns the augmentation of CIFAR: a random crop of the zero-padded image, and a
-    left-right flip of every second one; `augment(images, rng)` on uint8[n, h, w, c]."""
-
-    def augment(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        n, height, width, _ = images.shape
-        around = ((0, 0), (padding, padding), (padding, padding), (0, 0))
-        padded = np.pad(images, around)
-        corners = rng.integers(0, 2 * padding + 1, (n, 2))
-        flips = np.less(rng.random(n), 0.5)
-        crops = [
-            image[top : top + height, left : left + width]
-            for image, (top, left) in zip(padded, corners, strict=True)
-        ]
-        return np.stack(
-            [crop[:, ::-1] if flips[i] else crop for i, crop in enumerate(crops)]
-        )
-
-    return augment
 
 
 @dataclass(frozen=True)

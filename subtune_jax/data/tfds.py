@@ -92,6 +92,14 @@ def class_names(name: str, data_dir: str | Path) -> tuple[str, ...]:
     return () if names == tuple(map(str, range(len(names)))) else names
 
 
+def split_sizes(name: str, data_dir: str | Path) -> dict[str, int]:
+    """Returns the examples of every split of a prepared set."""
+    import tensorflow_datasets as tfds  # a second of imports, only when used
+
+    splits = tfds.builder_from_directory(find(name, data_dir)).info.splits
+    return {part: info.num_examples for part, info in splits.items()}
+
+
 def images(
     name: str, split: str, data_dir: str | Path, size: int | None = None
 ) -> Dataset:

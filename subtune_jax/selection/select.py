@@ -93,6 +93,12 @@ def unit_patterns(network: Network, name: str) -> tuple[str, ...]:
     return ()
 
 
+def is_matched(network: Network, patterns: Sequence[str]) -> bool:
+    """Returns whether any of these path patterns matches a leaf of the network."""
+    names = tree.flatten(network.params)
+    return any(_matches(pattern, name) for pattern in patterns for name in names)
+
+
 def _alternatives(entry: str) -> list[str]:
     """Returns the parts between the bars of a pattern that are in no bracket."""
     parts, depth, last = [""], 0, ""

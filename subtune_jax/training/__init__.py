@@ -5,6 +5,8 @@ from subtune_jax.training.mesh import Placement, data_mesh, placement
 from subtune_jax.training.optimizers import Rule, adam, adamw, sgd
 from subtune_jax.training.phases import Phase
 from subtune_jax.training.predict import evaluate, predict
+from subtune_jax.training.subset_score import run_flops, subset_score
+from subtune_jax.training.suffix import cut, rejoin
 from subtune_jax.training.sweep import Run, sweep
 from subtune_jax.training.test_time import StreamResult, adapt_to_stream, memo, tent
 from subtune_jax.training.tune import Trial, Tuned, tune
@@ -25,6 +27,7 @@ __all__ = [
     "adam",
     "adamw",
     "adapt_to_stream",
+    "cut",
     "data_mesh",
     "early_then_log",
     "evaluate",
@@ -32,7 +35,10 @@ __all__ = [
     "memo",
     "placement",
     "predict",
+    "rejoin",
+    "run_flops",
     "sgd",
+    "subset_score",
     "sweep",
     "tent",
     "tune",

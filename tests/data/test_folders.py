@@ -5,7 +5,8 @@ from PIL import Image
 
 from subtune_jax.data import batches
 from subtune_jax.data.batches import Dataset
-from subtune_jax.data.folders import crop_and_flip, folder, resized
+from subtune_jax.data.crops import crop_and_flip, resized
+from subtune_jax.data.folders import folder
 from subtune_jax.data.tfds import find, images, records
 from subtune_jax.errors import InputError
 

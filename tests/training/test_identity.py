@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from subtune_jax.data.buckets import ragged
-from subtune_jax.data.folders import crop_and_flip
+from subtune_jax.data.crops import crop_and_flip
 from subtune_jax.errors import InputError
 from subtune_jax.function_identity import said
 from subtune_jax.losses import cross_entropy

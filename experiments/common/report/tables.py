@@ -91,13 +91,14 @@ def _line(
     shown = []
     for column in columns:
         cell = table.get((line, column))
-        text = "" if cell is None else _text(Cell(*cell), digits)
+        text = "" if cell is None else text_of(Cell(*cell), digits)
         chosen = bold and cell is not None and cell[0] == best
         shown.append(f"**{text}**" if chosen else text)
     return f"| {line} | {' | '.join(shown)} |"
 
 
-def _text(cell: Cell, digits: int) -> str:
+def text_of(cell: Cell, digits: int = 1) -> str:
+    """Returns a cell as mean (standard error, if known), with the runs that diverged."""
     parts = []
     if np.isfinite(cell.mean):
         spread = "" if np.isnan(cell.error) else f" ({cell.error:.{digits}f})"

@@ -1,0 +1,250 @@
+"""What the studies of SubTuning share: units, training, scores of subsets, final runs."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count
+from typing import Annotated, Any, ClassVar
+
+import jax
+import numpy as np
+import tyro
+
+import subtune_jax as st
+from experiments.common.flags import NonNegative, Positive, by_data, default
+from experiments.common.images import Target
+from experiments.common.report import results
+from experiments.common.report.results import Row
+from experiments.common.study import Context
+
+Subset = tuple[str, ...]
+NAMES = {"linear probing": (), "full": ("blocks",), "full with stem": ("all",)}
+HEAD = "head"
+
+
+def new_task() -> Target:
+    """Returns the flags of a new task: its own test split, and a head that begins at zeros
+    and trains with the rest."""
+    return Target(split="train", test_split="test", head_start="zeros")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a subset is trained; a default without a source is our choice."""
+
+    units: Annotated[
+        tuple[str, ...] | None, default("every block of the network", "UNIT...")
+    ] = None
+    """Candidates, from input to output: units of the network or patterns of paths."""
+    folds: Positive[int] = 5
+    """Folds of the training images that score a subset (official code)."""
+    learning_rate: Positive[float] = 3e-3
+    """Learning rate of the units (official code: 1e-3)."""
+    head_learning_rate: Positive[float] = 3e-2
+    """Learning rate of the head (official code: that of the units, and 1e-2 where it
+    trains alone)."""
+    weight_decay: NonNegative[float] = 1e-2
+    """Decoupled weight decay (official code)."""
+    epochs: Annotated[Positive[int] | None, *by_data(20, 10)] = None
+    """Passes over the training images; the last one counts (official code: 20 for 1,000
+    images)."""
+    batch_size: Annotated[Positive[int] | None, *by_data(20, 64)] = None
+    """Images per step (official code: 256)."""
+
+    SMOKE: ClassVar = {"epochs": 1, "folds": 2}
+
+
+RecipeFlags = Annotated[Recipe, tyro.conf.OmitArgPrefixes]
+
+
+def units_of(network: st.Network, recipe: Recipe) -> Subset:
+    """Returns the candidates: `--units`, or the stages that are blocks or layers.
+
+    The stem, the pooling's norm and the head are none (SubTuning): the first is never
+    tuned, and the head always.
+    """
+    if recipe.units is not None:
+        for unit in recipe.units:
+            st.selection.match(network, unit)
+        return recipe.units
+    names = [stage.name for stage in network.stages]
+    blocks = tuple(n for n in names if n.startswith(("block", "layer_")))
+    if not blocks:
+        raise st.InputError(
+            f"no stage of the network is a block or a layer ({', '.join(names)}): name "
+            "the candidates with --units"
+        )
+    return blocks
+
+
+def named(network: st.Network, recipe: Recipe, units: Subset) -> Subset:
+    """Returns the selectors of a subset; `blocks` are all candidates, `all` everything."""
+    if units == ("blocks",):
+        return units_of(network, recipe)
+    return (r"(?!head(/|$)).*",) if units == ("all",) else units
+
+
+def phase(
+    network: st.Network, units: Subset, recipe: Recipe, steps: int, **how: Any
+) -> st.Phase:
+    """Returns the phase of a subset: its units at one rate, the head at its own, both by
+    AdamW with a cosine to 0."""
+    rule = partial(st.adamw, weight_decay=recipe.weight_decay, schedule="cosine")
+    selection = {HEAD: [HEAD]}
+    rules = {HEAD: rule(recipe.head_learning_rate)}
+    if units:
+        selection["units"] = list(named(network, recipe, units))
+        rules["units"] = rule(recipe.learning_rate)
+    return st.Phase(st.select(network, selection), rules, steps, **how)
+
+
+def steps_of(network: st.Network, recipe: Recipe, examples: int) -> int:
+    """Returns the steps of a run: full passes, without a ragged batch where the network
+    has batch norms (tuned ones use the statistics of the batch)."""
+    drop = bool(jax.tree.leaves(network.stats))
+    size = min(recipe.batch_size, examples)
+    return recipe.epochs * st.data.steps_per_epoch(examples, size, drop=drop)
+
+
+def scorer(
+    task: st.Task,
+    recipe: Recipe,
+    say: Callable[[str], None],
+    *,
+    share: bool = True,
+    warm: bool = False,
+    most: int | None = None,
+) -> Callable[[Subset, int, int], st.selection.Score]:
+    """Returns the score of a subset by cross-validation; `say` is told of each.
+
+    warm: from the trained set before, with half the epochs. most: how many evaluations
+    there are at most, which gives the time left.
+    """
+    begin, done = time.perf_counter(), count(1)
+    half = replace(recipe, epochs=-(-recipe.epochs // 2)) if warm else recipe
+
+    def phases(network: st.Network, units: Subset, examples: int) -> list[st.Phase]:
+        short = half if units else recipe
+        return [phase(network, units, short, steps_of(network, short, examples))]
+
+    score = st.training.subset_score(
+        task,
+        phases,
+        key=jax.random.key(0),
+        folds=recipe.folds,
+        share=share,
+        warm=warm,
+        batch_size=recipe.batch_size,
+    )
+
+    def told(units: Subset, fold: int, seed: int) -> st.selection.Score:
+        one, number = score(units, fold, seed), next(done)
+        left = (time.perf_counter() - begin) / number * ((most or number) - number)
+        until = f", at most {left / 60:.0f} min left" if most else ""
+        names = " + ".join(units) or "head alone"
+        say(f"{names}, fold {fold}: {one.value:.1f}{until}")
+        return one
+
+    return told
+
+
+def gradient_ranking(
+    task: st.Task, recipe: Recipe, units: Subset
+) -> tuple[dict[str, float], float]:
+    """Returns the relative gradient norm of each unit, and the FLOPs that it took.
+
+    With a head of zeros the body has no gradient: the head is trained first, on features
+    made once. Then one pass over the training images.
+    """
+    whole, images = task.network, task.train
+    suffix, (features,) = st.training.cut(whole, len(whole.stages) - 1, images)
+    steps = steps_of(suffix, recipe, len(images.y))
+    probe = phase(suffix, (), recipe, steps)
+    size = min(recipe.batch_size, len(images.y))
+    result = st.fit(
+        suffix, probe, features, key=jax.random.key(0), batch_size=size, progress=False
+    )
+    network = st.training.rejoin(whole, result.network)
+    groups = {unit: st.selection.match(network, unit) for unit in units}
+    batches = st.data.in_order(images, size)
+    ranking = st.scores.relative_gradient_norm(network, batches, groups=groups)
+    every = st.select(network, {"units": list(units)})
+    one = images.take(np.arange(1)).x
+    forward = sum(st.cost.stage_flops(network, one).values())
+    backward = sum(st.cost.stage_flops(network, one, every).values())
+    flops = st.training.run_flops(suffix, [probe], features, features.take([]), size)
+    return ranking, flops + len(images.y) * (forward + backward)
+
+
+def tuned(
+    task: st.Task, recipe: Recipe, units: Subset, seed: int, **how: Any
+) -> st.FitResult:
+    """Returns the run of a subset on all training images."""
+    steps = steps_of(task.network, recipe, len(task.train.y))
+    return st.fit(
+        task.network,
+        phase(task.network, units, recipe, steps, **how),
+        task.train,
+        key=jax.random.fold_in(jax.random.key(1), seed),
+        norm="tuned",
+        batch_size=min(recipe.batch_size, len(task.train.y)),
+        progress=False,
+    )
+
+
+def final_row(
+    settings: Any, task: st.Task, job: Any, context: Context, units: Subset, **how: Any
+) -> Row:
+    """Returns the test row of a subset, tuned on all training images: accuracy of the last
+    step, and the statistics of the paper's theory (`theory_of`)."""
+    begin, recipe = time.perf_counter(), settings.recipe
+    about = about_row(settings, task, job) | {"units": list(units), "split": "test"}
+    try:
+        result = tuned(task, recipe, units, job.seed, **how)
+    except ArithmeticError:
+        return about | {"value": None, "status": "diverged", "seconds": 0.0}
+    network = result.network
+    scores = st.test_once(lambda data: st.predict(network, data), task)
+    row = about | {"value": scores[task.metric], "status": "ok"}
+    row |= theory_of(task, result, scores[task.metric])
+    row |= {"learning_rate": recipe.learning_rate if units else None}
+    context.keep(task.network, network, row)
+    return row | {"seconds": time.perf_counter() - begin}
+
+
+def theory_of(task: st.Task, result: st.FitResult, test: float) -> Row:
+    """Returns r' (how many parameters were tuned), the distance ||theta - theta_0|| that
+    the body moved, and the gap of training and test accuracy in points.
+
+    Theorem 1 of SubTuning bounds the gap by O(sqrt(r') * distance * log(k L) / sqrt(m)).
+    """
+    train = st.evaluate(result.network, task.train)
+    before, after = task.network.params, result.network.params
+    body = [name for name in before if name != HEAD]
+    moved = [
+        np.sum(np.square(np.float64(new) - np.float64(old)))
+        for name in body
+        for old, new in zip(
+            *map(jax.tree.leaves, (before[name], after[name])), strict=True
+        )
+    ]
+    return {
+        "trainable_params": st.tree.count(result.trainable),
+        "distance": float(np.sqrt(sum(moved))),
+        "train_accuracy": train,
+        "gap": train - test,
+    }
+
+
+def about_row(settings: Any, task: st.Task, job: Any) -> Row:
+    """Returns what stands in every row of a study of SubTuning."""
+    return {
+        "dataset": settings.target.dataset,
+        "task": settings.target.name_of(job.shift),
+        "metric": task.metric,
+        "trainable_params": 0,
+        "total_params": st.tree.count(task.network.params),
+        "steps": steps_of(task.network, settings.recipe, len(task.train.y)),
+        "commit": results.commit(),
+    }

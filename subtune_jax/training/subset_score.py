@@ -1,0 +1,222 @@
+"""The score of a subset of units: trained on folds of a task, validated on the rest."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from subtune_jax.data.batches import Augment, Dataset
+from subtune_jax.data.splits import balanced_folds
+from subtune_jax.data.task import Task
+from subtune_jax.errors import InputError, require_function, require_type
+from subtune_jax.labels import lowest_trainable
+from subtune_jax.losses import cross_entropy
+from subtune_jax.metrics import Metric
+from subtune_jax.network import Network
+from subtune_jax.selection.journal import Score
+from subtune_jax.selection.search import ScoreOf, Subset
+from subtune_jax.stage_flops import stage_flops
+from subtune_jax.training.loop import fit
+from subtune_jax.training.mesh import Placement
+from subtune_jax.training.phases import Phase, Stages
+from subtune_jax.training.plan import require_key
+from subtune_jax.training.predict import evaluate
+from subtune_jax.training.suffix import Cut, kept_cuts, rejoin
+
+PhasesOf = Callable[[Network, Subset, int], Sequence[Phase]]
+
+
+class Run(NamedTuple):
+    """A trained subset: the whole network (`None`: it diverged), the metric, and the FLOPs
+    that were spent on it just now."""
+
+    network: Network | None
+    value: float
+    flops: float
+
+
+def subset_score(
+    task: Task,
+    phases_of: PhasesOf,
+    *,
+    key: jax.Array,
+    folds: int | None = 5,
+    fold_seed: int = 0,
+    share: bool = True,
+    warm: bool = False,
+    loss: Callable = cross_entropy,
+    norm: Stages = "tuned",
+    dropout: Stages = "tuned",
+    batch_size: int = 64,
+    augment: Augment | None = None,
+    place: Placement | None = None,
+    share_bytes: int = 2**30,
+) -> ScoreOf:
+    """Returns the function that scores a subset of units, as `greedy` and `profile` ask.
+
+    score(units, fold, seed) trains `phases_of(network, units, examples)` on the other
+    folds of `task.train` (so many examples) and returns the metric on this one, after the
+    last step, and the contraction FLOPs of training and validation. folds: how many,
+    class-balanced, drawn once from `fold_seed`; `None`: train on `task.train`, validate on
+    `task.validation`. The test part stays sealed.
+
+    share: the activations of the frozen prefix are made once for all folds, seeds and
+    subsets that can use them, within `share_bytes`; a run is then one of the suffix, and
+    `phases_of` is given that. warm: a subset starts from the trained network of all its
+    units but the last, so that phases can be short; search with `order="added"`. The
+    other arguments are those of `fit`. Raises `InputError` for fewer than 2 folds, or
+    more than there are examples of a class, and for `share` with augmentation, or with
+    norms or dropout that act in a frozen prefix.
+    """
+    require_type(Task, task=task)
+    require_function(3, phases_of=phases_of)
+    require_key(key)
+    if share:
+        _require_deterministic(norm, dropout, augment)
+    data, split = _split(task, folds, fold_seed)
+    cuts = kept_cuts(task.network, data, share_bytes)
+    whole = Cut(task.network, data, 0)
+    settings: dict[str, Any] = {
+        "loss": loss,
+        "norm": norm,
+        "dropout": dropout,
+        "batch_size": batch_size,
+        "augment": augment,
+        "place": place,
+    }
+
+    def train(base: Run, units: Subset, fold: int, seed: int) -> Run:
+        """Returns the run of a subset that starts from a base."""
+        assert base.network is not None
+        part = whole
+        if share:
+            examples = len(split(data, fold)[0].y)
+            phases = phases_of(base.network, units, examples)
+            for phase in phases:
+                _require_deterministic(phase.norm or norm, phase.dropout or dropout)
+            part = cuts(_lowest(base.network, phases))
+        network, parts = (
+            _with_values(part.network, base.network),
+            split(part.data, fold),
+        )
+        run_key = jax.random.fold_in(jax.random.fold_in(key, seed), fold)
+        run = _trained(
+            network,
+            phases_of(network, units, len(parts[0].y)),
+            parts,
+            task.metrics["validation"],
+            run_key,
+            settings,
+        )
+        tuned = run.network and rejoin(base.network, run.network)
+        return Run(tuned, run.value, base.flops + part.flops + run.flops)
+
+    start = Run(task.network, float("nan"), 0.0)
+    # The current subset and the one before it, on each fold: what is kept does not grow
+    # with the candidates. After a kill the current subset is trained again.
+    parents: dict[tuple, Run] = {}
+
+    def parent(units: Subset, fold: int, seed: int) -> Run:
+        if (units, fold, seed) in parents:
+            return parents[units, fold, seed]._replace(flops=0.0)
+        run = begin(units, fold, seed)
+        for one in [one for one in parents if one[0] not in (units, units[:-1])]:
+            del parents[one]
+        parents[units, fold, seed] = run
+        return run
+
+    def begin(units: Subset, fold: int, seed: int) -> Run:
+        base = parent(units[:-1], fold, seed) if warm and units else start
+        return base if base.network is None else train(base, units, fold, seed)
+
+    def score(units: Subset, fold: int, seed: int) -> Score:
+        run = begin(tuple(units), fold, seed)
+        return Score(run.value, run.flops)
+
+    return score
+
+
+def _trained(
+    network: Network,
+    phases: Sequence[Phase],
+    parts: tuple[Dataset, Dataset],
+    metric: Metric,
+    key: jax.Array,
+    settings: dict[str, Any],
+) -> Run:
+    """Returns the run of phases on the first part, scored on the second."""
+    train, validation = parts
+    flops = run_flops(network, phases, train, validation, settings["batch_size"])
+    try:
+        # Nothing is kept for one run alone: `share` is how a prefix is made once.
+        result = fit(
+            network, phases, train, key=key, progress=False, cache_bytes=0, **settings
+        )
+    except ArithmeticError:
+        return Run(None, float("nan"), flops)
+    return Run(result.network, evaluate(result.network, validation, metric), flops)
+
+
+def run_flops(
+    network: Network,
+    phases: Sequence[Phase],
+    train: Dataset,
+    validation: Dataset,
+    batch_size: int,
+) -> float:
+    """Returns the contraction FLOPs of a run that makes nothing once, and of scoring it.
+
+    sum over phases of steps x (forward pass, and backward pass down to the lowest
+    trainable leaf), by `stage_flops` of a batch; a forward pass for each validation
+    example.
+    """
+    batch = train.take(np.arange(batch_size) % len(train.y)).x
+    steps = sum(
+        phase.steps * sum(stage_flops(network, batch, phase.labels).values())
+        for phase in phases
+    )
+    one = sum(stage_flops(network, validation.take(np.arange(1)).x).values())
+    return float(steps + len(validation.y) * one)
+
+
+def _split(task: Task, folds: int | None, seed: int) -> tuple[tuple, Callable]:
+    """Returns the data sets that a score reads, and split(data, fold) -> (training part,
+    validation part) of them or of their features."""
+    if folds is None:
+        return (task.train, task.validation), lambda data, fold: data
+    parts = balanced_folds(task.train.y, folds, seed)
+
+    def split(data: Sequence[Dataset], fold: int) -> tuple[Dataset, Dataset]:
+        others = np.concatenate([part for i, part in enumerate(parts) if i != fold])
+        return data[0].only(others), data[0].only(parts[fold])
+
+    return (task.train,), split
+
+
+def _lowest(network: Network, phases: Sequence[Phase]) -> int:
+    return min(lowest_trainable(network.stages, phase.labels) for phase in phases)
+
+
+def _with_values(suffix: Network, network: Network) -> Network:
+    """Returns the suffix with the values of a network."""
+    return suffix._replace(
+        params={name: network.params[name] for name in suffix.params},
+        stats={name: network.stats[name] for name in suffix.stats},
+    )
+
+
+def _require_deterministic(
+    norm: Stages, dropout: Stages, augment: Augment | None = None
+) -> None:
+    problem = None
+    if augment is not None:
+        problem = "augmentation changes the inputs of the frozen prefix"
+    elif norm not in ("stored", "tuned"):
+        problem = f"norm {norm!r} may use batch statistics in the frozen prefix"
+    elif dropout not in ("tuned", "none"):
+        problem = f"dropout {dropout!r} may act in the frozen prefix"
+    if problem:
+        raise InputError(
+            f"{problem}, so its features cannot be shared: share=False, or leave it out"
+        )
