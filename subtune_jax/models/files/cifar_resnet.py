@@ -25,8 +25,21 @@ CIFAR_RESNET = [
 ]
 
 
+# Zagoruyko's names, in RobustBench's networks among others.
+_WIDE = r"block(\d)\.layer\.(\d+)\."
+WIDE = [
+    Name(rf"{_WIDE}conv(\d)\.weight", r"params/block\1_\2/conv\3/kernel", CONV),
+    Name(rf"{_WIDE}convShortcut\.weight", r"params/block\1_\2/shortcut/kernel", CONV),
+    *norm_names(rf"{_WIDE}bn(\d)", r"block\1_\2/norm\3"),
+    *norm_names("bn1", "pool/norm"),
+]
+
+
 def resnet_family(config: Mapping[str, Any], options: Mapping[str, Any]) -> Family:
-    """Returns a residual network; raises `InputError` for options, which it has none of."""
+    """Returns a residual network; raises `InputError` for options, which it has none of.
+
+    `"shortcut": "projection"` and `stem_width` describe a wide residual network.
+    """
     norms = {"group_norm": "group", "batch_norm": "batch"}
     blocks = {"pre-activation basic block": True, "post-activation basic block": False}
     norm, block = config["norm"]["type"], config["block"]["type"]
@@ -44,6 +57,8 @@ def resnet_family(config: Mapping[str, Any], options: Mapping[str, Any]) -> Fami
         num_classes=config["num_classes"],
         mean=tuple(config["normalization"]["mean"]),
         std=tuple(config["normalization"]["std"]),
+        projection=config.get("shortcut") == "projection",
+        stem_width=config.get("stem_width"),
     )
     if options:
         raise InputError(
@@ -52,4 +67,6 @@ def resnet_family(config: Mapping[str, Any], options: Mapping[str, Any]) -> Fami
     network = resnet(shape, jax.random.key(0))
     height, width, channels = config["input_size"]
     source = Source(Pixels(channels, (height, width), shape.mean, shape.std))
-    return Family(network._replace(source=source), CIFAR_RESNET)
+    # `bn1` is the stem's norm in one layout and the final one in the other.
+    names = [*WIDE, *CIFAR_RESNET] if shape.projection else CIFAR_RESNET
+    return Family(network._replace(source=source), names)

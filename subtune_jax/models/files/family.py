@@ -9,6 +9,7 @@ from subtune_jax.errors import InputError, unknown
 from subtune_jax.models.files.bert import ROBERTA_TYPES, bert_family
 from subtune_jax.models.files.cifar_resnet import resnet_family
 from subtune_jax.models.files.convert import Family
+from subtune_jax.models.files.imagenet_resnet import timm_resnet
 from subtune_jax.models.files.vit import CLIP_TYPES, timm_family, vit_family
 
 
@@ -27,7 +28,7 @@ def described(
     """
     makers = {kind: bert_family for kind in ("bert", *ROBERTA_TYPES)}
     makers |= {kind: partial(vit_family, images) for kind in ("vit", *CLIP_TYPES)}
-    makers |= {"resnet": resnet_family, "timm": timm_family}
+    makers |= {"resnet": resnet_family, "timm": timm_network}
     kind = config.get("model_type") or guessed_type(config)
     if kind is None:
         raise InputError(
@@ -44,6 +45,12 @@ def described(
         ) from None
     except (TypeError, AttributeError) as error:
         raise InputError(f"{folder}/config.json describes no {name}: {error}") from None
+
+
+def timm_network(config: Mapping[str, Any], options: Mapping[str, Any]) -> Family:
+    """Returns a network of timm: a residual one, or a ViT."""
+    residual = config["architecture"].startswith("resnet")
+    return (timm_resnet if residual else timm_family)(config, options)
 
 
 def guessed_type(config: Mapping[str, Any]) -> str | None:
