@@ -82,6 +82,58 @@ def test_the_path_of_a_walk(settings, path, chosen):
     assert search.value == TABLE[chosen]
 
 
+def test_halving_drops_candidates_fold_by_fold():
+    # On the first fold "a" leads, which the others do not bear out.
+    def score(units, fold, seed):
+        lead = 20 if units == ("a",) and fold == 0 else 0
+        return Score(TABLE["".join(units)] + lead)
+
+    search = greedy(UNITS, score, folds=4, most=1, halving=2)
+    # Four on one fold leave a and c, on two folds a; c would win on all four.
+    assert names(search) == ["", "a"]
+    assert search.runs == 4 + (4 * 1 + 2 * 1 + 1 * 2)
+    assert names(greedy(UNITS, score, folds=4, most=1)) == ["", "c"]
+    # Of the rung's mean over folds, not of the last fold alone.
+    assert greedy(UNITS, table, folds=4, halving=2).path == greedy(UNITS, table).path
+
+
+def test_a_ranking_shortens_the_list_of_candidates():
+    ranking = {"a": 1.0, "b": 4.0, "c": 2.0, "d": 3.0}
+    search = greedy(UNITS, table, ranking=ranking, shortlist=2)
+    # b and d come first (of equals b); then d and c; then c and a.
+    assert names(search) == ["", "b", "bd"]
+    assert search.runs == 1 + 2 + 2 + 2
+    back = greedy(UNITS, table, start="all", ranking=ranking, shortlist=1)
+    assert names(back) == ["abcd", "bcd", "bd"]  # a, then c: the lowest go first
+
+
+def test_units_come_in_the_order_in_which_they_joined():
+    seen = []
+
+    def score(units, fold, seed):
+        seen.append("".join(units))
+        return table(sorted(units), fold, seed)
+
+    search = greedy(UNITS, score, order="added")
+    assert names(search) == ["", "c", "cb", "cbd"]
+    assert seen[:8] == ["", "a", "b", "c", "d", "ca", "cb", "cd"]
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"halving": 1}, "halving must be 2 or more, got 1"),
+        ({"shortlist": 2}, "ranking and shortlist are given together"),
+        ({"ranking": {"a": 1}, "shortlist": 1}, "the ranking has no unit 'b'"),
+        ({"order": "random"}, "unknown order of units 'random': expected one of"),
+        ({"order": "added", "start": "all"}, "order 'added' needs start 'none'"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(options, problem):
+    with pytest.raises(InputError, match=problem):
+        greedy(UNITS, table, **options)
+
+
 def test_of_equal_starts_nothing_is_tuned_at_first():
     search = greedy(UNITS, lambda units, fold, seed: Score(1.0), start="better")
     assert search.path == (((), 1.0),) and search.units == ()

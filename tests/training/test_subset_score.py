@@ -1,0 +1,155 @@
+"""Subsets scored on folds: shared features, warm starts, FLOPs, memory."""
+
+import gc
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+
+from subtune_jax import recipes
+from subtune_jax.cost import stage_flops
+from subtune_jax.data.splits import balanced_folds
+from subtune_jax.data.task import Sealed, Task
+from subtune_jax.errors import InputError
+from subtune_jax.selection import greedy
+from subtune_jax.training.loop import fit
+from subtune_jax.training.optimizers import adam
+from subtune_jax.training.predict import evaluate
+from subtune_jax.training.subset_score import subset_score
+from tests import toy
+
+KEY = jax.random.key(0)
+UNITS = ("one", "two")
+
+
+def task(examples=48):
+    data = toy.points(examples)
+    return Task(toy.mlp(), data, data.take(slice(0, 9)), Sealed(data))
+
+
+def phases(network, units, examples, steps=5):
+    return recipes.tune_units(network, ["head", *units], adam(1e-2), steps)
+
+
+def scored(**options):
+    return subset_score(task(), phases, key=KEY, folds=3, batch_size=8, **options)
+
+
+def test_the_score_is_that_of_a_run_on_the_other_folds():
+    one = task()
+    folds = balanced_folds(one.train.y, 3, 0)
+    train = one.train.take(np.concatenate([folds[0], folds[2]]))
+    key = jax.random.fold_in(jax.random.fold_in(KEY, 5), 1)
+    run = fit(
+        one.network,
+        phases(one.network, ("two",), 32),
+        train,
+        key=key,
+        norm="tuned",
+        batch_size=8,
+        progress=False,
+    )
+    value = evaluate(run.network, one.train.take(folds[1]))
+    for share in (False, True):
+        assert scored(share=share)(("two",), 1, 5).value == value
+
+
+def test_without_folds_it_is_validated_on_the_task():
+    one = task()._replace(metrics={"validation": lambda outputs, y: float(len(y))})
+    score = subset_score(one, phases, key=KEY, folds=None, batch_size=8)
+    assert score((), 0, 0).value == 9
+
+
+def test_flops_are_those_of_training_and_validation():
+    network, step = toy.mlp(), toy.points(8).x
+    one = stage_flops(network, step[:1])
+    body, head = one["one"] + one["two"], one["head"]
+    labels = phases(network, ("two",), 32)[0].labels
+    whole = sum(stage_flops(network, step, labels).values())
+    score = scored(share=False)
+    assert score(("two",), 0, 0).flops == 5 * whole + 16 * (body + head)
+    # Shared: the first stage once for all 48 points, then never again.
+    score, part = scored(), whole - 8 * one["one"]
+    runs = 5 * part + 16 * (one["two"] + head)
+    assert score(("two",), 0, 0).flops == 48 * one["one"] + runs
+    assert score(("two",), 1, 0).flops == runs
+    probe = 5 * 8 * 2 * head + 16 * head
+    assert score((), 0, 0).flops == 48 * one["two"] + probe
+    assert score((), 2, 3).flops == probe
+
+
+def test_a_warm_subset_starts_from_the_one_before_it():
+    one = task()
+    folds = balanced_folds(one.train.y, 3, 0)
+    train, rest = one.train.take(np.concatenate(folds[1:])), one.train.take(folds[0])
+    key = jax.random.fold_in(jax.random.fold_in(KEY, 0), 0)
+    network = one.network
+    for units in ((), ("two",), ("two", "one")):
+        network = fit(
+            network,
+            phases(network, units, 32),
+            train,
+            key=key,
+            norm="tuned",
+            batch_size=8,
+            progress=False,
+        ).network
+    score = scored(warm=True)
+    assert score(("two", "one"), 0, 0).value == evaluate(network, rest)
+    first = scored(warm=True)(("two",), 0, 0).flops
+    again = scored(warm=True)
+    again((), 0, 0)
+    # The set before is trained when it is first asked for, and then kept.
+    assert again(("two",), 0, 0).flops < first
+    assert again(("one",), 0, 0).flops == again(("one",), 0, 0).flops
+
+
+def test_a_search_on_real_runs_is_the_same_with_and_without_sharing():
+    run = partial(greedy, UNITS, folds=3)
+    alone, shared = run(scored(share=False)), run(scored())
+    assert alone.path == shared.path and shared.flops < alone.flops
+    raced = run(scored(), halving=3)
+    assert raced.runs < shared.runs
+    warm = run(scored(warm=True), order="added")
+    assert warm.path[0][0] == ()
+
+
+def test_what_acts_in_a_frozen_prefix_cannot_be_shared():
+    for options, problem in {
+        "augmentation changes the inputs": {"augment": lambda x, rng: x},
+        "norm 'batch' may use batch statistics": {"norm": "batch"},
+        "dropout 'all' may act": {"dropout": "all"},
+    }.items():
+        with pytest.raises(InputError, match=f"{options}.*share=False"):
+            scored(**problem)
+    assert scored(share=False, norm="batch")((), 0, 0).value >= 0
+    for folds, problem in ((1, "from 2 to 48"), (17, "17 folds need 17 examples")):
+        with pytest.raises(InputError, match=problem):
+            subset_score(task(), phases, key=KEY, folds=folds)
+    with pytest.raises(InputError, match="matches no unit and no path: nearest units"):
+        scored()(("three",), 0, 0)
+
+
+def test_a_run_that_diverged_has_no_score():
+    def wild(network, units, examples):
+        return recipes.tune_units(network, ["head"], adam(1e38), 20)
+
+    score = subset_score(task(), wild, key=KEY, folds=2, batch_size=8, warm=True)
+    assert np.isnan(score((), 0, 0).value) and np.isnan(score(("one",), 0, 0).value)
+
+
+def test_memory_does_not_grow_with_the_candidates():
+    score = scored(warm=True)
+
+    def held():
+        gc.collect()
+        return sum(array.nbytes for array in jax.live_arrays())
+
+    for units in [("one",), ("two",), ("one", "two"), ("two", "one")]:
+        score(units, 0, 0)
+    before = held()
+    for fold in range(3):
+        for units in [("one", "two"), ("two", "one")] * 2:
+            score(units, fold, fold)
+    assert held() <= before + 2 * 3 * 400  # at most a parent's 93 numbers on each fold
