@@ -115,18 +115,21 @@ def scorer(
     share: bool = True,
     warm: bool = False,
     most: int | None = None,
+    **how: Any,
 ) -> Callable[[Subset, int, int], st.selection.Score]:
     """Returns the score of a subset by cross-validation; `say` is told of each.
 
     warm: from the trained set before, with half the epochs. most: how many evaluations
-    there are at most, which gives the time left.
+    there are at most, which gives the time left. how: the rest of the `Phase`, as its
+    tuning.
     """
     begin, done = time.perf_counter(), count(1)
     half = replace(recipe, epochs=-(-recipe.epochs // 2)) if warm else recipe
 
     def phases(network: st.Network, units: Subset, examples: int) -> list[st.Phase]:
         short = half if units else recipe
-        return [phase(network, units, short, steps_of(network, short, examples))]
+        steps = steps_of(network, short, examples)
+        return [phase(network, units, short, steps, **how)]
 
     score = st.training.subset_score(
         task,
@@ -173,7 +176,7 @@ def gradient_ranking(
     one = images.take(np.arange(1)).x
     forward = sum(st.cost.stage_flops(network, one).values())
     backward = sum(st.cost.stage_flops(network, one, every).values())
-    flops = st.training.run_flops(suffix, [probe], features, features.take([]), size)
+    flops = st.training.run_flops(suffix, [probe], features, size)
     return ranking, flops + len(images.y) * (forward + backward)
 
 
@@ -208,7 +211,8 @@ def final_row(
     scores = st.test_once(lambda data: st.predict(network, data), task)
     row = about | {"value": scores[task.metric], "status": "ok"}
     row |= theory_of(task, result, scores[task.metric])
-    row |= {"learning_rate": recipe.learning_rate if units else None}
+    rate = recipe.learning_rate if units else recipe.head_learning_rate
+    row |= {"learning_rate": rate}
     context.keep(task.network, network, row)
     return row | {"seconds": time.perf_counter() - begin}
 

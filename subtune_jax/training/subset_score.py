@@ -147,7 +147,8 @@ def _trained(
 ) -> Run:
     """Returns the run of phases on the first part, scored on the second."""
     train, validation = parts
-    flops = run_flops(network, phases, train, validation, settings["batch_size"])
+    size = settings["batch_size"]
+    flops = run_flops(network, phases, train, size, len(validation.y))
     try:
         # Nothing is kept for one run alone: `share` is how a prefix is made once.
         result = fit(
@@ -162,22 +163,22 @@ def run_flops(
     network: Network,
     phases: Sequence[Phase],
     train: Dataset,
-    validation: Dataset,
     batch_size: int,
+    scored: int = 0,
 ) -> float:
-    """Returns the contraction FLOPs of a run that makes nothing once, and of scoring it.
+    """Returns the contraction FLOPs of a run that makes nothing once, and of scoring so
+    many examples with it.
 
     sum over phases of steps x (forward pass, and backward pass down to the lowest
-    trainable leaf), by `stage_flops` of a batch; a forward pass for each validation
-    example.
+    trainable leaf), by `stage_flops` of a batch; a forward pass for each scored example.
     """
     batch = train.take(np.arange(batch_size) % len(train.y)).x
     steps = sum(
         phase.steps * sum(stage_flops(network, batch, phase.labels).values())
         for phase in phases
     )
-    one = sum(stage_flops(network, validation.take(np.arange(1)).x).values())
-    return float(steps + len(validation.y) * one)
+    one = sum(stage_flops(network, train.take(np.arange(1)).x).values())
+    return float(steps + scored * one)
 
 
 def _split(task: Task, folds: int | None, seed: int) -> tuple[tuple, Callable]:

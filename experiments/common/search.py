@@ -1,0 +1,260 @@
+"""Searches for a subset of units: kinds of search, their flags, rows, tables, picture."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, NamedTuple
+
+import numpy as np
+import tyro
+from scipy.stats import t as student
+
+import subtune_jax as st
+from experiments.common.flags import NonNegative, Positive, default, one_of
+from experiments.common.report import tables
+from experiments.common.report.plots import curves
+from experiments.common.report.results import Row
+from experiments.common.study import Config, Context, slug
+from experiments.common.subtuning import (
+    NAMES,
+    Subset,
+    about_row,
+    final_row,
+    gradient_ranking,
+    scorer,
+    units_of,
+)
+
+LORA = "LoRA"  # a method whose rank is searched in the place of units
+
+
+class Kind(NamedTuple):
+    """What a search leaves out: features made once, folds, half the epochs, units."""
+
+    share: bool = True
+    halving: int | None = None
+    warm: bool = False
+    ranked: bool = False
+
+
+SEARCHES = {
+    "exhaustive": Kind(share=False),
+    "shared": Kind(),
+    "halving": Kind(halving=3),
+    "warm": Kind(warm=True),
+    "ranked": Kind(ranked=True),
+    "cheap": Kind(halving=3, warm=True, ranked=True),
+}
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """How a subset is searched; a default without a source is our choice."""
+
+    start: Annotated[str, *one_of("none", "all", "better")] = "none"
+    """Where a walk begins (official code: all three)."""
+    stop_rule: Annotated[str, *one_of("paper", "official")] = "paper"
+    """When it stops: before the first step that gains no more than --epsilon, or, as the
+    official code, once it is more than --epsilon below the best."""
+    epsilon: NonNegative[float] = 0.0
+    """Points of accuracy (official code: 1)."""
+    most: Annotated[Positive[int] | None, default("all units", "INT")] = None
+    """The most steps of a walk."""
+    ranks: tuple[Positive[int], ...] = (1, 4, 16)
+    """Ranks of LoRA that are tried (official code: 1, 2, 4, ... 512)."""
+
+    SMOKE: ClassVar = {"ranks": lambda ranks: ranks[:2]}
+
+
+GreedyFlags = Annotated[Greedy, tyro.conf.OmitArgPrefixes]
+
+
+def search_row(
+    settings: Any, task: st.Task, job: Any, context: Context, name: str
+) -> Row:
+    """Returns the row of a search: the subset, its path, and what it took."""
+    begin, recipe, kind = time.perf_counter(), settings.recipe, SEARCHES[name]
+    greedy = settings.greedy
+    units, folds = units_of(task.network, recipe), recipe.folds
+    most = folds * (1 + len(units) * (len(units) + 1) // 2)
+    score = scorer(
+        task, recipe, context.progress, share=kind.share, warm=kind.warm, most=most
+    )
+    ranking, flops = None, 0.0
+    if kind.ranked:
+        ranking, flops = gradient_ranking(task, recipe, units)
+    with journal_of(settings, job, context, name) as journal:
+        search = st.selection.greedy(
+            units,
+            score,
+            start=greedy.start,
+            stop_rule=greedy.stop_rule,
+            epsilon=greedy.epsilon,
+            most=greedy.most,
+            folds=folds,
+            journal=journal,
+            halving=kind.halving,
+            ranking=ranking,
+            shortlist=-(-len(units) // 2) if kind.ranked else None,
+            order="added" if kind.warm else "table",
+        )
+    return about_row(settings, task, job) | {
+        "split": "search",
+        "value": search.value,
+        "units": list(search.units),
+        "path": [[list(subset), value] for subset, value in search.path],
+        "runs": search.runs,
+        "flops": search.flops + flops,
+        "seconds": time.perf_counter() - begin,
+    }
+
+
+def journal_of(settings: Any, job: Any, context: Context, name: str) -> Any:
+    """Returns the opened journal of a search, by the job without its method and seed."""
+    place = [v for k, v in job._asdict().items() if k not in ("method", "seed")]
+    file = context.out / f"journal_{slug((*place, name))}.jsonl"
+    return st.selection.open_journal(file, {"search": name, **asdict(settings.recipe)})
+
+
+def rank_row(settings: Any, task: st.Task, job: Any, context: Context) -> Row:
+    """Returns the row of the search for LoRA's rank over all candidates, by the same folds
+    as a subset's."""
+    begin, recipe = time.perf_counter(), settings.recipe
+    ranks = settings.greedy.ranks
+
+    def scored(rank: int) -> Callable[..., st.selection.Score]:
+        tuning = st.tuning.lora(rank)
+        return scorer(task, recipe, context.progress, share=False, tuning=tuning)
+
+    by_rank = {(f"rank {rank}",): scored(rank) for rank in ranks}
+
+    def score(rank: Subset, fold: int, seed: int) -> st.selection.Score:
+        return by_rank[rank](("blocks",), fold, seed)
+
+    with journal_of(settings, job, context, LORA) as journal:
+        values = st.selection.profile(
+            [*by_rank], score, folds=recipe.folds, journal=journal
+        )
+        flops = sum(one.flops for one in journal.scores.values())
+    means = {units: float(np.mean(scores)) for units, scores in values.items()}
+    best = max(means, key=lambda units: means[units])
+    return about_row(settings, task, job) | {
+        "split": "search",
+        "value": means[best],
+        "units": list(best),
+        "path": [[list(units), mean] for units, mean in means.items()],
+        "runs": recipe.folds * len(ranks),
+        "flops": flops,
+        "seconds": time.perf_counter() - begin,
+    }
+
+
+def searched_row(settings: Any, task: st.Task, job: Any, context: Context) -> Row:
+    """Returns the row of a job: of a search, or the test row of a method, whose units (or
+    rank) are those that its search found."""
+    kind, _, name = job.method.partition(" ")
+    if kind == "search":
+        if name == LORA:
+            return rank_row(settings, task, job, context)
+        return search_row(settings, task, job, context, name)
+    if job.method != LORA and not job.method.startswith("SubTuning, "):
+        units = NAMES.get(job.method, (job.method,))
+        return final_row(settings, task, job, context, units)
+    chosen = choice_of(job, context)
+    if job.method != LORA:
+        return final_row(settings, task, job, context, chosen)
+    tuning = st.tuning.lora(int(chosen[0].removeprefix("rank ")))
+    return final_row(settings, task, job, context, ("blocks",), tuning=tuning) | {
+        "units": list(chosen)
+    }
+
+
+def choice_of(job: Any, context: Context) -> Subset:
+    """Returns what the search of a job's method chose: units, or a rank."""
+    search = f"search {job.method.removeprefix('SubTuning, ')}"
+    wanted = (job._replace(method=search, seed=0)._asdict()).items()
+    row = next(row for row in context.earlier if wanted <= row.items())
+    return tuple(row["units"])
+
+
+def by_method(rows: Sequence[Row], config: Config) -> str:
+    """Returns accuracy by method, and what its runs moved."""
+    lines = ["| task | tuned | accuracy | parameters | distance | gap | units |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    tests = [row for row in rows if row["split"] == "test"]
+    for task, method in dict.fromkeys((row["task"], row["method"]) for row in tests):
+        group = [r for r in tests if (r["task"], r["method"]) == (task, method)]
+        cell = tables.cells(group, "task", "method")[task, method]
+        moved = [shown_mean(group, name) for name in ("distance", "gap")]
+        parameters = f"{group[0]['trainable_params']:,}"
+        units = " ".join(group[0]["units"])
+        values = [task, method, tables.text_of(cell), parameters, *moved, units]
+        lines.append(f"| {' | '.join(values)} |")
+    return "\n".join(lines)
+
+
+def shown_mean(rows: Sequence[Row], name: str) -> str:
+    """Returns the mean of a number over the rows that have it."""
+    values = [row[name] for row in rows if name in row]
+    return f"{np.mean(values):.1f}" if values else ""
+
+
+def by_search(rows: Sequence[Row], config: Config) -> str:
+    """Returns what each search chose and took, and what that costs in test accuracy."""
+    lines = [
+        "| task | search | units | by folds | runs | TFLOP | of exhaustive | regret |"
+    ]
+    lines.append("|---|---|---|---|---|---|---|---|")
+    searches = [row for row in rows if row["split"] == "search"]
+    for row in searches:
+        name, whole = row["method"].removeprefix("search "), exhaustive(searches, row)
+        share = f"{row['flops'] / whole['flops']:.2f}" if whole else ""
+        values = [row["task"], name, " ".join(row["units"]) or "none"]
+        values += [
+            f"{row['value']:.1f}",
+            str(row["runs"]),
+            f"{row['flops'] / 1e12:.2f}",
+        ]
+        lines.append(f"| {' | '.join([*values, share, regret(rows, row, name)])} |")
+    return "\n".join(lines)
+
+
+def exhaustive(searches: Sequence[Row], row: Row) -> Row | None:
+    """Returns the exhaustive search of the same task, if it was run."""
+    same = (row["task"], "search exhaustive")
+    return next((r for r in searches if (r["task"], r["method"]) == same), None)
+
+
+def regret(rows: Sequence[Row], search: Row, name: str) -> str:
+    """Returns by how many points the test accuracy of this search's subset is below that
+    of the exhaustive search: the mean over seeds and its 95 % interval (Student's t of
+    the paired differences)."""
+    paired: dict[int, dict[str, float]] = {}
+    for row in rows:
+        if row["split"] == "test" and row["task"] == search["task"]:
+            paired.setdefault(row["seed"], {})[row["method"]] = row["value"]
+    wanted = "SubTuning, exhaustive", f"SubTuning, {name}"
+    values = [
+        one[wanted[0]] - one[wanted[1]]
+        for one in paired.values()
+        if all(one.get(method) is not None for method in wanted)
+    ]
+    if len(values) < 2 or name == "exhaustive":
+        return ""
+    mean, error = tables.mean_and_error(values)
+    half = student.ppf(0.975, len(values) - 1) * error
+    return f"{mean:.2f} ({mean - half:.2f} to {mean + half:.2f})"
+
+
+def draw_paths(out: Path, rows: Sequence[Row]) -> None:
+    """Draws path.png: the score of the set after every step of each search."""
+    lines: dict[str, dict[str, tuple]] = {}
+    for row in rows:
+        name = row["method"].removeprefix("search ")
+        if row["split"] == "search" and name != LORA:
+            values = [value for _, value in row["path"]]
+            lines.setdefault(row["task"], {})[name] = (range(len(values)), values)
+    if lines:
+        label = "accuracy on folds (%)"
+        curves(lines, out / "path.png", xlabel="units tuned", ylabel=label)
