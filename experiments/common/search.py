@@ -101,7 +101,7 @@ def search_row(
         )
     return about_row(settings, task, job) | {
         "split": "search",
-        "value": search.value,
+        "value": finite(search.value),
         "units": list(search.units),
         "path": [[list(subset), value] for subset, value in search.path],
         "runs": search.runs,
@@ -141,7 +141,7 @@ def rank_row(settings: Any, task: st.Task, job: Any, context: Context) -> Row:
     best = max(means, key=lambda units: means[units])
     return about_row(settings, task, job) | {
         "split": "search",
-        "value": means[best],
+        "value": finite(means[best]),
         "units": list(best),
         "path": [[list(units), mean] for units, mean in means.items()],
         "runs": recipe.folds * len(ranks),
@@ -168,6 +168,11 @@ def searched_row(settings: Any, task: st.Task, job: Any, context: Context) -> Ro
     return final_row(settings, task, job, context, ("blocks",), tuning=tuning) | {
         "units": list(chosen)
     }
+
+
+def finite(value: float) -> float | None:
+    """Returns a score as rows have it: `None` where runs diverged."""
+    return float(value) if np.isfinite(value) else None
 
 
 def choice_of(job: Any, context: Context) -> Subset:
@@ -253,7 +258,7 @@ def draw_paths(out: Path, rows: Sequence[Row]) -> None:
     for row in rows:
         name = row["method"].removeprefix("search ")
         if row["split"] == "search" and name != LORA:
-            values = [value for _, value in row["path"]]
+            values = [value for _, value in row["path"] if np.isfinite(value)]
             lines.setdefault(row["task"], {})[name] = (range(len(values)), values)
     if lines:
         label = "accuracy on folds (%)"
