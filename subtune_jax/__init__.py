@@ -18,7 +18,7 @@ from subtune_jax.deltas.extract import extract
 from subtune_jax.deltas.open import open_task
 from subtune_jax.deltas.swap import apply, undo
 from subtune_jax.errors import InputError
-from subtune_jax.head import replace_head
+from subtune_jax.head import hidden_head, replace_head
 from subtune_jax.models.from_flax import from_linen, from_nnx
 from subtune_jax.models.load import load_pretrained
 from subtune_jax.network import Network, Stage, remat
@@ -80,6 +80,7 @@ __all__ = [
     "fit",
     "from_linen",
     "from_nnx",
+    "hidden_head",
     "load_pretrained",
     "open_task",
     "placement",

@@ -80,6 +80,40 @@ def span(
     return jnp.where(x["mask"][..., None], logits, jnp.finfo(logits.dtype).min), stats
 
 
+def hidden_linear(
+    params: Params,
+    stats: Stats,
+    x: jax.Array,
+    *,
+    batch_stats: bool,
+    key: jax.Array | None,
+) -> tuple[jax.Array, Stats]:
+    """The head stage relu(x V) W + b, with V at `hidden/kernel` [features, width]."""
+    x = jax.nn.relu(x @ params["hidden"]["kernel"])
+    return linear(params, stats, x, batch_stats=batch_stats, key=key)
+
+
+def hidden_head(
+    network: Network, num_classes: int, key: jax.Array, *, width: int = 64
+) -> Network:
+    """Returns the network with its head replaced by one with a hidden layer.
+
+    logits = relu(x V) W + b; V without bias, drawn by LeCun, W and b zeros (SubTuning's
+    code: width 64). Raises `InputError` as `replace_head` does.
+    """
+    require_whole(width=width)
+    network = replace_head(network, num_classes)
+    name, _ = network.stages[-1]
+    features = network.params[name]["kernel"].shape[0]
+    zeros = jax.nn.initializers.zeros
+    head = linear_params(None, width, num_classes, zeros)
+    head |= {"hidden": {"kernel": LECUN_NORMAL(key, (features, width), jnp.float32)}}
+    return network._replace(
+        stages=(*network.stages[:-1], Stage(name, hidden_linear)),
+        params={**network.params, name: head},
+    )
+
+
 def linear_params(
     key: jax.Array | None,
     features: int,

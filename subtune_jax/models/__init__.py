@@ -7,8 +7,11 @@ from subtune_jax.models.imagenet_resnet import (
     imagenet_resnet,
 )
 from subtune_jax.models.load import load_pretrained
+from subtune_jax.models.prune import prune
+from subtune_jax.models.reinit import reinitialized
 from subtune_jax.models.resnet import WIDE_28_10, ResNetConfig, resnet
 from subtune_jax.models.save import restore, save
+from subtune_jax.models.siamese import siamese
 from subtune_jax.models.to_flax import from_orbax, to_linen, to_nnx, to_orbax
 from subtune_jax.models.vit import ViTConfig, vit
 
@@ -24,9 +27,12 @@ __all__ = [
     "from_orbax",
     "imagenet_resnet",
     "load_pretrained",
+    "prune",
+    "reinitialized",
     "resnet",
     "restore",
     "save",
+    "siamese",
     "to_linen",
     "to_nnx",
     "to_orbax",
