@@ -35,7 +35,7 @@ from experiments.common.subtuning import (
     Recipe,
     RecipeFlags,
     new_task,
-    units_of,
+    require_searchable,
 )
 
 
@@ -87,9 +87,8 @@ class Job(NamedTuple):
 
 def jobs(settings: Settings, task: st.Task) -> Iterator[Job]:
     """Returns for each size the searches, then every method under every seed."""
-    units_of(task.network, settings.recipe)
     for size in settings.sizes:
-        st.data.balanced_folds(sized(task, size).train.y, settings.recipe.folds, 0)
+        require_searchable(sized(task, size), settings.recipe)
     blocks = [f"surgical:{name}" for name in settings.methods]
     for block in blocks:
         st.selection.match(task.network, block)

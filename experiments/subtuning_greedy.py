@@ -31,7 +31,7 @@ from experiments.common.subtuning import (
     Recipe,
     RecipeFlags,
     new_task,
-    units_of,
+    require_searchable,
 )
 
 
@@ -60,7 +60,7 @@ class Job(NamedTuple):
 
 def jobs(settings: Settings, task: st.Task) -> Iterator[Job]:
     """Returns the searches of each shift, then every method under every seed."""
-    units_of(task.network, settings.recipe)
+    require_searchable(task, settings.recipe)
     seeds, searches = range(settings.common.seeds), settings.searches
     methods = [*NAMES, *(LORA if s == LORA else f"SubTuning, {s}" for s in searches)]
     for shift in settings.target.shifts:

@@ -35,6 +35,7 @@ from experiments.common.subtuning import (
     Subset,
     about_row,
     new_task,
+    require_searchable,
     scorer,
     units_of,
 )
@@ -77,6 +78,7 @@ def subsets(network: st.Network, settings: Settings) -> list[Subset]:
 
 def jobs(settings: Settings, task: st.Task) -> Iterator[Job]:
     """Returns a profile of every shift under every seed."""
+    require_searchable(task, settings.recipe)
     subsets(task.network, settings)
     seeds = range(settings.common.seeds)
     return map(Job._make, product(settings.target.shifts, seeds))

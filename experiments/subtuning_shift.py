@@ -33,6 +33,7 @@ from experiments.common.subtuning import (
     Recipe,
     RecipeFlags,
     new_task,
+    require_searchable,
     units_of,
 )
 
@@ -66,7 +67,7 @@ def methods_of(network: st.Network, settings: Settings) -> list[str]:
 
 def jobs(settings: Settings, task: st.Task) -> Iterator[Job]:
     """Returns the search of each shift, then every method under every seed."""
-    units_of(task.network, settings.recipe)
+    require_searchable(task, settings.recipe)
     methods, seeds = methods_of(task.network, settings), range(settings.common.seeds)
     for shift in settings.target.shifts:
         yield Job(shift, f"search {settings.search}", 0)

@@ -82,7 +82,7 @@ class Job(NamedTuple):
     """A variant on a shift's task under a seed."""
 
     shift: str
-    variant: str
+    method: str
     seed: int
 
 
@@ -115,7 +115,7 @@ def rows(
     settings: Settings, task: st.Task, job: Job, context: Context
 ) -> Iterator[Row]:
     """Returns the test row of a variant."""
-    return VARIANTS[job.variant](settings, task, job, context)
+    return VARIANTS[job.method](settings, task, job, context)
 
 
 def plain(settings: Settings, task: st.Task, job: Job, context: Context):
@@ -218,19 +218,13 @@ def summary(rows: Sequence[Row], config: Config) -> str:
     note = (
         "Test accuracy in percent of the last step, mean (standard error) over seeds."
     )
-    return f"{note}\n\n{by_variant(rows, config)}"
-
-
-def by_variant(rows: Sequence[Row], config: Config) -> str:
-    """Returns accuracy by variant, and what its runs moved."""
-    named = [row | {"method": row["variant"]} for row in rows]
-    return search.by_method(named, config)
+    return f"{note}\n\n{search.by_method(rows, config)}"
 
 
 def draw(out: Path, rows: Sequence[Row], settings: Settings, task: Any) -> None:
     """Draws variants.png: a bar for each variant."""
     bars: dict[str, dict[str, tuple[float, float]]] = {}
-    for (name, variant), cell in tables.cells(rows, "task", "variant").items():
+    for (name, variant), cell in tables.cells(rows, "task", "method").items():
         if np.isfinite(cell.mean):
             bars.setdefault(name, {})[variant] = (cell.mean, cell.error)
     if bars:
@@ -243,7 +237,7 @@ STUDY = Study(
     job=Job,
     jobs=jobs,
     rows=rows,
-    tables={"summary": summary, "by_variant": by_variant},
+    tables={"summary": summary, "by_method": search.by_method},
     draw=draw,
     free=("variants", "shift"),
     draws_once=True,

@@ -78,6 +78,13 @@ def units_of(network: st.Network, recipe: Recipe) -> Subset:
     return blocks
 
 
+def require_searchable(task: st.Task, recipe: Recipe) -> None:
+    """Raises `InputError` where there is no candidate or folds cannot be, so that nothing
+    has been written by then."""
+    units_of(task.network, recipe)
+    st.data.balanced_folds(task.train.y, recipe.folds, 0)
+
+
 def named(network: st.Network, recipe: Recipe, units: Subset) -> Subset:
     """Returns the selectors of a subset; `blocks` are all candidates, `all` everything."""
     if units == ("blocks",):

@@ -80,6 +80,7 @@ def test_every_study_has_a_claim_and_the_flags_of_all(name):
 # These have a smoke test of their own.
 OWN = {"surgical_shifts", "surgical_theory", "prefix_speed", "step_speed"}
 OWN |= {"transformer_modules", "module_magnitudes", "storage", "delta_speed"}
+OWN |= {"subtuning_profile"}
 
 
 @pytest.mark.parametrize("name", sorted(catalog.studies().keys() - OWN))
@@ -105,17 +106,24 @@ def test_every_smoke_run_is_whole_and_not_repeated(call, tmp_path, name):
 def assert_deltas(out, study):
     """Asserts that every chosen network is there, with the score of its test row."""
     tuned = [r for r in rows(out) if r["split"] == "test" and r["learning_rate"]]
-    scores = {task_name(job_of(study, row)): {row["metric"]: row["value"]} for row in tuned}
+    scores = {
+        task_name(job_of(study, row)): {row["metric"]: row["value"]} for row in tuned
+    }
     store = Store(out / "deltas")
     assert list(store) == sorted(scores)
     for name, metrics in scores.items():
         assert read_header(store.file(name))["about"]["metrics"] == metrics
 
 
+TWO = "--shift contrast --units block1_0 block3_0"
 SMOKES = {  # fewer jobs than the defaults where they show the same; and the pictures
     "surgical_size": ("--shift contrast --methods none last", ("sizes",)),
     "surgical_test_time": ("--adaptations memo tent", ("stream",)),
     "surgical_scores": ("--shift label_flip", ("scores",)),
+    "subtuning_greedy": (f"{TWO} --searches exhaustive LoRA --ranks 1", ("path",)),
+    "subtuning_shift": (f"{TWO} --search cheap", ("chosen",)),
+    "subtuning_data_size": (f"{TWO} --search shared --sizes 50 --ranks 1", ("sizes",)),
+    "subtuning_variants": ("--shift contrast", ("variants",)),
 }
 WANTED = """experiment method dataset seed metric split value trainable_params total_params
 steps seconds commit"""

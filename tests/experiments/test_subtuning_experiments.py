@@ -1,0 +1,88 @@
+"""The studies of SubTuning: profiles, searches that were killed, what flags cannot be."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import subtuning_greedy, subtuning_profile, subtuning_variants
+from experiments.common.search import by_search, regret
+
+TWO = "--shift contrast --units block1_0 block3_0"
+
+
+def rows(out: Path) -> list[dict]:
+    text = (out / "results.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.mark.slow
+def test_a_profile_has_every_fold_of_every_unit(call, tmp_path, capsys):
+    assert call(subtuning_profile, f"--smoke {TWO}") == 0
+    out = tmp_path / "out"
+    tuned = [row["tuned"] for row in rows(out)]
+    assert tuned == ["head alone", "all blocks", "block1_0", "block3_0"]
+    for row in rows(out):
+        assert row["split"] == "folds" and len(row["values"]) == 2
+        assert row["value"] == np.mean(row["values"]) and row["flops"] > 0
+    assert (out / "profile.png").stat().st_size > 5000
+    assert "| block3_0 |" in (out / "summary.md").read_text()
+    shown = capsys.readouterr().err
+    assert "block1_0, fold 1: " in shown and "at most 0 min left" in shown
+    before = (out / "results.jsonl").read_bytes()
+    assert call(subtuning_profile, f"--smoke {TWO}") == 0
+    assert (out / "results.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("module", "flags", "problem"),
+    [
+        (subtuning_greedy, "--units block9_0", "'block9_0' matches no unit"),
+        (subtuning_greedy, "--folds 1", "folds must be from 2 to 100 here, got 1"),
+        (subtuning_greedy, "--folds 11", "11 folds need 11 examples of every class"),
+        (subtuning_greedy, "--searches random", "unknown --searches 'random'"),
+        (subtuning_greedy, "--parts vtab", "--parts and --resize are for real data"),
+        (
+            subtuning_profile,
+            "--pairs --window 2",
+            "--pairs takes the place of --window",
+        ),
+        (subtuning_profile, "--window 4", "a run of 4 units is longer than the 3"),
+        (subtuning_variants, "--variants quantised", "unknown variant 'quantised'"),
+        (subtuning_variants, "--queries 20 200", "ends with 200 labels: there are 100"),
+        (subtuning_variants, "--tuned block7", "'block7' matches no unit"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_is_written(
+    call, tmp_path, capsys, module, flags, problem
+):
+    assert call(module, f"--shift contrast {flags}") == 2
+    assert problem in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()
+
+
+def found(task, method, seed, value, split="test", **more):
+    row = {"task": task, "method": method, "seed": seed, "value": value}
+    return row | {"split": split, **more}
+
+
+def test_regret_is_the_mean_paired_difference_with_its_interval():
+    values = {"exhaustive": (60.0, 62.0, 61.0), "cheap": (59.0, 62.0, 60.0)}
+    tests = [
+        found("t", f"SubTuning, {name}", seed, value)
+        for name, scores in values.items()
+        for seed, value in enumerate(scores)
+    ]
+    # Differences 1, 0, 1: mean 2/3, standard error 1/3, t(2) = 4.303.
+    assert regret(tests, {"task": "t"}, "cheap") == "0.67 (-0.77 to 2.10)"
+    assert regret(tests, {"task": "t"}, "exhaustive") == ""
+    searches = [
+        found(
+            "t", f"search {name}", 0, 50.0, "search", units=["a"], runs=9, flops=flops
+        )
+        for name, flops in (("exhaustive", 8e12), ("cheap", 1e12))
+    ]
+    assert by_search([*searches, *tests], {}).splitlines()[-1] == (
+        "| t | cheap | a | 50.0 | 9 | 1.00 | 0.12 | 0.67 (-0.77 to 2.10) |"
+    )
