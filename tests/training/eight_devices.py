@@ -24,6 +24,7 @@ from subtune_jax.training.phases import Phase  # noqa: E402
 from subtune_jax.training.plan import make_plan  # noqa: E402
 from subtune_jax.training.predict import evaluate  # noqa: E402
 from subtune_jax.training.resume import first_snapshot  # noqa: E402
+from subtune_jax.training.suffix import cut  # noqa: E402
 from tests import toy  # noqa: E402
 from tests.tuning.test_contract import TUNINGS, setup  # noqa: E402
 
@@ -51,14 +52,32 @@ def tuned(name) -> float:
     return largest_difference(one.network.params, eight.network.params)
 
 
-def batch_normed() -> float:
-    """Returns the same of a network whose norms use statistics of the whole batch."""
+def wide_resnet():
     network = toy.small_resnet("batch")
     params, stats = (
         jax.tree.map(lambda leaf: leaf.astype(jnp.float64), part)
         for part in (network.params, network.stats)
     )
-    network = network._replace(params=params, stats=stats)
+    return network._replace(params=params, stats=stats)
+
+
+def suffix() -> float:
+    """Returns how far 20 steps of a suffix on features on eight devices are from those of
+    the whole network on one."""
+    network, data = wide_resnet(), toy.images(32)
+    part, (features,) = cut(network, 4, data)
+
+    def run(network, data, devices):
+        phase = Phase(select(network, {"g": ["block3_0", "head"]}), adam(1e-3), 20)
+        tuned = trained(network, phase, data, devices, norm="tuned", cache_bytes=0)
+        return tuned.network.params["block3_0"], tuned.network.stats["block3_0"]
+
+    return largest_difference(run(network, data, 1), run(part, features, 8))
+
+
+def batch_normed() -> float:
+    """Returns the same of a network whose norms use statistics of the whole batch."""
+    network = wide_resnet()
     phase = Phase(select(network, {"g": [".*"]}), adam(1e-3), 4)
     one, eight = (
         trained(network, phase, toy.images(32), n, norm="batch").network for n in (1, 8)
@@ -116,6 +135,7 @@ def scored() -> float:
 if __name__ == "__main__":
     checks = {name: tuned(name) for name in TUNINGS}
     checks["batch statistics"] = batch_normed()
+    checks["suffix"] = suffix()
     checks["programs"] = programs_where_nothing_travels()
     checks["scores"] = scored()
     print(json.dumps(checks))
