@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from subtune_jax.data.crops import resized_crop_and_flip
-from subtune_jax.data.tfds import images
+from subtune_jax.data.tfds import images, split_sizes
 from subtune_jax.data.vtab import vtab_1k, vtab_splits
 from subtune_jax.errors import InputError
 
@@ -58,11 +58,14 @@ def test_the_whole_image_is_a_box_and_gray_images_stay_gray():
 
 
 def test_vtab_reads_a_thousand_images_of_a_prepared_set(real_data):
-    train, test = vtab_1k("cifar100", real_data / "tfds")
+    home = real_data / "tfds"
+    sizes = split_sizes("cifar100", home)
+    train, test = vtab_1k("cifar100", home)
     assert train.x.shape == (1000, 32, 32, 3) and train.x.dtype == np.uint8
-    assert len(train.y) == 1000 and len(test.y) == 10_000
-    last = images("cifar100", "train[45199:45200]", real_data / "tfds")
+    assert len(train.y) == 1000 and len(test.y) == sizes["test"]
+    end = sizes["train"] * 90 // 100 + 200
+    last = images("cifar100", f"train[{end - 1}:{end}]", home)
     assert np.array_equal(train.x[-1], last.x[:][0]) and train.y[-1] == last.y[0]
-    own, _ = vtab_1k("cifar100", real_data / "tfds", "subtuning")
+    own, _ = vtab_1k("cifar100", home, "subtuning")
     assert np.array_equal(own.x[:800], train.x[:800])
     assert not np.array_equal(own.x[800:], train.x[800:])
