@@ -36,6 +36,7 @@ from experiments.common.subtuning import (
     RecipeFlags,
     new_task,
     require_searchable,
+    with_digits,
 )
 
 
@@ -73,7 +74,7 @@ class Settings:
     def completed(self) -> "Settings":
         """Returns the settings whose task has the images of the largest size."""
         target = replace(self.target, train_examples=max(self.sizes))
-        return replace(self, target=target)
+        return with_digits(replace(self, target=target))
 
 
 class Job(NamedTuple):

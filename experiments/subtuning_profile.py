@@ -38,6 +38,7 @@ from experiments.common.subtuning import (
     require_searchable,
     scorer,
     units_of,
+    with_digits,
 )
 
 REFERENCES = {"head alone": (), "all blocks": ("blocks",)}
@@ -59,6 +60,10 @@ class Settings:
         """Raises `InputError` for the first combination that cannot be."""
         if self.pairs and self.window != 1:
             raise st.InputError("--pairs takes the place of --window: give one of them")
+
+    def completed(self) -> "Settings":
+        """Returns the settings with the shifts of the digits."""
+        return with_digits(self)
 
 
 class Job(NamedTuple):

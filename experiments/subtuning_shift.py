@@ -35,6 +35,7 @@ from experiments.common.subtuning import (
     new_task,
     require_searchable,
     units_of,
+    with_digits,
 )
 
 
@@ -48,6 +49,10 @@ class Settings:
     greedy: GreedyFlags = field(default_factory=Greedy)
     recipe: RecipeFlags = field(default_factory=Recipe)
     common: Flags = field(default_factory=Common)
+
+    def completed(self) -> "Settings":
+        """Returns the settings with the shifts of the digits."""
+        return with_digits(self)
 
 
 class Job(NamedTuple):

@@ -45,6 +45,7 @@ from experiments.common.subtuning import (
     new_task,
     tuned,
     units_of,
+    with_digits,
 )
 
 
@@ -76,6 +77,10 @@ class Settings:
     common: Flags = field(default_factory=Common)
 
     SMOKE: ClassVar = {"queries": lambda queries: queries[:2]}
+
+    def completed(self) -> "Settings":
+        """Returns the settings with the shifts of the digits."""
+        return with_digits(self)
 
 
 class Job(NamedTuple):

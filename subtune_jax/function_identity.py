@@ -21,6 +21,7 @@ import numpy as np
 
 from subtune_jax import tree
 
+PLAIN = frozenset((str, int, float, bool, type(None), bytes))
 OWN = Path(__file__).parent
 INSTALLED = tuple(sysconfig.get_paths()[k] for k in ("stdlib", "purelib", "platlib"))
 
@@ -38,6 +39,8 @@ def said(value: Any, within: tuple[int, ...] = ()) -> str:
     code changes with their version alone. Objects: attributes, or `repr` without
     addresses.
     """
+    if type(value) in PLAIN:  # most of what is described: nothing is held by it
+        return repr(value)
     if id(value) in within:
         return "itself"
     inner = partial(said, within=(*within, id(value)))
@@ -54,7 +57,8 @@ def said(value: Any, within: tuple[int, ...] = ()) -> str:
         return f"{value.__name__} {getattr(value, '__version__', '')}"
     plain = _unwrapped(value)
     held = _held(plain)
-    return _name(plain) if held is None else f"{_name(plain)}{inner(held)}"
+    name = _name(plain, held)
+    return name if held is None else f"{name}{inner(held)}"
 
 
 def _unwrapped(value: Any) -> Any:
@@ -133,10 +137,10 @@ def _installed(file: str) -> bool:
     return own or file.startswith(INSTALLED) or file.startswith("<frozen")
 
 
-def _name(value: Any) -> str:
+def _name(value: Any, held: Any) -> str:
     if isinstance(value, type) or inspect.isroutine(value):
         return f"{value.__module__}.{value.__qualname__}"
-    if _held(value) is not None:
+    if held is not None:
         return type(value).__qualname__
     return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 

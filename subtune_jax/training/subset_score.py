@@ -101,17 +101,21 @@ def subset_score(
             split(part.data, fold),
         )
         run_key = jax.random.fold_in(jax.random.fold_in(key, seed), fold)
-        run = _trained(
-            network,
+        phases, sizes = (
             phases_of(network, units, len(parts[0].y)),
-            parts,
-            task.metrics["validation"],
-            run_key,
-            settings,
+            tuple(map(_rows, parts)),
         )
-        tuned = run.network and rejoin(base.network, run.network)
-        return Run(tuned, run.value, base.flops + part.flops + run.flops)
+        if (units, sizes) not in flops:  # folds and seeds cost alike
+            flops[units, sizes] = run_flops(
+                network, phases, parts[0], batch_size, sizes[1]
+            )
+        metric = task.metrics["validation"]
+        tuned, value = _trained(network, phases, parts, metric, run_key, settings)
+        whole_again = tuned and rejoin(base.network, tuned)
+        spent = base.flops + part.flops + flops[units, sizes]
+        return Run(whole_again, value, spent)
 
+    flops: dict[tuple, float] = {}
     start = Run(task.network, float("nan"), 0.0)
     # The current subset and the one before it, on each fold: what is kept does not grow
     # with the candidates. After a kill the current subset is trained again.
@@ -144,19 +148,21 @@ def _trained(
     metric: Metric,
     key: jax.Array,
     settings: dict[str, Any],
-) -> Run:
-    """Returns the run of phases on the first part, scored on the second."""
+) -> tuple[Network | None, float]:
+    """Returns the network after phases on the first part, and its score on the second."""
     train, validation = parts
-    size = settings["batch_size"]
-    flops = run_flops(network, phases, train, size, len(validation.y))
     try:
         # Nothing is kept for one run alone: `share` is how a prefix is made once.
         result = fit(
             network, phases, train, key=key, progress=False, cache_bytes=0, **settings
         )
     except ArithmeticError:
-        return Run(None, float("nan"), flops)
-    return Run(result.network, evaluate(result.network, validation, metric), flops)
+        return None, float("nan")
+    return result.network, evaluate(result.network, validation, metric)
+
+
+def _rows(data: Dataset) -> int:
+    return len(data.y)
 
 
 def run_flops(
