@@ -13,6 +13,7 @@ is made to choose by. Figures that a reviewer of the paper read: ResNet-50 on CI
 block about 94, block 14 about 95.5. Ours are in the documentation, made from results/.
 """
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -93,7 +94,8 @@ def rows(
     settings: Settings, task: st.Task, job: Job, context: Context
 ) -> Iterator[Row]:
     """Returns a row for each subset, with its accuracy on every fold."""
-    recipe, tried = settings.recipe, subsets(task.network, settings)
+    begin, recipe = time.perf_counter(), settings.recipe
+    tried = subsets(task.network, settings)
     every = [*REFERENCES.values(), *tried]
     most = recipe.folds * len(every)
     score = scorer(task, recipe, context.progress, most=most)
@@ -113,6 +115,7 @@ def rows(
                 "value": finite(np.mean(values[units])),
                 "values": values[units],
                 "flops": sum(run.flops for run in runs),
+                "seconds": (time.perf_counter() - begin) / len(every),
             }
 
 
