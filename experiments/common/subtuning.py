@@ -22,6 +22,11 @@ Subset = tuple[str, ...]
 NAMES = {"linear probing": (), "full": ("blocks",), "full with stem": ("all",)}
 HEAD = "head"
 DIGITS = ("contrast", "subpopulation")
+RANKINGS = {
+    "rgn": st.scores.relative_gradient_norm,
+    "snr": partial(st.scores.signal_to_noise, mode="microbatch"),
+    "snr_official": partial(st.scores.signal_to_noise, mode="official"),
+}
 
 
 def new_task() -> Target:
@@ -170,9 +175,9 @@ def scorer(
 
 
 def gradient_ranking(
-    task: st.Task, recipe: Recipe, units: Subset
+    task: st.Task, recipe: Recipe, units: Subset, name: str
 ) -> tuple[dict[str, float], float]:
-    """Returns the relative gradient norm of each unit, and the FLOPs that it took.
+    """Returns a score of each unit from gradients, and the FLOPs that it took.
 
     With a head of zeros the body has no gradient: the head is trained first, on features
     made once. Then one pass over the training images.
@@ -188,7 +193,7 @@ def gradient_ranking(
     network = st.training.rejoin(whole, result.network)
     groups = {unit: st.selection.match(network, unit) for unit in units}
     batches = st.data.in_order(images, size)
-    ranking = st.scores.relative_gradient_norm(network, batches, groups=groups)
+    ranking = RANKINGS[name](network, batches, groups=groups)
     every = st.select(network, {"units": list(units)})
     one = images.take(np.arange(1)).x
     forward = sum(st.cost.stage_flops(network, one).values())
