@@ -8,7 +8,7 @@ everything where data are few; with more data layers nearer the input do better.
     python -m experiments.subtuning_data_size --weights WEIGHTS --new-head \\
         --dataset cifar100 --data-dir DATA
 
-Two CPU cores: TIME. The paper's figures were not read; ours are in the documentation, made
+The paper's figures were not read; ours are in the documentation, made
 from results/. The smaller training parts are parts of the largest; subset and rank of LoRA
 are searched anew in folds of each of them.
 """
@@ -89,7 +89,7 @@ class Job(NamedTuple):
 def jobs(settings: Settings, task: st.Task) -> Iterator[Job]:
     """Returns for each size the searches, then every method under every seed."""
     for size in settings.sizes:
-        require_searchable(sized(task, size), settings.recipe)
+        require_searchable(sized(task, size), settings)
     blocks = [f"surgical:{name}" for name in settings.methods]
     for block in blocks:
         st.selection.match(task.network, block)

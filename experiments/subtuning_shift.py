@@ -8,7 +8,7 @@ or the one before it is the first to be chosen.
     python -m experiments.subtuning_shift --dataset cifar10_corrupted/gaussian_noise_5 \\
         --split test --train-examples 200 --data-dir DATA --weights WEIGHTS
 
-Two CPU cores: TIME. The paper's figures were not read; ours are in the documentation, made
+The paper's figures were not read; ours are in the documentation, made
 from results/. A corruption of our own is a `--shift`, as jpeg_compression_5, of a clean set.
 """
 
@@ -72,7 +72,7 @@ def methods_of(network: st.Network, settings: Settings) -> list[str]:
 
 def jobs(settings: Settings, task: st.Task) -> Iterator[Job]:
     """Returns the search of each shift, then every method under every seed."""
-    require_searchable(task, settings.recipe)
+    require_searchable(task, settings)
     methods, seeds = methods_of(task.network, settings), range(settings.common.seeds)
     for shift in settings.target.shifts:
         yield Job(shift, f"search {settings.search}", 0)
@@ -107,7 +107,9 @@ def draw(out: Path, rows: Sequence[Row], settings: Settings, task: st.Task) -> N
     """Draws chosen.png: how many tasks chose each unit, and chose it first."""
     searches = [row for row in rows if row["split"] == "search"]
     units = units_of(task.network, settings.recipe)
-    first = Counter(row["path"][1][0][0] for row in searches if len(row["path"]) > 1)
+    # The first step of a walk that adds: of one that takes away there is no first choice.
+    forward = [r for r in searches if not r["path"][0][0] and len(r["path"]) > 1]
+    first = Counter(row["path"][1][0][0] for row in forward)
     every = Counter(unit for row in searches for unit in row["units"])
     bars = {
         name: {unit: (float(counts[unit]), 0.0) for unit in units}

@@ -7,7 +7,7 @@ network helps; tuned layers can be pruned; with active learning fewer labels are
     python -m experiments.subtuning_variants --weights WEIGHTS --new-head \\
         --dataset cifar100 --train-examples 1000 --tuned block3_2 --data-dir DATA
 
-Two CPU cores: TIME. The paper's figures were not read; ours are in the documentation, made
+The paper's figures were not read; ours are in the documentation, made
 from results/. Active learning asks for the labels of the images with the smallest margin,
 p(first class) - p(second); `random queries` has as many labels, of images drawn at random.
 """
@@ -101,10 +101,13 @@ def jobs(settings: Settings, task: st.Task) -> Iterator[Job]:
     units = chosen(task.network, settings)
     for unit in units:
         st.selection.match(task.network, unit)
-    if settings.queries[-1] > len(task.train.y):
+    queries = settings.queries
+    if sorted(set(queries)) != list(queries):
+        raise st.InputError(f"--queries must rise, got {' '.join(map(str, queries))}")
+    if queries[-1] > len(task.train.y):
         raise st.InputError(
-            f"--queries ends with {settings.queries[-1]} labels: there are "
-            f"{len(task.train.y)} training images"
+            f"--queries ends with {queries[-1]} labels: there are {len(task.train.y)} "
+            "training images"
         )
     for name in settings.variants:
         if name not in VARIANTS:
@@ -112,6 +115,8 @@ def jobs(settings: Settings, task: st.Task) -> Iterator[Job]:
                 f"unknown variant {name!r}: expected one of {', '.join(VARIANTS)}"
             )
     names = settings.variants or (*VARIANTS,)
+    if "pruned" in names:  # not after an hour: group norms cannot be pruned
+        st.models.prune(task.network, units, settings.pruned)
     seeds = range(settings.common.seeds)
     return map(Job._make, product(settings.target.shifts, names, seeds))
 
@@ -189,7 +194,10 @@ def queried(
         more = left[: count - len(labelled)]
         if active:
             part = task._replace(train=pool.take(labelled))
-            network = tuned(part, settings.recipe, units, job.seed).network
+            try:
+                network = tuned(part, settings.recipe, units, job.seed).network
+            except ArithmeticError:  # the last round diverges too, and its row says so
+                break
             margins = margin(st.predict(network, pool.take(left)))
             nearest = np.argsort(margins, kind="stable")[: len(more)]
             more = left[nearest]

@@ -127,6 +127,14 @@ class Target:
                     or self.split not in ("train", "test")
                 )
             ),
+            f"--split {self.split} and --test-split {self.test_split} may share images": (
+                self.test_split not in (None, self.split)
+                and bool(_splits(self.split) & _splits(self.test_split))
+            ),
+            f"--parts {self.parts} is for studies that choose by folds": (
+                self.parts != "drawn"
+                and not hasattr(getattr(settings, "recipe", None), "folds")
+            ),
             f"--parts {self.parts} are of a TFDS set, without --groups and --breeds": (
                 self.parts != "drawn"
                 and (self.groups or self.breeds or Path(self.dataset).is_dir())
@@ -169,7 +177,7 @@ class Target:
         rng, network = np.random.default_rng(seed), loaded(common.weights)
         if self.parts in VTAB:
             task = vtab_task(self, common, network)
-        elif self.test_split in (None, self.split):
+        elif self.test_split in (None, self.split) or Path(self.dataset).is_dir():
             pool = drawn_pool(self, common, network, self.sizes, rng)
             data = shift(name).target(pool.data, rng)
             task = split_task(network, data, self.sizes, rng, pool.groups)
@@ -178,6 +186,8 @@ class Target:
         if not self.new_head:
             return task
         classes = 1 + int(max(task.train.y.max(), task.validation.y.max()))
+        if not Path(self.dataset).is_dir() and self.breeds is None:
+            classes = max(classes, len(class_names(self.dataset, _tfds_home(common))))
         if self.head_start == "zeros":
             return task._replace(network=replace_head(network, classes))
         return probed(task, classes, seed)
@@ -272,8 +282,8 @@ def apart_task(
 
 
 def vtab_task(target: Target, common: Common, network: Network) -> Task:
-    """Returns the task of VTAB-1k; its last 200 training images validate too, for studies
-    without folds."""
+    """Returns the task of VTAB-1k for a study that validates on folds of the training part:
+    the validation part is of it."""
     size, home = _size(target, network), _tfds_home(common)
     train, test = vtab_1k(target.dataset, home, VTAB[target.parts], size)
     require_fit(Pool(train, None, class_names(target.dataset, home)), target, network)
@@ -306,6 +316,11 @@ def image_pool(target: Target, common: Common, network: Network) -> Pool:
     classes = breeds(target.breeds, target.hierarchy, target.breeds_split)
     names = tuple(one.name for one in classes)
     return Pool(subpopulations(pool.data, classes, "target"), None, names)
+
+
+def _splits(spec: str) -> set[str]:
+    """Returns the names of the splits in a TFDS specification, as train[:80%]+test."""
+    return {part.partition("[")[0].strip() for part in spec.split("+")}
 
 
 def _size(target: Target, network: Network) -> int | None:

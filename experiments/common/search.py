@@ -23,6 +23,7 @@ from experiments.common.subtuning import (
     about_row,
     final_row,
     gradient_ranking,
+    is_balanced,
     scorer,
     units_of,
 )
@@ -83,7 +84,13 @@ def search_row(
     units, folds = units_of(task.network, recipe), recipe.folds
     most = folds * (1 + len(units) * (len(units) + 1) // 2)
     score = scorer(
-        task, recipe, context.progress, share=kind.share, warm=kind.warm, most=most
+        task,
+        recipe,
+        context.progress,
+        share=kind.share,
+        warm=kind.warm,
+        balanced=is_balanced(settings),
+        most=most,
     )
     ranking, flops = None, 0.0
     if kind.ranked:
@@ -107,7 +114,7 @@ def search_row(
         "split": "search",
         "value": finite(search.value),
         "units": list(search.units),
-        "path": [[list(subset), value] for subset, value in search.path],
+        "path": [[list(subset), finite(value)] for subset, value in search.path],
         "runs": search.runs,
         "flops": search.flops + flops,
         "seconds": time.perf_counter() - begin,
@@ -129,7 +136,14 @@ def rank_row(settings: Any, task: st.Task, job: Any, context: Context) -> Row:
 
     def scored(rank: int) -> Callable[..., st.selection.Score]:
         tuning = st.tuning.lora(rank)
-        return scorer(task, recipe, context.progress, share=False, tuning=tuning)
+        return scorer(
+            task,
+            recipe,
+            context.progress,
+            share=False,
+            balanced=is_balanced(settings),
+            tuning=tuning,
+        )
 
     by_rank = {(f"rank {rank}",): scored(rank) for rank in ranks}
 
@@ -142,12 +156,12 @@ def rank_row(settings: Any, task: st.Task, job: Any, context: Context) -> Row:
         )
         flops = sum(one.flops for one in journal.scores.values())
     means = {units: float(np.mean(scores)) for units, scores in values.items()}
-    best = max(means, key=lambda units: means[units])
+    best = max(means, key=lambda one: finite(means[one]) or 0.0)  # NaN: it diverged
     return about_row(settings, task, job) | {
         "split": "search",
         "value": finite(means[best]),
         "units": list(best),
-        "path": [[list(units), mean] for units, mean in means.items()],
+        "path": [[list(units), finite(mean)] for units, mean in means.items()],
         "runs": recipe.folds * len(ranks),
         "flops": flops,
         "seconds": time.perf_counter() - begin,
@@ -220,8 +234,9 @@ def by_search(rows: Sequence[Row], config: Config) -> str:
         name, whole = row["method"].removeprefix("search "), exhaustive(searches, row)
         share = f"{row['flops'] / whole['flops']:.2f}" if whole else ""
         values = [row["task"], name, " ".join(row["units"]) or "none"]
+        score = "diverged" if row["value"] is None else f"{row['value']:.1f}"
         values += [
-            f"{row['value']:.1f}",
+            score,
             str(row["runs"]),
             f"{row['flops'] / 1e12:.2f}",
         ]
@@ -262,8 +277,10 @@ def draw_paths(out: Path, rows: Sequence[Row]) -> None:
     for row in rows:
         name = row["method"].removeprefix("search ")
         if row["split"] == "search" and name != LORA:
-            values = [value for _, value in row["path"] if np.isfinite(value)]
-            lines.setdefault(row["task"], {})[name] = (range(len(values)), values)
+            points = [(len(units), v) for units, v in row["path"] if v is not None]
+            line = tuple(map(list, zip(*points, strict=True)))
+            if line:
+                lines.setdefault(row["task"], {})[name] = line
     if lines:
         label = "accuracy on folds (%)"
         curves(lines, out / "path.png", xlabel="units tuned", ylabel=label)

@@ -93,11 +93,22 @@ def units_of(network: st.Network, recipe: Recipe) -> Subset:
     return blocks
 
 
-def require_searchable(task: st.Task, recipe: Recipe) -> None:
+def require_searchable(task: st.Task, settings: Any) -> None:
     """Raises `InputError` where there is no candidate or folds cannot be, so that nothing
     has been written by then."""
-    units_of(task.network, recipe)
-    st.data.balanced_folds(task.train.y, recipe.folds, 0)
+    units_of(task.network, settings.recipe)
+    if settings.target.groups:
+        raise st.InputError("folds are balanced over classes alone: leave --groups out")
+    if is_balanced(settings):
+        st.data.balanced_folds(task.train.y, settings.recipe.folds, 0)
+    else:
+        st.data.shuffled_folds(len(task.train.y), settings.recipe.folds, 0)
+
+
+def is_balanced(settings: Any) -> bool:
+    """Returns whether folds are drawn by class: not those of VTAB-1k, some of whose classes
+    have fewer images than there are folds (official code: shuffled)."""
+    return settings.target.parts == "drawn"
 
 
 def named(network: st.Network, recipe: Recipe, units: Subset) -> Subset:
@@ -121,10 +132,13 @@ def phase(
     return st.Phase(st.select(network, selection), rules, steps, **how)
 
 
-def steps_of(network: st.Network, recipe: Recipe, examples: int) -> int:
-    """Returns the steps of a run: full passes, without a ragged batch where the network
-    has batch norms (tuned ones use the statistics of the batch)."""
-    drop = bool(jax.tree.leaves(network.stats))
+def steps_of(network: st.Network, recipe: Recipe, examples: int, normed: bool) -> int:
+    """Returns the steps of a run: full passes, without a ragged batch where norms use the
+    statistics of the batch.
+
+    normed: whether the run tunes norms; a network has such only if it has statistics.
+    """
+    drop = normed and bool(jax.tree.leaves(network.stats))
     size = min(recipe.batch_size, examples)
     return recipe.epochs * st.data.steps_per_epoch(examples, size, drop=drop)
 
@@ -136,6 +150,7 @@ def scorer(
     *,
     share: bool = True,
     warm: bool = False,
+    balanced: bool = True,
     most: int | None = None,
     **how: Any,
 ) -> Callable[[Subset, int, int], st.selection.Score]:
@@ -145,12 +160,13 @@ def scorer(
     there are at most, which gives the time left. how: the rest of the `Phase`, as its
     tuning.
     """
-    begin, done = time.perf_counter(), count(1)
+    begin, done, so_far = time.perf_counter(), count(1), dict[Subset, list[float]]()
     half = replace(recipe, epochs=-(-recipe.epochs // 2)) if warm else recipe
 
     def phases(network: st.Network, units: Subset, examples: int) -> list[st.Phase]:
         short = half if units else recipe
-        steps = steps_of(network, short, examples)
+        normed = bool(units) and "tuning" not in how  # the norms of LoRA rest
+        steps = steps_of(network, short, examples, normed)
         return [phase(network, units, short, steps, **how)]
 
     score = st.training.subset_score(
@@ -158,6 +174,7 @@ def scorer(
         phases,
         key=jax.random.key(0),
         folds=recipe.folds,
+        balanced=balanced,
         share=share,
         warm=warm,
         batch_size=recipe.batch_size,
@@ -167,8 +184,9 @@ def scorer(
         one, number = score(units, fold, seed), next(done)
         left = (time.perf_counter() - begin) / number * ((most or number) - number)
         until = f", at most {left / 60:.0f} min left" if most else ""
-        names = " + ".join(units) or "head alone"
-        say(f"{names}, fold {fold}: {one.value:.1f}{until}")
+        names, values = " + ".join(units) or "head alone", so_far.setdefault(units, [])
+        values.append(one.value)
+        say(f"{names}, fold {fold}: {np.mean(values):.1f} so far{until}")
         return one
 
     return told
@@ -184,29 +202,37 @@ def gradient_ranking(
     """
     whole, images = task.network, task.train
     suffix, (features,) = st.training.cut(whole, len(whole.stages) - 1, images)
-    steps = steps_of(suffix, recipe, len(images.y))
+    steps = steps_of(suffix, recipe, len(images.y), normed=False)
     probe = phase(suffix, (), recipe, steps)
     size = min(recipe.batch_size, len(images.y))
-    result = st.fit(
-        suffix, probe, features, key=jax.random.key(0), batch_size=size, progress=False
-    )
+    key = jax.random.key(0)
+    try:
+        result = st.fit(
+            suffix, probe, features, key=key, batch_size=size, progress=False
+        )
+    except ArithmeticError as error:
+        raise st.InputError(
+            f"no ranking: the head alone diverged ({error}); try a lower "
+            "--head-learning-rate"
+        ) from None
     network = st.training.rejoin(whole, result.network)
     groups = {unit: st.selection.match(network, unit) for unit in units}
     batches = st.data.in_order(images, size)
     ranking = RANKINGS[name](network, batches, groups=groups)
     every = st.select(network, {"units": list(units)})
     one = images.take(np.arange(1)).x
-    forward = sum(st.cost.stage_flops(network, one).values())
-    backward = sum(st.cost.stage_flops(network, one, every).values())
+    making = sum(st.cost.stage_flops(network, one).values())  # of the features
+    gradients = sum(st.cost.stage_flops(network, one, every).values())
     flops = st.training.run_flops(suffix, [probe], features, size)
-    return ranking, flops + len(images.y) * (forward + backward)
+    return ranking, flops + len(images.y) * (making + gradients)
 
 
 def tuned(
     task: st.Task, recipe: Recipe, units: Subset, seed: int, **how: Any
 ) -> st.FitResult:
     """Returns the run of a subset on all training images."""
-    steps = steps_of(task.network, recipe, len(task.train.y))
+    normed = bool(units) and "tuning" not in how
+    steps = steps_of(task.network, recipe, len(task.train.y), normed)
     return st.fit(
         task.network,
         phase(task.network, units, recipe, steps, **how),
@@ -228,10 +254,12 @@ def final_row(
     try:
         result = tuned(task, recipe, units, job.seed, **how)
     except ArithmeticError:
-        return about | {"value": None, "status": "diverged", "seconds": 0.0}
+        seconds = time.perf_counter() - begin
+        return about | {"value": None, "status": "diverged", "seconds": seconds}
     network = result.network
     scores = st.test_once(lambda data: st.predict(network, data), task)
     row = about | {"value": scores[task.metric], "status": "ok"}
+    row |= {"steps": result.epochs[-1].step}
     row |= theory_of(task, result, scores[task.metric])
     rate = recipe.learning_rate if units else recipe.head_learning_rate
     row |= {"learning_rate": rate}
@@ -271,6 +299,5 @@ def about_row(settings: Any, task: st.Task, job: Any) -> Row:
         "metric": task.metric,
         "trainable_params": 0,
         "total_params": st.tree.count(task.network.params),
-        "steps": steps_of(task.network, settings.recipe, len(task.train.y)),
         "commit": results.commit(),
     }

@@ -20,6 +20,7 @@ from subtune_jax.data.shifts import SHIFTS, Shift, shift
 from subtune_jax.data.splits import (
     balanced_folds,
     balanced_indices,
+    shuffled_folds,
     split_balanced,
 )
 from subtune_jax.data.task import Sealed, Task, fold_tasks, split_task, test_once
@@ -60,6 +61,7 @@ __all__ = [
     "ragged",
     "resized_crop_and_flip",
     "shift",
+    "shuffled_folds",
     "split_balanced",
     "split_sizes",
     "split_task",

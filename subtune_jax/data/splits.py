@@ -49,8 +49,7 @@ def balanced_folds(
     Raises `InputError` unless there are 2 folds or more, and an example of every class for
     each of them.
     """
-    if not 2 <= count <= len(y):
-        raise InputError(f"folds must be from 2 to {len(y)} here, got {count!r}")
+    _require_folds(count, len(y))
     values, counts = np.unique(y, return_counts=True)
     if counts.min() < count:
         fewest = values[counts.argmin()]
@@ -63,6 +62,25 @@ def balanced_folds(
     order = [rng.permutation(np.flatnonzero(y == c)) for c in np.unique(y)]
     dealt = np.concatenate(order)
     return tuple(rng.permutation(dealt[fold::count]) for fold in range(count))
+
+
+def shuffled_folds(
+    examples: int, count: int, seed: int | np.random.Generator
+) -> tuple[np.ndarray, ...]:
+    """Returns `count` disjoint folds of all examples, whatever their classes, int[n] each.
+
+    For sets in which some class has fewer examples than there are folds. Raises
+    `InputError` unless there are 2 folds or more, and an example for each of them.
+    """
+    _require_folds(count, examples)
+    return tuple(
+        np.array_split(np.random.default_rng(seed).permutation(examples), count)
+    )
+
+
+def _require_folds(count: int, examples: int) -> None:
+    if not 2 <= count <= examples:
+        raise InputError(f"folds must be from 2 to {examples} here, got {count!r}")
 
 
 def _per_class(

@@ -9,7 +9,8 @@ from subtune_jax.data.tfds import images, split_sizes
 from subtune_jax.errors import unknown
 
 PROTOCOLS = ("official", "subtuning")
-# Sets whose last 200 images come from a validation split of their own.
+# SubTuning's four sets; those whose last 200 images are of a validation split of their own.
+SETS = ("cifar100", "caltech101", "oxford_flowers102", "dmlab")
 VALIDATED = ("oxford_flowers102", "dmlab")
 
 
@@ -21,8 +22,11 @@ def vtab_splits(
     `official` (task_adaptation): the 200 are the first of the validation split for
     oxford_flowers102 and dmlab, else those from 90 % of the training split on. `subtuning`
     (the paper's repository): those from 80 % on, for every set. sizes: examples by split.
-    Raises `InputError` for another protocol.
+    Raises `InputError` for another protocol, and for sets beside SubTuning's four, whose
+    official splits we have not read.
     """
+    if name not in SETS:
+        raise unknown("set of VTAB-1k", name, SETS)
     if protocol not in PROTOCOLS:
         raise unknown("protocol of VTAB", protocol, PROTOCOLS)
     if protocol == "official" and name in VALIDATED:

@@ -19,7 +19,8 @@ def siamese(network: Network, fork: str, num_classes: int) -> Network:
     logits = [f_0(x), f(x)] W + b: f_0 is the network as it was pretrained, f the one whose
     units train, and the head of zeros reads the features of both. Stages `frozen_NAME`
     are the copies; they come first, so that they and the shared prefix are made once.
-    Selections of the other units stay as they were. Raises `InputError` for a stage that
+    Select by the names of stages: a pattern inside them (`norm1`) matches the copies as
+    well. Raises `InputError` for a stage that
     is none of the body's.
     """
     require_network(network)

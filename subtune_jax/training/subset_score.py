@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from subtune_jax.data.batches import Augment, Dataset
-from subtune_jax.data.splits import balanced_folds
+from subtune_jax.data.splits import balanced_folds, shuffled_folds
 from subtune_jax.data.task import Task
 from subtune_jax.errors import InputError, require_function, require_type
 from subtune_jax.labels import lowest_trainable
@@ -43,6 +43,7 @@ def subset_score(
     key: jax.Array,
     folds: int | None = 5,
     fold_seed: int = 0,
+    balanced: bool = True,
     share: bool = True,
     warm: bool = False,
     loss: Callable = cross_entropy,
@@ -57,31 +58,39 @@ def subset_score(
 
     score(units, fold, seed) trains `phases_of(network, units, examples)` on the other
     folds of `task.train` (so many examples) and returns the metric on this one, after the
-    last step, and the contraction FLOPs of training and validation. folds: how many,
-    class-balanced, drawn once from `fold_seed`; `None`: train on `task.train`, validate on
-    `task.validation`. The test part stays sealed.
+    last step, and the contraction FLOPs of training and validation. folds: how many, drawn
+    once from `fold_seed`, by class if `balanced`; `None`: train on `task.train`, validate
+    on `task.validation`. The test part stays sealed. A batch is never larger than the
+    training part.
 
     share: the activations of the frozen prefix are made once for all folds, seeds and
-    subsets that can use them, within `share_bytes`; a run is then one of the suffix, and
-    `phases_of` is given that. warm: a subset starts from the trained network of all its
-    units but the last, so that phases can be short; search with `order="added"`. The
-    other arguments are those of `fit`. Raises `InputError` for fewer than 2 folds, or
-    more than there are examples of a class, and for `share` with augmentation, or with
-    norms or dropout that act in a frozen prefix.
+    subsets that can use them; a run is then one of the suffix, and `phases_of` is given
+    that. share_bytes: what activations may take; a prefix whose own take more is cut
+    earlier, and cuts that do not fit beside each other are made again. warm: a subset
+    starts from the trained network of all its units but the last, so that phases can be
+    short; search with `order="added"`. The other arguments are those of `fit`.
+
+    Raises `InputError` for fewer than 2 folds, or more than there are examples of a class,
+    for folds of a task whose metric is of groups, and for `share` with augmentation, or
+    with norms or dropout that act in a frozen prefix.
     """
     require_type(Task, task=task)
     require_function(3, phases_of=phases_of)
     require_key(key)
     if share:
         _require_deterministic(norm, dropout, augment)
-    data, split = _split(task, folds, fold_seed)
+    if folds is not None and task.metric != "accuracy":
+        raise InputError(
+            f"folds are scored by accuracy, and the task by {task.metric}: folds=None "
+            "validates on its validation part"
+        )
+    data, split = _split(task, folds, fold_seed, balanced)
     cuts = kept_cuts(task.network, data, share_bytes)
     whole = Cut(task.network, data, 0)
     settings: dict[str, Any] = {
         "loss": loss,
         "norm": norm,
         "dropout": dropout,
-        "batch_size": batch_size,
         "augment": augment,
         "place": place,
     }
@@ -105,12 +114,11 @@ def subset_score(
             phases_of(network, units, len(parts[0].y)),
             tuple(map(_rows, parts)),
         )
+        size = min(batch_size, sizes[0])
         if (units, sizes) not in flops:  # folds and seeds cost alike
-            flops[units, sizes] = run_flops(
-                network, phases, parts[0], batch_size, sizes[1]
-            )
-        metric = task.metrics["validation"]
-        tuned, value = _trained(network, phases, parts, metric, run_key, settings)
+            flops[units, sizes] = run_flops(network, phases, parts[0], size, sizes[1])
+        how, metric = {**settings, "batch_size": size}, task.metrics["validation"]
+        tuned, value = _trained(network, phases, parts, metric, run_key, how)
         whole_again = tuned and rejoin(base.network, tuned)
         spent = base.flops + part.flops + flops[units, sizes]
         return Run(whole_again, value, spent)
@@ -187,12 +195,17 @@ def run_flops(
     return float(steps + scored * one)
 
 
-def _split(task: Task, folds: int | None, seed: int) -> tuple[tuple, Callable]:
+def _split(
+    task: Task, folds: int | None, seed: int, balanced: bool
+) -> tuple[tuple, Callable]:
     """Returns the data sets that a score reads, and split(data, fold) -> (training part,
     validation part) of them or of their features."""
     if folds is None:
         return (task.train, task.validation), lambda data, fold: data
-    parts = balanced_folds(task.train.y, folds, seed)
+    if balanced:
+        parts = balanced_folds(task.train.y, folds, seed)
+    else:
+        parts = shuffled_folds(len(task.train.y), folds, seed)
 
     def split(data: Sequence[Dataset], fold: int) -> tuple[Dataset, Dataset]:
         others = np.concatenate([part for i, part in enumerate(parts) if i != fold])

@@ -7,12 +7,14 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from subtune_jax import tree
 from subtune_jax.data.batches import Dataset
 from subtune_jax.errors import InputError
 from subtune_jax.network import Network, UnitTable, require_network
 from subtune_jax.selection.select import is_matched
 from subtune_jax.stage_flops import stage_flops
 from subtune_jax.training.prefix_cache import features
+from subtune_jax.training.step import compiled_forward
 
 
 def cut(
@@ -67,12 +69,18 @@ def kept_cuts(
 ) -> Callable[[int], Cut]:
     """Returns `cut` of this network and these data as a function of `stop`.
 
-    A cut is made once, from the deepest one before it that is kept. Those used least
-    recently go when the activations take more than `budget` bytes; the last one stays.
+    A cut is made from the deepest one before it that is kept. Where its activations alone
+    would take more than `budget` bytes, the deepest cut before it that fits is given
+    instead (with stop 0: the whole network). Those used least recently go when all take
+    more than the budget together.
     """
     kept: dict[int, Cut] = {}
+    sizes = _sizes(network, datasets)
 
     def at(stop: int) -> Cut:
+        stop = max(
+            s for s, size in enumerate(sizes[: stop + 1]) if not s or size <= budget
+        )
         if stop not in kept:
             begin = max((before for before in kept if before < stop), default=0)
             from_ = kept.get(begin, Cut(network, tuple(datasets), 0))
@@ -85,6 +93,19 @@ def kept_cuts(
         return now
 
     return at
+
+
+def _sizes(network: Network, datasets: Sequence[Dataset]) -> list[int]:
+    """Returns the bytes of the activations of all data after each number of stages, with
+    texts at the width of the longest."""
+    sizes = [0] * len(network.stages)
+    for data in datasets:
+        x = data.take(np.arange(1)).x
+        for stop in range(1, len(sizes)):
+            run = compiled_forward(network, 0, stop)
+            shape = jax.eval_shape(run, network.params, network.stats, x)
+            sizes[stop] += tree.nbytes(shape) * len(data.y)
+    return sizes
 
 
 def _prefix_flops(cut: Cut, stages: int) -> int:

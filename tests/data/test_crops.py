@@ -25,6 +25,8 @@ def test_the_splits_of_vtab_are_those_of_its_code_and_of_the_papers_repository()
     assert theirs == (train, "train[52440:52640]", test)
     with pytest.raises(InputError, match="unknown protocol of VTAB 'full'"):
         vtab_splits("dmlab", SIZES, "full")
+    with pytest.raises(InputError, match="unknown set of VTAB-1k 'dtd'"):
+        vtab_splits("dtd", SIZES)
 
 
 def test_a_random_box_is_resized_to_the_whole_image():

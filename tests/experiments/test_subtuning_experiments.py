@@ -1,13 +1,23 @@
 """The studies of SubTuning: profiles, searches that were killed, what flags cannot be."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from experiments import subtuning_greedy, subtuning_profile, subtuning_variants
+import subtune_jax as st
+from experiments import (
+    subtuning_greedy,
+    subtuning_profile,
+    subtuning_variants,
+    surgical_shifts,
+)
+from experiments.common.flags import Common
 from experiments.common.search import by_search, regret
+from experiments.common.subtuning import Recipe, new_task, scorer, tuned
 
 TWO = "--shift contrast --units block1_0 block3_0"
 
@@ -52,6 +62,18 @@ def test_a_profile_has_every_fold_of_every_unit(call, tmp_path, capsys):
         (subtuning_variants, "--variants quantised", "unknown variant 'quantised'"),
         (subtuning_variants, "--queries 20 200", "ends with 200 labels: there are 100"),
         (subtuning_variants, "--tuned block7", "'block7' matches no unit"),
+        (subtuning_variants, "--queries 50 20", "--queries must rise, got 50 20"),
+        (subtuning_variants, "--network-norm group", "'block3_0' has group norms"),
+        (
+            surgical_shifts,
+            "--dataset cifar100 --weights w --parts vtab",
+            "vtab is for studies that choose by folds",
+        ),
+        (
+            subtuning_greedy,
+            "--dataset cifar100 --weights w --split test[:200]",
+            "--split test[:200] and --test-split test may share images",
+        ),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_is_written(
@@ -86,3 +108,50 @@ def test_regret_is_the_mean_paired_difference_with_its_interval():
     assert by_search([*searches, *tests], {}).splitlines()[-1] == (
         "| t | cheap | a | 50.0 | 9 | 1.00 | 0.12 | 0.67 (-0.77 to 2.10) |"
     )
+    lost = found(
+        "t", "search exhaustive", 0, None, "search", units=[], runs=5, flops=1e12
+    )
+    assert "| diverged |" in by_search([lost], {})
+
+
+def test_a_folder_has_no_splits_and_its_parts_are_disjoint(tmp_path, real_data):
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for i in range(20):
+            pixels = rng.integers(0, 256, (32, 32, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{i}.png")
+    weights = str(real_data / "weights" / "resnet20_cifar10")
+    target = replace(
+        new_task(),
+        dataset=str(tmp_path),
+        new_head=True,
+        train_examples=10,
+        validation_examples=4,
+    )
+    task = target.task(Common(weights=weights), "none", 0)
+    assert task.network.params["head"]["bias"].shape == (2,)
+    assert len(task.test) == 26
+    seen = {
+        image.tobytes() for part in (task.train, task.validation) for image in part.x
+    }
+    shown = []
+    st.test_once(lambda data: shown.append(data.x) or np.zeros((26, 2)), task)
+    assert len(seen) == 14 and not seen & {image.tobytes() for image in shown[0]}
+
+
+def test_a_head_alone_scores_the_same_on_shared_features():
+    """Of a network with batch norms: neither way drops the ragged batch of a run in which
+    no norm trains."""
+    task = st.demo.digits_task("contrast", norm="batch")
+    recipe = Recipe(epochs=2, batch_size=32, folds=2)
+    alone, shared = (
+        scorer(task, recipe, lambda text: None, share=share)((), 0, 0)
+        for share in (False, True)
+    )
+    assert alone.value == shared.value
+    result = tuned(task, recipe, (), 0)
+    assert (
+        result.epochs[-1].step == 2 * 4
+    )  # 100 images: three batches of 32 and a ragged one
+    assert tuned(task, recipe, ("block3_0",), 0).epochs[-1].step == 2 * 3

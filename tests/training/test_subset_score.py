@@ -127,6 +127,11 @@ def test_what_acts_in_a_frozen_prefix_cannot_be_shared():
     for folds, problem in ((1, "from 2 to 48"), (17, "17 folds need 17 examples")):
         with pytest.raises(InputError, match=problem):
             subset_score(task(), phases, key=KEY, folds=folds)
+    groups = task()._replace(metric="worst-group accuracy")
+    with pytest.raises(InputError, match="and the task by worst-group accuracy"):
+        subset_score(groups, phases, key=KEY)
+    few = subset_score(task(), phases, key=KEY, folds=17, balanced=False, batch_size=99)
+    assert 0 <= few((), 0, 0).value <= 100
     with pytest.raises(InputError, match="matches no unit and no path: nearest units"):
         scored()(("three",), 0, 0)
 

@@ -48,10 +48,9 @@ def test_a_suffix_is_a_network_of_the_last_stages():
             cut(network, stop)
 
 
-@pytest.mark.parametrize("norm", ["group", "batch"])
-def test_a_suffix_on_features_trains_as_the_whole_run_in_float64(norm):
+def test_a_suffix_on_features_trains_as_the_whole_run_in_float64():
     with jax.enable_x64(True):
-        wide = toy.small_resnet(norm)
+        wide = toy.small_resnet("batch")
         network = wide._replace(
             **{
                 name: jax.tree.map(
@@ -138,3 +137,8 @@ def test_cuts_are_made_once_from_the_deepest_before_within_the_budget():
     at = kept_cuts(network, (data,), 8 * 8 * 8 * 4 * 10)
     assert at(3).flops and at(4).flops == flops(3, 4) and at(3).flops == flops(0, 3)
     assert tree.nbytes(at(3).data[0].x) == 8 * 8 * 8 * 4 * 10
+    # Where it does not fit at all, pixels as floats do, and then nothing but the images.
+    at = kept_cuts(network, (data,), 8 * 8 * 4 * 10)
+    assert at(3).network.first == 1 and at(6).network.first == 6
+    at = kept_cuts(network, (data,), 100)
+    assert at(3).network.first == 0 and at(3).data[0] is data

@@ -1,4 +1,4 @@
-"""Files of residual networks for ImageNet: torchvision, timm and Hugging Face.
+"""Files of residual networks for ImageNet: torchvision's and timm's.
 
 torchvision brings no configuration: write timm's beside its tensors,
 `{"architecture": "resnet50", "num_classes": 1000, "pretrained_cfg": {}}`.
