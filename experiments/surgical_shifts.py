@@ -53,7 +53,7 @@ class Settings:
     """What is tuned: none, all, last (the head), units of the network, patterns over
     parameter paths, or auto_rgn, auto_rgn_blocks, auto_snr, auto_snr_official (learning
     rates weighted by gradient scores), unfreeze_first, unfreeze_last, lp_ft, l1_sp,
-    l2_sp."""
+    l2_sp, or race (blocks, last, all and l1_sp race on validation data)."""
     recipe: RecipeFlags = field(default_factory=Recipe)
     common: Flags = field(default_factory=Common)
 

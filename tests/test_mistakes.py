@@ -219,7 +219,8 @@ def test_a_flax_module_where_a_network_is_expected(name, tmp_path):
         "key": KEY,
     }
     _, *others = inspect.signature(function).parameters.values()
-    needed = [p.name for p in others if p.default is p.empty]
+    single = [p for p in others if p.kind is not p.VAR_POSITIONAL]
+    needed = [p.name for p in single if p.default is p.empty]
     given = {n: by_name.get(n, {"g": ["head"]}) for n in needed}
     for module, hint in ((Net(), "from_nnx"), (linen.Dense(3), "from_linen")):
         with pytest.raises(InputError, match=f"must be a Network, got .*: .*{hint}"):

@@ -31,9 +31,12 @@ from subtune_jax.errors import unknown
 from subtune_jax.labels import FROZEN, NORM_MODES, stages_with_batch_stats
 from subtune_jax.network import Labels, Network
 from subtune_jax.selection.select import count_trainable, select, unit_patterns
+from subtune_jax.stage_flops import stage_flops
 from subtune_jax.training.mesh import placement
 from subtune_jax.training.optimizers import adam
 from subtune_jax.training.phases import Phase
+from subtune_jax.training.race import race
+from subtune_jax.training.tune import tune
 from subtune_jax.tree import count
 from subtune_jax.tuning.anchor import l1_sp, l2_sp
 
@@ -97,6 +100,20 @@ class Variant(NamedTuple):
     setting: float = 0.0
 
 
+class Entrant(NamedTuple):
+    """What races: a variant of one of the methods in `RACE`."""
+
+    learning_rate: float
+    setting: float
+    tuned: str
+
+
+# The race of blocks: two variants of each, of which one in four goes on after an epoch and
+# after three. That takes about as long as one and a half full runs.
+RACE = ("block1", "block2", "block3", "last", "all", "l1_sp")
+RACE_EPOCHS, RACE_HALVING, RACE_TRIES = (1, 3), 4, 2
+
+
 class Budget(NamedTuple):
     """What a method may spend: optimizer steps, and the L2 inside Adam."""
 
@@ -107,11 +124,17 @@ class Budget(NamedTuple):
 Scheme = Callable[[Network, Variant, Budget], list[Phase]]
 
 
-def variants(method: str, recipe: Recipe) -> list[Variant]:
+def variants(method: str, recipe: Recipe) -> list[Any]:
     """Returns what is tried for a method: the first `recipe.tries` pairs of a learning
     rate and a setting, or all of them. `none` has nothing to try."""
     if method == "none":
         return []
+    if method == "race":
+        return [
+            Entrant(*one, tuned)
+            for tuned in RACE
+            for one in variants(tuned, recipe)[:RACE_TRIES]
+        ]
     rates = {
         "last": recipe.head_learning_rates,
         "head": recipe.head_learning_rates,
@@ -143,6 +166,8 @@ def labels(network: Network, method: str) -> Labels:
     """Returns everything that a method trains at some time."""
     if method == "none":
         return jax.tree.map(lambda _: FROZEN, network.params)
+    if method == "race":  # any of them may win
+        return labels(network, "all")
     if method in SCHEMES:
         last = SCHEMES[method](network, Variant(1.0, 1.0), Budget(_MANY, 0.0))[-1]
         return last.labels
@@ -153,7 +178,9 @@ def labels(network: Network, method: str) -> Labels:
     if not named and re.fullmatch(r"\w+", method):
         units = [unit for table in network.units.values() for unit in table]
         raise unknown(
-            "method", method, dict.fromkeys(("none", *ENTRIES, *units, *SCHEMES))
+            "method",
+            method,
+            dict.fromkeys(("none", *ENTRIES, *units, *SCHEMES, "race")),
         )
     return select(network, {recipes.GROUP: [entry]})
 
@@ -252,6 +279,8 @@ def tuned_rows(settings: Any, task: Task, job: Any, context: Context) -> Iterato
     tried = variants(job.method, recipe)
     if row := choice_of_first_seed(job, context, recipe.choose):
         tried = [Variant(row["learning_rate"], row["setting"])]
+        if job.method == "race":
+            tried = [Entrant(*tried[0], row["tuned"])]
     about = {
         "dataset": target.dataset,
         "task": target.name_of(job.shift),
@@ -260,10 +289,20 @@ def tuned_rows(settings: Any, task: Task, job: Any, context: Context) -> Iterato
         "total_params": count(network.params),
         "commit": results.commit(),
     }
+    per_epoch = budget.steps // recipe.epochs
+
+    def phases_of(variant: Any, steps: int = budget.steps) -> list[Phase]:
+        method = getattr(variant, "tuned", job.method)
+        part = Variant(variant.learning_rate, variant.setting)
+        return phases(network, method, part, Budget(steps, recipe.l2))
+
+    rungs = [*(n * per_epoch for n in RACE_EPOCHS if n < recipe.epochs), budget.steps]
+    racing = partial(race, rungs=rungs, halving=RACE_HALVING)
     rows = trial_rows(
         task,
-        lambda variant: phases(network, job.method, variant, budget),
+        phases_of,
         tried,
+        tuner=racing if job.method == "race" else tune,
         key=jax.random.key(job.seed),
         progress=context.progress,
         keep=partial(context.keep, network),
@@ -273,7 +312,35 @@ def tuned_rows(settings: Any, task: Task, job: Any, context: Context) -> Iterato
         place=on_mesh(settings.common.mesh),
         checkpoint=None if target.embedded else context.folder,
     )
-    return (about | row for row in rows)
+    if job.method != "race":
+        return (about | row for row in rows)
+    return (about | row for row in _with_flops(task, recipe, list(rows), phases_of))
+
+
+def _with_flops(
+    task: Task, recipe: Recipe, rows: list[Row], phases_of: Callable
+) -> Iterator[Row]:
+    """Yields the rows of a race; the test row has what won as the count of its parameters,
+    the FLOPs of all runs, and how many full runs these are."""
+    size = recipe.batch_size
+    images = task.train.take(np.arange(size) % len(task.train.y)).x
+
+    def step(entrant: Entrant) -> int:
+        (phase,) = phases_of(entrant, 1)
+        return sum(stage_flops(task.network, images, phase.labels).values())
+
+    ran = [row for row in rows if row["split"] == "validation"]
+    total = sum(
+        row["steps"] * step(Entrant(row["learning_rate"], row["setting"], row["tuned"]))
+        for row in ran
+    )
+    full = max(row["steps"] for row in ran) * step(Entrant(1.0, 0.0, "all"))
+    for row in rows:
+        if row["split"] == "test" and "tuned" in row:
+            chosen = labels(task.network, row["tuned"])
+            row |= {"trainable_params": count_trainable(task.network, chosen)}
+            row |= {"flops": total, "full_runs": total / full}
+        yield row
 
 
 def derived(rows: Sequence[Row]) -> list[Row]:

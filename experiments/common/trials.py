@@ -9,7 +9,7 @@ from subtune_jax.data.task import Task, test_once
 from subtune_jax.network import Network
 from subtune_jax.training.mesh import Placement, placement
 from subtune_jax.training.predict import predict
-from subtune_jax.training.tune import Trial, tune
+from subtune_jax.training.tune import Trial, Tuned, tune
 
 
 def trial_rows(
@@ -20,19 +20,20 @@ def trial_rows(
     progress: Callable[[str], None],
     keep: Callable[[Network, Row], None],
     after: Callable[[Network], Iterator[Row]] = lambda network: iter(()),
+    tuner: Callable[..., Tuned] = tune,
     **settings: Any,
 ) -> Iterator[Row]:
     """Yields a validation row per variant, then the test row of the best one and epoch.
 
     A variant is a NamedTuple that goes into its row. Without variants the network is
     tested as it is. Scores of `task.also` follow, then the rows of `after` of the chosen
-    network. keep(network, row): called with a chosen network and its test row. `settings`
-    are those of `tune`.
+    network. keep(network, row): called with a chosen network and its test row. tuner: `tune`,
+    or what takes its place; `settings` are those of it.
     """
     begin = time.perf_counter()
     best, network = None, task.network
     if variants:
-        tuned = tune(
+        tuned = tuner(
             task.network,
             phases_of,
             variants,
@@ -78,5 +79,8 @@ def _test_row(best: Trial | None, variants: Sequence[tuple], value: Any) -> Row:
 
 def _described(trial: Trial) -> str:
     score = "diverged" if trial.value is None else f"{trial.value:.1f}"
-    values = " ".join(f"{k} {v:g}" for k, v in trial.variant._asdict().items() if v)
+    named = trial.variant._asdict().items()
+    values = " ".join(
+        f"{k} {v}" if isinstance(v, str) else f"{k} {v:g}" for k, v in named if v
+    )
     return f"{values}: {score} on validation data, {trial.seconds:.0f} s"

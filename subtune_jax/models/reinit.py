@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from subtune_jax import tree
 from subtune_jax.errors import InputError, nearest
-from subtune_jax.network import Network
+from subtune_jax.network import Network, require_network
 
 
 def reinitialized(network: Network, paths: Iterable[str], key: jax.Array) -> Network:
@@ -20,6 +20,7 @@ def reinitialized(network: Network, paths: Iterable[str], key: jax.Array) -> Net
     norms are among the leaves are those of no data, mean 0 and variance 1. Raises
     `InputError` for a path that the network does not have.
     """
+    require_network(network)
     chosen, leaves = set(paths), tree.flatten(network.params)
     for path in sorted(chosen - leaves.keys()):
         near = ", ".join(nearest(path, leaves))

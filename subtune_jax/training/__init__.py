@@ -5,6 +5,7 @@ from subtune_jax.training.mesh import Placement, data_mesh, placement
 from subtune_jax.training.optimizers import Rule, adam, adamw, sgd
 from subtune_jax.training.phases import Phase
 from subtune_jax.training.predict import evaluate, predict
+from subtune_jax.training.race import race
 from subtune_jax.training.subset_score import run_flops, subset_score
 from subtune_jax.training.suffix import cut, rejoin
 from subtune_jax.training.sweep import Run, sweep
@@ -35,6 +36,7 @@ __all__ = [
     "memo",
     "placement",
     "predict",
+    "race",
     "rejoin",
     "run_flops",
     "sgd",

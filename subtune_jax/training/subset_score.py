@@ -13,7 +13,7 @@ from subtune_jax.errors import InputError, require_function, require_type
 from subtune_jax.labels import lowest_trainable
 from subtune_jax.losses import cross_entropy
 from subtune_jax.metrics import Metric
-from subtune_jax.network import Network
+from subtune_jax.network import Network, require_network
 from subtune_jax.selection.journal import Score
 from subtune_jax.selection.search import ScoreOf, Subset
 from subtune_jax.stage_flops import stage_flops
@@ -186,6 +186,7 @@ def run_flops(
     sum over phases of steps x (forward pass, and backward pass down to the lowest
     trainable leaf), by `stage_flops` of a batch; a forward pass for each scored example.
     """
+    require_network(network)
     batch = train.take(np.arange(batch_size) % len(train.y)).x
     steps = sum(
         phase.steps * sum(stage_flops(network, batch, phase.labels).values())

@@ -50,6 +50,8 @@ def cut(
 
 def rejoin(network: Network, suffix: Network) -> Network:
     """Returns the network with its last stages as they are in a suffix of it."""
+    require_network(network)
+    require_network(suffix)
     return network._replace(
         params={**network.params, **suffix.params},
         stats={**network.stats, **suffix.stats},

@@ -36,6 +36,7 @@ TUNED = {
         "vit.embeddings.patch_embeddings.projection.weight",
     ),
     "resnet": ("block2_0/conv1/kernel", "layer2.0.conv1.weight"),
+    "wide resnet": ("block2_0/shortcut/kernel", "block2.layer.0.convShortcut.weight"),
 }
 
 

@@ -54,6 +54,22 @@ def test_smaller_sizes_are_parts_of_larger_ones_and_the_test_part_stays():
         assert part.test is task.test and part.validation is task.validation
 
 
+def test_a_race_of_blocks_is_a_method_that_says_what_won_and_what_it_took(
+    call, tmp_path
+):
+    flags = "--shift contrast --methods race --seeds 1 --train-examples 20"
+    assert call(surgical_shifts, f"{flags} --epochs 4 --head-learning-rates 1e-2") == 0
+    *ran, test = rows(tmp_path / "out")
+    # Two rates of each block and of everything, one of the head, two strengths of L1-SP;
+    # an image batch an epoch. One in four of the 11 has three epochs, and one of those four.
+    assert len(ran) == 11
+    assert sorted(row["steps"] for row in ran) == [1] * 8 + [3] * 2 + [4]
+    assert test["split"] == "test" and test["method"] == "race"
+    (winner,) = [row for row in ran if row["steps"] == 4]
+    assert all(test[k] == winner[k] for k in ("tuned", "learning_rate", "setting"))
+    assert 0.5 < test["full_runs"] < 6 and test["flops"] > 0
+
+
 @pytest.mark.parametrize("module", [surgical_size, surgical_shifts])
 def test_a_folder_of_diverged_runs_alone_is_said(call, capsys, module):
     flags = "--shift contrast --methods last --seeds 1 --epochs 1 --head-learning-rates 1e38"

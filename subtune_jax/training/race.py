@@ -1,0 +1,124 @@
+"""A race of variants: most are tried for a few steps, and the best go on."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import jax
+
+from subtune_jax.data.batches import Augment
+from subtune_jax.data.task import Task
+from subtune_jax.errors import InputError, require_function, require_type, require_whole
+from subtune_jax.losses import cross_entropy
+from subtune_jax.network import Network, require_network
+from subtune_jax.training.loop import FitResult, fit
+from subtune_jax.training.mesh import Placement
+from subtune_jax.training.phases import Phase, Stages
+from subtune_jax.training.predict import evaluate
+from subtune_jax.training.tune import Trial, Tuned, best_of, slug, trial_of
+
+
+def race(
+    network: Network,
+    phases_of: Callable[[Any, int], Phase | Sequence[Phase]],
+    variants: Sequence[Any],
+    task: Task,
+    *,
+    rungs: Sequence[int],
+    key: jax.Array,
+    halving: int = 3,
+    loss: Callable = cross_entropy,
+    norm: Stages = "stored",
+    dropout: Stages = "tuned",
+    batch_size: int = 64,
+    accumulate: int = 1,
+    augment: Augment | None = None,
+    place: Placement | None = None,
+    checkpoint: str | Path | None = None,
+    progress: Callable[[Trial], None] = lambda trial: None,
+) -> Tuned:
+    """Returns the run that scores best on `task.validation` of those that won a race.
+
+    All variants train for `rungs[0]` steps; one of every `halving` of them, rounded up, goes
+    on to `rungs[1]` steps, and so on (successive halving, Jamieson and Talwalkar 2016). A
+    run goes on where it stopped, so that phases_of(variant, steps) must give phases whose
+    last one has a constant rate. What wins is decided by the best epoch so far, of equals
+    by the order of the variants. progress(trial) is called after each part of a run; the
+    trials of the result are the last one of every variant, in the order of their ends. The
+    other arguments are those of `tune`. Raises `InputError` for no variant and for rungs
+    that do not rise.
+    """
+    require_network(network)
+    require_type(Task, task=task)
+    require_function(2, phases_of=phases_of)
+    _require_rungs(variants, rungs, halving)
+    settings: dict[str, Any] = {
+        "loss": loss,
+        "norm": norm,
+        "dropout": dropout,
+        "batch_size": batch_size,
+        "accumulate": accumulate,
+        "augment": augment,
+        "place": place,
+    }
+
+    def score(candidate: Network) -> float:
+        return evaluate(candidate, task.validation, task.metrics["validation"])
+
+    def trial(variant: Any, steps: int, home: Path) -> Trial:
+        begin, phases = time.perf_counter(), phases_of(variant, steps)
+        result: FitResult | ArithmeticError
+        try:
+            result = fit(
+                network,
+                phases,
+                task.train,
+                key=key,
+                validate=score,
+                progress=False,
+                checkpoint=home / slug(variant),
+                **settings,
+            )
+        except ArithmeticError as error:
+            result = error
+        return trial_of(variant, phases, result, time.perf_counter() - begin)
+
+    ended: list[Trial] = []
+    with TemporaryDirectory() as folder:
+        home = Path(checkpoint or folder)
+        running = list(variants)
+        for steps in rungs[:-1]:
+            trials = [_told(trial(one, steps, home), progress) for one in running]
+            order = sorted(range(len(trials)), key=lambda i: _rank(trials[i]))
+            kept = order[: -(-len(trials) // halving)]
+            going = [i for i in sorted(kept) if trials[i].value is not None]
+            ended += [trials[i] for i in range(len(trials)) if i not in going]
+            running = [trials[i].variant for i in going]
+        last = [_told(trial(one, rungs[-1], home), progress) for one in running]
+    return Tuned(best_of(last), (*ended, *last))
+
+
+def _told(trial: Trial, progress: Callable[[Trial], None]) -> Trial:
+    progress(trial)
+    return trial
+
+
+def _rank(trial: Trial) -> float:
+    """Returns a number that is lowest for the best trial; `sorted` keeps the order of
+    equals."""
+    return float("inf") if trial.value is None else -trial.value
+
+
+def _require_rungs(variants: Sequence[Any], rungs: Sequence[int], halving: int) -> None:
+    if not isinstance(variants, Sequence) or not variants:
+        raise InputError("race needs a list of at least one variant to try")
+    if not rungs:
+        raise InputError("race needs at least one rung: how many steps until a choice")
+    require_whole(**{f"rung {i}": steps for i, steps in enumerate(rungs)})
+    require_whole(halving=halving)
+    if sorted(set(rungs)) != list(rungs) or halving < 2:
+        raise InputError(
+            f"rungs must rise and halving be 2 or more, got {list(rungs)} and {halving}"
+        )
