@@ -55,7 +55,11 @@ class Target:
     training images, the whole test split), official or of SubTuning's repository."""
     shift: Annotated[
         tuple[str, ...] | None,
-        default(f"{' '.join(DIGITS_SHIFTS)} for digits, else none", "NAME..."),
+        default(
+            f"{' '.join(DIGITS_SHIFTS)} for digits (studies of SubTuning: contrast "
+            "subpopulation), else none",
+            "NAME...",
+        ),
     ] = None
     """Shifts to run, also corruptions at a severity, as jpeg_compression_5; none is for
     data that are shifted already."""

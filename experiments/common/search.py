@@ -83,19 +83,19 @@ def search_row(
     greedy = settings.greedy
     units, folds = units_of(task.network, recipe), recipe.folds
     most = folds * (1 + len(units) * (len(units) + 1) // 2)
-    score = scorer(
-        task,
-        recipe,
-        context.progress,
-        share=kind.share,
-        warm=kind.warm,
-        balanced=is_balanced(settings),
-        most=most,
-    )
     ranking, flops = None, 0.0
     if kind.ranked:
         ranking, flops = gradient_ranking(task, recipe, units, greedy.ranking)
     with journal_of(settings, job, context, name) as journal:
+        score = scorer(
+            task,
+            recipe,
+            context.progress,
+            share=kind.share,
+            warm=kind.warm,
+            balanced=is_balanced(settings),
+            most=most - len(journal.scores),
+        )
         search = st.selection.greedy(
             units,
             score,
@@ -122,10 +122,19 @@ def search_row(
 
 
 def journal_of(settings: Any, job: Any, context: Context, name: str) -> Any:
-    """Returns the opened journal of a search, by the job without its method and seed."""
+    """Returns the opened journal of a search, by the job without its method and seed; one of
+    other data, weights or training is refused."""
+    target = settings.target
     place = [v for k, v in job._asdict().items() if k not in ("method", "seed")]
     file = context.out / f"journal_{slug((*place, name))}.jsonl"
-    return st.selection.open_journal(file, {"search": name, **asdict(settings.recipe)})
+    about = {
+        "search": name,
+        "dataset": target.dataset,
+        "train_examples": target.train_examples,
+        "base": target.fingerprint(settings.common),
+        **asdict(settings.recipe),
+    }
+    return st.selection.open_journal(file, about)
 
 
 def rank_row(settings: Any, task: st.Task, job: Any, context: Context) -> Row:
@@ -156,7 +165,8 @@ def rank_row(settings: Any, task: st.Task, job: Any, context: Context) -> Row:
         )
         flops = sum(one.flops for one in journal.scores.values())
     means = {units: float(np.mean(scores)) for units, scores in values.items()}
-    best = max(means, key=lambda one: finite(means[one]) or 0.0)  # NaN: it diverged
+    # What diverged (NaN) never wins, not even over an accuracy of 0.
+    best = max(means, key=lambda one: np.nan_to_num(means[one], nan=-1.0))
     return about_row(settings, task, job) | {
         "split": "search",
         "value": finite(means[best]),
@@ -210,7 +220,7 @@ def by_method(rows: Sequence[Row], config: Config) -> str:
         group = [r for r in tests if (r["task"], r["method"]) == (task, method)]
         cell = tables.cells(group, "task", "method")[task, method]
         moved = [shown_mean(group, name) for name in ("distance", "gap")]
-        parameters = f"{group[0]['trainable_params']:,}"
+        parameters = f"{max(row['trainable_params'] for row in group):,}"
         units = " ".join(group[0]["units"])
         values = [task, method, tables.text_of(cell), parameters, *moved, units]
         lines.append(f"| {' | '.join(values)} |")

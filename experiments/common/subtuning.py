@@ -299,5 +299,6 @@ def about_row(settings: Any, task: st.Task, job: Any) -> Row:
         "metric": task.metric,
         "trainable_params": 0,
         "total_params": st.tree.count(task.network.params),
+        "steps": 0,  # of a search; a run says its own
         "commit": results.commit(),
     }

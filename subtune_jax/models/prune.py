@@ -64,7 +64,7 @@ def _narrowed(network: Network, block: str, i: int, kept: np.ndarray) -> Network
     first, second = params[f"conv{i}"]["kernel"], params[f"conv{i + 1}"]["kernel"]
     # Pre-activated blocks have the norm of a convolution's outputs before the next one, and
     # a network of them a norm in its pooling; else it has the convolution's own number.
-    norm = f"norm{i + 1 if network.params['pool'] else i}"
+    norm = f"norm{i + 1 if network.params.get('pool') else i}"
 
     def narrowed(leaves: dict[str, Any]) -> dict[str, Any]:
         return {name: leaf[kept] for name, leaf in leaves.items()}

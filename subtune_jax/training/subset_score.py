@@ -58,7 +58,8 @@ def subset_score(
 
     score(units, fold, seed) trains `phases_of(network, units, examples)` on the other
     folds of `task.train` (so many examples) and returns the metric on this one, after the
-    last step, and the contraction FLOPs of training and validation. folds: how many, drawn
+    last step, and the contraction FLOPs of training and validation (of what had to be made
+    for it just now: features, a parent). folds: how many, drawn
     once from `fold_seed`, by class if `balanced`; `None`: train on `task.train`, validate
     on `task.validation`. The test part stays sealed. A batch is never larger than the
     training part.
@@ -85,8 +86,8 @@ def subset_score(
             "validates on its validation part"
         )
     data, split = _split(task, folds, fold_seed, balanced)
-    cuts = kept_cuts(task.network, data, share_bytes)
     whole = Cut(task.network, data, 0)
+    cuts = kept_cuts(task.network, data, share_bytes) if share else lambda stop: whole
     settings: dict[str, Any] = {
         "loss": loss,
         "norm": norm,
@@ -98,22 +99,14 @@ def subset_score(
     def train(base: Run, units: Subset, fold: int, seed: int) -> Run:
         """Returns the run of a subset that starts from a base."""
         assert base.network is not None
-        part = whole
-        if share:
-            examples = len(split(data, fold)[0].y)
-            phases = phases_of(base.network, units, examples)
-            for phase in phases:
-                _require_deterministic(phase.norm or norm, phase.dropout or dropout)
-            part = cuts(_lowest(base.network, phases))
-        network, parts = (
-            _with_values(part.network, base.network),
-            split(part.data, fold),
-        )
+        sizes = tuple(len(part.y) for part in split(data, fold))
+        phases = phases_of(base.network, units, sizes[0])
+        for phase in phases if share else ():
+            _require_deterministic(phase.norm or norm, phase.dropout or dropout)
+        part = cuts(_lowest(base.network, phases))
+        network = _with_values(part.network, base.network)
+        phases, parts = phases_of(network, units, sizes[0]), split(part.data, fold)
         run_key = jax.random.fold_in(jax.random.fold_in(key, seed), fold)
-        phases, sizes = (
-            phases_of(network, units, len(parts[0].y)),
-            tuple(map(_rows, parts)),
-        )
         size = min(batch_size, sizes[0])
         if (units, sizes) not in flops:  # folds and seeds cost alike
             flops[units, sizes] = run_flops(network, phases, parts[0], size, sizes[1])
@@ -167,10 +160,6 @@ def _trained(
     except ArithmeticError:
         return None, float("nan")
     return result.network, evaluate(result.network, validation, metric)
-
-
-def _rows(data: Dataset) -> int:
-    return len(data.y)
 
 
 def run_flops(

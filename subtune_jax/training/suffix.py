@@ -103,10 +103,10 @@ def _sizes(network: Network, datasets: Sequence[Dataset]) -> list[int]:
     sizes = [0] * len(network.stages)
     for data in datasets:
         x = data.take(np.arange(1)).x
-        for stop in range(1, len(sizes)):
-            run = compiled_forward(network, 0, stop)
-            shape = jax.eval_shape(run, network.params, network.stats, x)
-            sizes[stop] += tree.nbytes(shape) * len(data.y)
+        for i in range(len(sizes) - 1):  # stage by stage: each is traced once
+            run = compiled_forward(network, i, i + 1)
+            x = jax.eval_shape(run, network.params, network.stats, x)
+            sizes[i + 1] += tree.nbytes(x) * len(data.y)
     return sizes
 
 

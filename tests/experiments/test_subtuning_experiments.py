@@ -43,6 +43,11 @@ def test_a_profile_has_every_fold_of_every_unit(call, tmp_path, capsys):
     before = (out / "results.jsonl").read_bytes()
     assert call(subtuning_profile, f"--smoke {TWO}") == 0
     assert (out / "results.jsonl").read_bytes() == before
+    # A journal alone is not taken for one of other data.
+    for name in ("config.json", "results.jsonl"):
+        (out / name).unlink()
+    assert call(subtuning_profile, f"--smoke {TWO} --train-examples 60") == 2
+    assert "of another search: train_examples 100 (now 60)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
