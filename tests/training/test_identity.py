@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from subtune_jax import function_identity
 from subtune_jax.data.buckets import ragged
 from subtune_jax.data.crops import crop_and_flip
 from subtune_jax.errors import InputError
@@ -202,9 +203,7 @@ def recipe_of(*args):
 
 
 def test_whatever_a_result_depends_on_is_another_recipe():
-    recipes = {
-        name: recipe_of(plan(**make())) for name, make in CHANGES.items()
-    }
+    recipes = {name: recipe_of(plan(**make())) for name, make in CHANGES.items()}
     recipes["nothing"] = recipe_of(plan())
     recipes["a score"] = recipe_of(plan(), "max")
     recipes["the lowest score"] = recipe_of(plan(), "min")
@@ -265,3 +264,16 @@ def test_networks_with_dropout_are_known_whatever_was_built_before():
         for before in ("0", "1")
     }
     assert len(found) == 1
+
+
+def test_a_library_in_a_folder_of_its_own_is_known_by_name(tmp_path, monkeypatch):
+    """As `pip install --target` and `--user` put it: its code is not described."""
+    (tmp_path / "elsewhere-1.0.dist-info").mkdir()
+    code = compile("def loss(y): return y * 2", tmp_path / "elsewhere.py", "exec")
+    scope: dict = {"__name__": "elsewhere"}
+    exec(code, scope)
+    described = said(scope["loss"])
+    assert described != "elsewhere.loss[None, None, None, []]"
+    monkeypatch.syspath_prepend(tmp_path)
+    function_identity._installed.cache_clear()
+    assert said(scope["loss"]) == "elsewhere.loss[None, None, None, []]"
