@@ -10,11 +10,14 @@ from subtune_jax import tree
 from subtune_jax.errors import InputError, require_positive
 from subtune_jax.labels import FROZEN
 from subtune_jax.losses import cross_entropy
-from subtune_jax.network import Labels, Network
+from subtune_jax.network import Labels, Network, require_network
 from subtune_jax.selection import rate_multipliers
 from subtune_jax.selection.select import match, select
-from subtune_jax.training.optimizers import Rule
+from subtune_jax.training.optimizers import Rule, adam, ascent
 from subtune_jax.training.phases import Phase
+from subtune_jax.tuning.diff_pruning import constrained_diff_pruning
+from subtune_jax.tuning.diff_pruning import diff_pruning as gated_differences
+from subtune_jax.tuning.fixed_mask import largest_changes
 
 GROUP = "tuned"  # of all leaves that a recipe trains
 
@@ -117,6 +120,83 @@ def auto_snr_official(
     )
     labels = without_norms(network)
     return [Phase(labels, rule, steps, multipliers=multipliers, reset_moments=True)]
+
+
+def diff_pruning(
+    network: Network,
+    share: float,
+    rule: Rule,
+    steps: int,
+    *,
+    strength: float | None = None,
+    head_rule: Rule | None = None,
+    gates_rule: Rule | None = None,
+    multiplier_rule: Rule = ascent(0.4),
+    mask_rule: Rule | None = None,
+    mask_share: float = 0.5,
+    structure: str = "leaf",
+    l0: str = "product",
+    start: str = "change",
+    gated: Sequence[str] = (".*",),
+    head: str = "head",
+) -> list[Phase]:
+    """Returns two phases: differences through gates, then the share of all gated elements
+    that changed most, exactly k = round(share * d) of them, trained on (diff pruning).
+
+    `rule` is that of the differences, and of the head, which has no gates, unless it has a
+    `head_rule`; in the second phase, `mask_share` of the steps, the chosen elements have
+    `mask_rule` (default: the same). strength: the fixed factor of E[L0] (paper: 1.25e-7
+    for 3e8 parameters; it goes with their number); `None`: none, but the constraint of
+    `constrained_diff_pruning`. gates_rule: default Adam at 0.1, constant with a strength
+    (official code), and falling to 0 under the constraint, which then holds to a percent.
+    gated: what may change beside the head. structure, l0 and start: see
+    `tuning.diff_pruning` and `tuning.largest_changes`. Epochs of the first phase are not
+    kept: they are not sparse. Raises `InputError` for a share that is not in (0, 1] or
+    leaves no element, a network without this head, and where a phase would have no step.
+    """
+    require_network(network)
+    if not any(stage.name == head for stage in network.stages):
+        raise InputError(
+            f"diff pruning trains a head beside what is gated, and no stage is {head!r}: "
+            f"the stages are {', '.join(stage.name for stage in network.stages)}"
+        )
+    labels = select(network, {"head": [head], GROUP: list(gated)})
+    k = masked_elements(network, labels, share)
+    second = int(steps * mask_share)
+    require_positive(gated_steps=steps - second, mask_steps=second)
+    schedule = "linear" if strength is None else "constant"
+    gates = gates_rule or adam(0.1, clip_norm=1.0, schedule=schedule)
+    rules = {GROUP: rule, "head": head_rule or rule}
+    mask_rules = rules | {GROUP: mask_rule or rule}
+    rules |= {"gates": gates}
+    if strength is None:
+        tuning = constrained_diff_pruning(share, structure=structure)
+        rules |= {"multiplier": multiplier_rule}
+    else:
+        tuning = gated_differences(strength, structure=structure, l0=l0)
+    return [
+        Phase(labels, rules, steps - second, tuning, keeps=False),
+        Phase(labels, mask_rules, second, largest_changes(k, start=start)),
+    ]
+
+
+def masked_elements(network: Network, labels: Labels, share: float) -> int:
+    """Returns round(share * d), d counting the elements outside the group `head`.
+
+    Raises `InputError` for a share that is not in (0, 1] or leaves no element.
+    """
+    require_network(network)
+    if not 0 < share <= 1:
+        raise InputError(f"share must be above 0 and at most 1, got {share!r}")
+    groups = tree.flatten(labels)
+    d = sum(
+        leaf.size
+        for path, leaf in tree.flatten(network.params).items()
+        if groups[path] not in (FROZEN, "head")
+    )
+    if round(share * d) < 1:
+        raise InputError(f"a share of {share} leaves none of {d} elements")
+    return round(share * d)
 
 
 def without_norms(network: Network) -> Labels:

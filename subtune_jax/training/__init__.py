@@ -2,7 +2,7 @@
 
 from subtune_jax.training.loop import DivergedError, FitResult, fit
 from subtune_jax.training.mesh import Placement, data_mesh, placement
-from subtune_jax.training.optimizers import Rule, adam, adamw, sgd
+from subtune_jax.training.optimizers import Rule, adam, adamw, ascent, hf_adamw, sgd
 from subtune_jax.training.phases import Phase
 from subtune_jax.training.predict import evaluate, predict
 from subtune_jax.training.race import race
@@ -28,11 +28,13 @@ __all__ = [
     "adam",
     "adamw",
     "adapt_to_stream",
+    "ascent",
     "cut",
     "data_mesh",
     "early_then_log",
     "evaluate",
     "fit",
+    "hf_adamw",
     "memo",
     "placement",
     "predict",

@@ -18,6 +18,7 @@ from subtune_jax.labels import FROZEN
 from subtune_jax.tree import Tree
 
 SCHEDULES = ("constant", "cosine", "linear")
+NUMBERS = ("learning_rate", "momentum", "l2", "weight_decay", "warmup", "eps")
 
 
 class Rule(NamedTuple):
@@ -26,9 +27,11 @@ class Rule(NamedTuple):
     u = direction(clip(g) + l2 * w) + weight_decay * w
     w <- w - learning_rate * s(t) * multiplier * u
 
-    direction: `sgd` or `adam`. clip_norm: the largest L2 norm of the group's gradient.
+    direction: `sgd`, `adam`, `hf_adam` or `ascent`. clip_norm: the largest L2 norm of the
+    group's gradient; groups of one `clip_group` are clipped by the norm over all of them.
     schedule: `constant`, `cosine` or `linear` (both to 0 at the end of the phase).
     warmup: the number of updates over which the learning rate rises linearly from 0.
+    eps: what Adam adds to the root of the second moment.
     """
 
     learning_rate: float
@@ -39,6 +42,8 @@ class Rule(NamedTuple):
     clip_norm: float | None = None
     schedule: str = "constant"
     warmup: int = 0
+    eps: float = 1e-8
+    clip_group: str | None = None
 
 
 def sgd(
@@ -49,6 +54,7 @@ def sgd(
     clip_norm: float | None = None,
     schedule: str = "constant",
     warmup: int = 0,
+    clip_group: str | None = None,
 ) -> Rule:
     """SGD with PyTorch's momentum (undamped); `l2 * w` is added to the gradient.
 
@@ -63,6 +69,7 @@ def sgd(
             clip_norm=clip_norm,
             schedule=schedule,
             warmup=warmup,
+            clip_group=clip_group,
         )
     )
 
@@ -74,11 +81,13 @@ def adam(
     clip_norm: float | None = None,
     schedule: str = "constant",
     warmup: int = 0,
+    eps: float = 1e-8,
+    clip_group: str | None = None,
 ) -> Rule:
     """Adam with coupled L2: `l2 * w` joins the gradient before the moments.
 
-    As in `torch.optim.Adam(weight_decay=l2)`; b1 0.9, b2 0.999, eps 1e-8. See `Rule` for
-    the other arguments. Raises `InputError` for a number out of range.
+    As in `torch.optim.Adam(weight_decay=l2)`; b1 0.9, b2 0.999. See `Rule` for the other
+    arguments. Raises `InputError` for a number out of range.
     """
     return _checked(
         Rule(
@@ -88,6 +97,8 @@ def adam(
             clip_norm=clip_norm,
             schedule=schedule,
             warmup=warmup,
+            eps=eps,
+            clip_group=clip_group,
         )
     )
 
@@ -99,11 +110,13 @@ def adamw(
     clip_norm: float | None = None,
     schedule: str = "constant",
     warmup: int = 0,
+    eps: float = 1e-8,
+    clip_group: str | None = None,
 ) -> Rule:
     """AdamW: `weight_decay * w` joins the update after the moments (decoupled).
 
-    b1 0.9, b2 0.999, eps 1e-8. See `Rule` for the other arguments. Raises `InputError`
-    for a number out of range.
+    b1 0.9, b2 0.999. See `Rule` for the other arguments. Raises `InputError` for a number
+    out of range.
     """
     return _checked(
         Rule(
@@ -113,12 +126,55 @@ def adamw(
             clip_norm=clip_norm,
             schedule=schedule,
             warmup=warmup,
+            eps=eps,
+            clip_group=clip_group,
         )
     )
 
 
+def hf_adamw(
+    learning_rate: float,
+    *,
+    weight_decay: float = 0.0,
+    clip_norm: float | None = None,
+    schedule: str = "constant",
+    warmup: int = 0,
+    eps: float = 1e-8,
+    clip_group: str | None = None,
+) -> Rule:
+    """AdamW with epsilon added before the bias correction: eps / sqrt(1 - b2^t) in effect.
+
+    As the AdamW of early transformers, which the official code of diff pruning has: where
+    gradients are as small as epsilon (those of an L0 penalty are), early steps are up to
+    30 times smaller than `adamw`'s. Otherwise as `adamw`.
+    """
+    rule = adamw(
+        learning_rate,
+        weight_decay=weight_decay,
+        clip_norm=clip_norm,
+        schedule=schedule,
+        warmup=warmup,
+        eps=eps,
+        clip_group=clip_group,
+    )
+    return rule._replace(direction="hf_adam")
+
+
+def ascent(learning_rate: float) -> Rule:
+    """Gradient ascent, for a Lagrange multiplier: m <- m + learning_rate * g.
+
+    Its gradient, the error of a constraint, is neither clipped nor part of the logged norm.
+    """
+    return _checked(Rule(learning_rate, "ascent"))
+
+
 def _checked(rule: Rule) -> Rule:
-    require_positive(learning_rate=rule.learning_rate)
+    require_positive(learning_rate=rule.learning_rate, eps=rule.eps)
+    if rule.clip_group is not None and rule.clip_norm is None:
+        raise InputError(
+            f"clip_group {rule.clip_group!r} needs a clip_norm: groups of one name are "
+            "clipped together, to one norm"
+        )
     if rule.clip_norm is not None:
         require_positive(clip_norm=rule.clip_norm)
     if rule.schedule not in SCHEDULES:
@@ -151,6 +207,7 @@ class MoveState(NamedTuple):
     l2: jax.Array
     weight_decay: jax.Array
     warmup: jax.Array
+    eps: jax.Array
     updates: jax.Array  # of the phase: the length of its schedules
 
 
@@ -166,14 +223,20 @@ def optimizer(
     rules; `update` reads the state.
     """
     named = jax.tree.map(lambda group, wave: f"{group}@{wave}", groups, waves)
-    clips = {g: _clip(rule) for g, rule in rules.items()}
+    clipped = {g: rule.clip_group or f"group {g}" for g, rule in rules.items()}
+    clips = {clipped[g]: _clip(rule) for g, rule in rules.items()}
     moves = {
         name: _moves(rules[name.rpartition("@")[0]], updates)
         for name in sorted(set(jax.tree.leaves(named)))
     }
     frozen = {FROZEN: optax.set_to_zero()}  # holds no leaf: frozen ones are absent
     return optax.named_chain(
-        ("clip", optax.multi_transform(clips | frozen, groups)),
+        (
+            "clip",
+            optax.multi_transform(
+                clips | frozen, jax.tree.map(lambda group: clipped[group], groups)
+            ),
+        ),
         ("move", optax.multi_transform(moves | frozen, named)),
     )
 
@@ -195,18 +258,15 @@ def _clip(rule: Rule) -> optax.GradientTransformation:
 
 
 def _moves(rule: Rule, updates: int) -> optax.GradientTransformation:
-    adam = optax.scale_by_adam()
+    by_adam = rule.direction in ("adam", "hf_adam")
 
     def init(params: Tree) -> MoveState:
         ones = jax.tree.map(lambda _: jnp.ones((), jnp.float32), params)
         trace = jax.tree.map(jnp.zeros_like, params)
-        values = {
-            name: jnp.float32(getattr(rule, name))
-            for name in ("learning_rate", "momentum", "l2", "weight_decay", "warmup")
-        }
+        values = {name: jnp.float32(getattr(rule, name)) for name in NUMBERS}
         return MoveState(
             count=jnp.zeros((), jnp.int32),
-            direction=adam.init(params) if rule.direction == "adam" else trace,
+            direction=optax.scale_by_adam().init(params) if by_adam else trace,
             multipliers=ones,
             updates=jnp.float32(updates),
             **values,
@@ -214,8 +274,15 @@ def _moves(rule: Rule, updates: int) -> optax.GradientTransformation:
 
     def update(grads: Tree, s: MoveState, params: Tree) -> tuple[Tree, MoveState]:
         u = jax.tree.map(lambda g, w: g + s.l2.astype(w.dtype) * w, grads, params)
-        if rule.direction == "adam":
-            u, direction = adam.update(u, s.direction)
+        if by_adam:
+            eps = s.eps
+            if (
+                rule.direction == "hf_adam"
+            ):  # undoes the correction that optax makes first
+                eps = eps / jnp.sqrt(1 - 0.999 ** (s.direction.count + 1.0))
+            u, direction = optax.scale_by_adam(eps=eps).update(u, s.direction)
+        elif rule.direction == "ascent":
+            u, direction = jax.tree.map(jnp.negative, u), s.direction
         else:
             u = jax.tree.map(
                 lambda g, t: g + s.momentum.astype(t.dtype) * t, u, s.direction

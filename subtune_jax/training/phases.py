@@ -242,6 +242,15 @@ def rules_by_group(
     """Returns `{group: rule}`; raises `InputError` for a missing or surplus rule."""
     if isinstance(rules, Rule):
         return {group: rules for group in sorted(groups)}
+    norms: dict[str, float | None] = {}
+    for rule in rules.values():
+        if rule.clip_group and norms.setdefault(rule.clip_group, rule.clip_norm) != (
+            rule.clip_norm
+        ):
+            raise InputError(
+                f"the groups that clip_group {rule.clip_group!r} clips together have norms "
+                f"{norms[rule.clip_group]} and {rule.clip_norm}: give them one"
+            )
     if set(rules) != groups:
         raise InputError(
             f"rules are given for groups {', '.join(sorted(rules))} but the trainable "
@@ -295,4 +304,10 @@ def phase_optimizer(
 def _form(rule: Rule) -> Rule:
     """Returns the part of a rule that is compiled: all numbers are values of the state."""
     clip = None if rule.clip_norm is None else 1.0
-    return Rule(1.0, rule.direction, schedule=rule.schedule, clip_norm=clip)
+    return Rule(
+        1.0,
+        rule.direction,
+        schedule=rule.schedule,
+        clip_norm=clip,
+        clip_group=rule.clip_group,
+    )

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from subtune_jax import function_identity
+from subtune_jax import function_identity, tree
 from subtune_jax.data.batches import Batch
 from subtune_jax.losses import per_example, require_rows, weighted_mean
 from subtune_jax.network import Network, Params, Stage, forward
@@ -67,7 +67,10 @@ def train_step(
     after = state._replace(
         trainable=trainable, opt_state=opt_state, stats=stats, step=state.step + 1
     )
-    norm = optax.tree.norm(grads)
+    ascending = {leaf.path for leaf in program.leaves if leaf.direction == "ascent"}
+    norm = optax.tree.norm(
+        [g for path, g in tree.flatten(grads).items() if path not in ascending]
+    )
     finite = [jnp.isfinite(x).all() for x in (loss, norm, *jax.tree.leaves(trainable))]
     logs = Logs(
         loss.astype(jnp.float32), norm.astype(jnp.float32), jnp.stack(finite).all()

@@ -1,7 +1,20 @@
 """Tune: how the chosen weights move."""
 
 from subtune_jax.tuning.anchor import l1_sp, l2_sp
+from subtune_jax.tuning.diff_pruning import (
+    constrained_diff_pruning,
+    diff_pruning,
+    expected_nonzero,
+    fixed_gates,
+)
 from subtune_jax.tuning.fixed_mask import fixed_mask, largest_changes
+from subtune_jax.tuning.hard_concrete import (
+    HardConcrete,
+    deterministic,
+    expected_l0,
+    probability_nonzero,
+    sample,
+)
 from subtune_jax.tuning.lora import Factors, lora, lora_factors
 from subtune_jax.tuning.method import Ended, Parts, Tuning, leaf_groups, no_penalty
 from subtune_jax.tuning.rescaled import rescaled
@@ -10,8 +23,15 @@ from subtune_jax.tuning.subset import subset
 __all__ = [
     "Ended",
     "Factors",
+    "HardConcrete",
     "Parts",
     "Tuning",
+    "constrained_diff_pruning",
+    "deterministic",
+    "diff_pruning",
+    "expected_l0",
+    "expected_nonzero",
+    "fixed_gates",
     "fixed_mask",
     "l1_sp",
     "l2_sp",
@@ -20,6 +40,8 @@ __all__ = [
     "lora",
     "lora_factors",
     "no_penalty",
+    "probability_nonzero",
     "rescaled",
+    "sample",
     "subset",
 ]

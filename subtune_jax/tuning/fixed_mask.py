@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from subtune_jax import tree
-from subtune_jax.errors import InputError, require_positive
+from subtune_jax.errors import InputError, require_positive, unknown
 from subtune_jax.labels import FROZEN
 from subtune_jax.network import Labels, Params
 from subtune_jax.tuning.method import Ended, Parts, Tuning, leaf_groups, no_penalty
 
 Indices = Mapping[str, np.ndarray]  # {path: int[k], places in the flattened leaf}
+STARTS = ("change", "ungated", "base")  # of the elements that changed most
 
 
 def fixed_mask(indices: Indices) -> Tuning:
@@ -46,17 +47,26 @@ def fixed_mask(indices: Indices) -> Tuning:
     return Tuning(init, leaf_groups, materialize, no_penalty, take_over)
 
 
-def largest_changes(k: int, free: Sequence[str] = ("head",)) -> Tuning:
+def largest_changes(
+    k: int, free: Sequence[str] = ("head",), start: str = "change"
+) -> Tuning:
     """Returns the fixed mask of the k elements that the phase before changed most.
 
     The k largest |w - w_0| over all trainable leaves outside the `free` groups, ties to
-    the lower index; free leaves train on as a whole. It can only take over: how many
-    elements a leaf has is not known before. Raises `InputError` for k that is not a
-    positive whole number or more than there are.
+    the lower index; free leaves train on as a whole. Of random gates (diff pruning) one
+    realisation counts, drawn once, as in the paper (its section 3.2). start: from where
+    the chosen elements train on: `change`, as they were compared; `ungated`, from w_0 + w
+    of diff pruning whatever their gates (official code); or `base`, from w_0. It can only
+    take over: how many elements a leaf has is not known before.
+
+    Raises `InputError` for k that is not a positive whole number or more than there are,
+    an unknown start, and where nothing changed or, with `ungated`, nothing was gated.
     """
     require_positive(k=k)
     if k != int(k):
         raise InputError(f"k must be a whole number of elements, got {k!r}")
+    if start not in STARTS:
+        raise unknown("start", start, STARTS)
 
     def init(params: Params, labels: Labels, key: jax.Array | None = None) -> Parts:
         raise InputError(
@@ -66,21 +76,60 @@ def largest_changes(k: int, free: Sequence[str] = ("head",)) -> Tuning:
     def take_over(
         ended: Ended, params: Params, labels: Labels, key: jax.Array | None = None
     ) -> Parts:
-        del key
-        groups = tree.flatten(labels)
-        chosen = [p for p, g in groups.items() if g != FROZEN and g not in free]
-        base, live = tree.flatten(params), tree.flatten(ended.params)
-        changes = {
-            p: np.abs(np.ravel(live[p]) - np.ravel(base[p]).astype(live[p].dtype))
-            for p in chosen
-        }
-        total = sum(len(values) for values in changes.values())
-        if k > total:
-            raise InputError(f"the mask asks for {k} of {total} elements")
-        largest = tree.lowest({p: -values for p, values in changes.items()}, int(k))
-        return _parts(largest, ended.params, labels)
+        live = realisation(ended, params, key)
+        largest = _largest(int(k), live, params, labels, free)
+        begins = {"change": live, "base": params}.get(start)
+        if begins is None:
+            begins = _ungated(ended, params)
+        kept = set(largest)
+        begins = tree.map_with_path(lambda p, a, b: a if p in kept else b, begins, live)
+        return _parts(largest, begins, labels)
 
     return Tuning(init, leaf_groups, materialize_learnt, no_penalty, take_over)
+
+
+def realisation(ended: Ended, params: Params, key: jax.Array | None) -> Params:
+    """Returns the live parameters of a phase that ended, its random gates drawn once."""
+    trainable, fixed = ended.parts
+    drawn = ended.tuning.materialize(trainable, fixed, params, key)
+    own = set(tree.owners(trainable, params).values())
+    return tree.map_with_path(
+        lambda path, live, x: jnp.asarray(x, live.dtype) if path in own else live,
+        ended.params,
+        drawn,
+    )
+
+
+def _largest(
+    k: int, live: Params, params: Params, labels: Labels, free: Sequence[str]
+) -> Indices:
+    """Returns the places of the k largest changes; raises `InputError` where there are
+    none."""
+    groups, base, now = map(tree.flatten, (labels, params, live))
+    chosen = [p for p, g in groups.items() if g != FROZEN and g not in free]
+    changes = {
+        p: np.abs(np.ravel(now[p]) - np.ravel(base[p]).astype(now[p].dtype))
+        for p in chosen
+    }
+    total = sum(len(values) for values in changes.values())
+    if k > total:
+        raise InputError(f"the mask asks for {k} of {total} elements")
+    if not any(values.any() for values in changes.values()):
+        raise InputError(
+            "the phase before changed no element that a mask could keep (all gates closed, "
+            "or no step was taken): lower the strength, or train for longer"
+        )
+    return tree.lowest({p: -values for p, values in changes.items()}, k)
+
+
+def _ungated(ended: Ended, params: Params) -> Params:
+    """Returns w_0 + w of every leaf that diff pruning gated, whatever its gates."""
+    values = tree.flatten(ended.parts.trainable)
+    if not any(path.endswith("/w") for path in values):
+        raise InputError(
+            "a mask that starts `ungated` needs a phase of diff pruning before it"
+        )
+    return tree.map_with_path(lambda p, leaf: leaf + values.get(f"{p}/w", 0), params)
 
 
 def materialize(

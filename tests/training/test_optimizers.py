@@ -7,7 +7,15 @@ import optax
 import pytest
 
 from subtune_jax.errors import InputError
-from subtune_jax.training.optimizers import adam, adamw, optimizer, sgd
+from subtune_jax.training.optimizers import (
+    adam,
+    adamw,
+    ascent,
+    hf_adamw,
+    optimizer,
+    sgd,
+)
+from subtune_jax.training.phases import rules_by_group
 
 W, G = {"w": jnp.array([1.0, -2.0])}, {"w": jnp.array([0.3, 0.4])}
 GROUPS, WAVES = {"w": "g"}, {"w": 0}
@@ -129,3 +137,46 @@ def test_accumulated_micro_batches_equal_one_batch():
     ]
     for a, b in zip(*map(jax.tree.leaves, results), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_epsilon_before_the_bias_correction():
+    """The AdamW of early transformers, by hand: eps is added to sqrt(v), then corrected.
+
+    A gradient of 1e-9 moves w by lr * 1e-9 / 1e-8 under `adamw` at the first step, and by
+    lr * 1e-9 * sqrt(1 - b2) / (1e-9 * sqrt(1 - b2) + 1e-8) here.
+    """
+    grads, params = {"w": jnp.float32(1e-9)}, {"w": jnp.float32(0)}
+
+    def first(rule):
+        tx = optimizer({"g": rule}, {"w": "g"}, {"w": 0}, 10)
+        return float(tx.update(grads, tx.init(params), params)[0]["w"])
+
+    root = np.sqrt(1e-3)
+    assert first(adamw(1.0, weight_decay=0)) == pytest.approx(
+        -1e-9 / (1e-9 + 1e-8), 1e-4
+    )
+    by_hand = -1e-9 * root / (1e-9 * root + 1e-8)
+    assert first(hf_adamw(1.0)) == pytest.approx(by_hand, 1e-4)
+
+
+def test_ascent_climbs_and_groups_are_clipped_together():
+    rules = {
+        "w": sgd(1.0, momentum=0, clip_norm=1.0, clip_group="both"),
+        "head": sgd(1.0, momentum=0, clip_norm=1.0, clip_group="both"),
+        "m": ascent(0.5),
+    }
+    names = {"w": "w", "head": "head", "m": "m"}
+    tx = optimizer(rules, names, dict.fromkeys(names, 0), 10)
+    grads = {"w": jnp.float32(3), "head": jnp.float32(4), "m": jnp.float32(10)}
+    params = jax.tree.map(jnp.zeros_like, grads)
+    updates, _ = tx.update(grads, tx.init(params), params)
+    got = {name: float(value) for name, value in updates.items()}
+    assert got == pytest.approx({"w": -0.6, "head": -0.8, "m": 5.0})
+
+
+def test_a_clip_of_several_groups_has_one_norm():
+    one, two = (sgd(1.0, clip_norm=n, clip_group="both") for n in (1.0, 2.0))
+    with pytest.raises(InputError, match="norms 1.0 and 2.0: give them one"):
+        rules_by_group({"a": one, "b": two}, {"a", "b"})
+    with pytest.raises(InputError, match="needs a clip_norm"):
+        sgd(1.0, clip_group="both")

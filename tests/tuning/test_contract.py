@@ -21,6 +21,7 @@ from subtune_jax.training.predict import evaluate
 from subtune_jax.training.state import live_params, start
 from subtune_jax.training.step import compiled_step, train_step
 from subtune_jax.tuning.anchor import l1_sp, l2_sp
+from subtune_jax.tuning.diff_pruning import constrained_diff_pruning, diff_pruning
 from subtune_jax.tuning.fixed_mask import fixed_mask
 from subtune_jax.tuning.lora import lora
 from subtune_jax.tuning.rescaled import rescaled
@@ -34,10 +35,14 @@ TUNINGS = {
     "fixed_mask": fixed_mask({"two/kernel": np.arange(0, 36, 2)}),
     "rescaled": rescaled(),
     "lora": lora(2),
+    "diff_pruning": diff_pruning(1e-3),
+    "constrained_diff_pruning": constrained_diff_pruning(0.5),
 }
 COUNTS = {
     "fixed_mask": 18 + 6 + 3,  # elements, and the leaves without indices
     "lora": 6 * 2 + 2 * 6 + 3,  # two factors of a 6 x 6 kernel, and a free bias
+    "diff_pruning": 2 * 42 + 2 + 3,  # w, a gate for each and for each leaf, a free bias
+    "constrained_diff_pruning": 2 * 42 + 2 + 3 + 1,
 }
 KEY = jax.random.key(5)
 
@@ -167,4 +172,4 @@ def test_every_tuning_has_a_row():
             ):
                 made.add(node.targets[0].id)
     # what can only take over has its own tests: tests/training/test_take_over.py
-    assert made - {"largest_changes"} == set(TUNINGS)
+    assert made - {"largest_changes", "fixed_gates"} == set(TUNINGS)

@@ -1,0 +1,287 @@
+"""Diff pruning: a change of the weights that is pushed to be 0 almost everywhere.
+
+theta = theta_0 + z * z_g * w,   minimized: loss + strength * E||z * z_g * w||_0
+
+w and the gates z (one per element) and z_g (one per group of elements) train; gates are
+hard concrete. Guo, Rush and Kim 2021, sections 3.1 and 3.2.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import Any
+from zlib import crc32
+
+import jax
+import jax.numpy as jnp
+
+from subtune_jax import tree
+from subtune_jax.errors import InputError, require_positive, unknown
+from subtune_jax.network import Labels, Params
+from subtune_jax.tuning.hard_concrete import (
+    HardConcrete,
+    deterministic,
+    probability_nonzero,
+    require_gate,
+    sample,
+)
+from subtune_jax.tuning.method import Ended, Parts, Tuning, leaf_groups, no_penalty
+from subtune_jax.tuning.subset import init as selected
+
+GATES, MULTIPLIER = "gates", "multiplier"  # groups of the optimizer
+STRUCTURES = ("none", "leaf", "neuron")
+L0 = ("product", "additive")
+CUT = 0.25  # of the error: m moves by no more than a quarter of its rate in a step
+
+
+def diff_pruning(
+    strength: float,
+    *,
+    structure: str = "leaf",
+    l0: str = "product",
+    log_alpha: float = 5.0,
+    gate: HardConcrete = HardConcrete(),
+    free: Sequence[str] = ("head",),
+) -> Tuning:
+    """Returns the tuning of gated differences with the penalty strength * E[L0].
+
+    w starts at 0 and all gates at `log_alpha` (paper: 5). structure: what has a gate of
+    its own beside those of the elements: none (plain), leaf (the paper's structured form:
+    every matrix and vector) or neuron (every index of a leaf's last axis). l0: of a leaf
+    with elements i and groups g, product is sum_i P(z_i > 0) P(z_g > 0), the paper's, and
+    additive sum_i P(z_i > 0) + sum_g P(z_g > 0), that of its code. Leaves of `free` groups
+    train as they are, without gates. In the trainable tree w, the gates and those of
+    groups stand at `PATH/w`, `PATH/log_alpha` and `PATH/group_log_alpha`; the gates' group
+    is `gates`. With a key the gates are drawn, without one they are `deterministic`.
+
+    Raises `InputError` for a strength that is not positive, an unknown structure or form,
+    and an interval of gates that cannot close or open.
+    """
+    require_positive(strength=strength)
+    if l0 not in L0:
+        raise unknown("form of L0", l0, L0)
+    values = {"strength": strength}
+    return _gated(values, structure, log_alpha, gate, free, _of_strength(l0))
+
+
+def constrained_diff_pruning(
+    share: float,
+    *,
+    structure: str = "leaf",
+    log_alpha: float = 5.0,
+    gate: HardConcrete = HardConcrete(),
+    free: Sequence[str] = ("head",),
+) -> Tuning:
+    """Returns the tuning of gated differences under the constraint E[L0] = share * d.
+
+    d counts the gated elements. The gates' log alpha are lowered by a multiplier m, which
+    stands in the trainable tree at `multiplier`, a group of its own whose rule is
+    `ascent`: its gradient is the error log E[L0] - log(share * d), cut to a quarter, so that
+    near the target it is the relative error at every size. The task alone moves log alpha.
+
+    The constraint is our addition. sigmoid(log_alpha - m) are the gates of the highest
+    entropy whose expected number is the target, and m is its Lagrange multiplier. As a
+    factor of E[L0] in the loss it does not settle: thousands of gates move together, at
+    the speed of Adam, long after it has changed (measured: 90 % off after 600 steps).
+
+    See `diff_pruning` for the other arguments. Raises `InputError` as that does, and for a
+    share that is not in (0, 1].
+    """
+    if not 0 < share <= 1:
+        raise InputError(f"share must be above 0 and at most 1, got {share!r}")
+    values = {"share": share}
+    return _gated(values, structure, log_alpha, gate, free, _multiplier_penalty)
+
+
+def _gated(
+    values: dict[str, float],
+    structure: str,
+    log_alpha: float,
+    gate: HardConcrete,
+    free: Sequence[str],
+    penalty: Callable,
+) -> Tuning:
+    if structure not in STRUCTURES:
+        raise unknown("structure", structure, STRUCTURES)
+    require_gate(gate)
+    values |= gate._asdict()
+
+    def init(params: Params, labels: Labels, key: jax.Array | None = None) -> Parts:
+        del key
+        names = tree.flatten(labels)
+
+        def part(path: str, leaf: jax.Array) -> Any:
+            if names[path] in free:
+                return leaf
+            return _gates(leaf, log_alpha, structure)
+
+        trainable = tree.map_with_path(part, selected(params, labels).trainable)
+        if penalty is _multiplier_penalty:
+            trainable = {**trainable, MULTIPLIER: jnp.zeros((), jnp.float32)}
+        # Made anew at every start: a step is given the state's buffers to keep.
+        return Parts(trainable, {GATES: jax.tree.map(jnp.float32, values)})
+
+    return Tuning(init, groups, materialize, penalty)
+
+
+def _gates(leaf: jax.Array, log_alpha: float, structure: str) -> dict[str, jax.Array]:
+    dtype = jnp.promote_types(leaf.dtype, jnp.float32)
+    own = jnp.full(leaf.shape, log_alpha, dtype)
+    gates = {"w": jnp.zeros_like(leaf), "log_alpha": own}
+    if structure == "none":
+        return gates
+    shape = (*(1 for _ in leaf.shape[1:]), *leaf.shape[-1:])
+    group = jnp.full(shape if structure == "neuron" else (), log_alpha, dtype)
+    return gates | {"group_log_alpha": group}
+
+
+def groups(trainable: Any, labels: Labels) -> Any:
+    """Returns the groups of what trains: `gates`, `multiplier`, else the leaf's label."""
+    owners, names = tree.owners(trainable, labels), tree.flatten(labels)
+
+    def group(path: str, _: Any) -> str:
+        if path not in owners:
+            return MULTIPLIER
+        below = path.removeprefix(owners[path])
+        return GATES if below.endswith("log_alpha") else names[owners[path]]
+
+    return tree.map_with_path(group, trainable)
+
+
+def materialize(
+    trainable: Params, fixed: Any, params: Params, key: jax.Array | None = None
+) -> Params:
+    """Returns the base with its gated differences added, and free leaves in place."""
+    values = tree.flatten(trainable)
+    gates = _gates_of(values, _gate_of(fixed), key)
+    return tree.map_with_path(
+        lambda path, leaf: (
+            leaf + gates[path] * values[f"{path}/w"]
+            if path in gates
+            else values.get(path, leaf)
+        ),
+        params,
+    )
+
+
+def fixed_gates(free: Sequence[str] = ("head",)) -> Tuning:
+    """Returns the tuning theta_0 + z w with the gates z as they stand: w trains on.
+
+    It can only take over from `diff_pruning`: the gates are drawn once, as the paper's
+    realisation is (its footnotes 5 and 14). Free leaves train on as a whole.
+    """
+
+    def init(params: Params, labels: Labels, key: jax.Array | None = None) -> Parts:
+        raise InputError("fixed gates need a phase of diff pruning before them")
+
+    def take_over(
+        ended: Ended, params: Params, labels: Labels, key: jax.Array | None = None
+    ) -> Parts:
+        values = tree.flatten(ended.parts.trainable)
+        if not any(path.endswith("/log_alpha") for path in values):
+            raise InputError("fixed gates need a phase of diff pruning before them")
+        every = _gates_of(values, _gate_of(ended.parts.fixed), key)
+        live = tree.flatten(ended.params)
+        chosen = tree.flatten(selected(ended.params, labels).trainable)
+        z = {p: every[p] for p in chosen if p in every}
+        w = {f"{p}/w": jnp.array(values[f"{p}/w"], copy=True) for p in z}
+        rest = {p: jnp.array(live[p], copy=True) for p in chosen if p not in z}
+        fixed = {f"{p}/gate": jnp.broadcast_to(g, live[p].shape) for p, g in z.items()}
+        return Parts(tree.unflatten(w | rest), tree.unflatten(fixed))
+
+    return Tuning(init, leaf_groups, materialize_fixed, no_penalty, take_over)
+
+
+def materialize_fixed(
+    trainable: Params, fixed: Any, params: Params, key: jax.Array | None = None
+) -> Params:
+    """Returns the base with its differences added, through gates that are values."""
+    del key
+    values, gates = tree.flatten(trainable), tree.flatten(fixed)
+
+    def whole(path: str, leaf: jax.Array) -> jax.Array:
+        if f"{path}/gate" not in gates:
+            return values.get(path, leaf)
+        return leaf + gates[f"{path}/gate"] * values[f"{path}/w"]
+
+    return tree.map_with_path(whole, params)
+
+
+def expected_nonzero(
+    trainable: Any, gate: HardConcrete = HardConcrete(), l0: str = "product"
+) -> jax.Array:
+    """Returns E[L0] of the gates of a run, as `result.trainable` has them."""
+    own, groups = _log_alphas(tree.flatten(trainable))
+    sums = []
+    for path, log_alpha in own.items():
+        p, q = probability_nonzero(log_alpha, gate), jnp.ones(())
+        if path in groups:
+            q = probability_nonzero(groups[path], gate)
+        plain = l0 == "product" or path not in groups
+        sums.append(jnp.sum(p * q) if plain else jnp.sum(p) + jnp.sum(q))
+    return jnp.sum(jnp.stack(sums))
+
+
+@cache
+def _of_strength(l0: str) -> Callable:
+    return partial(_strength_penalty, l0)
+
+
+def _strength_penalty(
+    l0: str, trainable: Params, fixed: Any, params: Params
+) -> jax.Array:
+    del params
+    return fixed[GATES]["strength"] * expected_nonzero(trainable, _gate_of(fixed), l0)
+
+
+def _multiplier_penalty(trainable: Params, fixed: Any, params: Params) -> jax.Array:
+    """Returns m times the error of the constraint, a function of m alone: by `ascent` m
+    rises while too many gates are expected to be open."""
+    del params
+    rest = jax.lax.stop_gradient(trainable)
+    size = sum(
+        leaf.size
+        for path, leaf in tree.flatten(rest).items()
+        if path.endswith("/log_alpha")
+    )
+    expected = expected_nonzero(rest, _gate_of(fixed))
+    error = jnp.log(expected) - jnp.log(fixed[GATES]["share"] * size)
+    return trainable[MULTIPLIER] * jnp.clip(error, -CUT, CUT)
+
+
+def _gate_of(fixed: Any) -> HardConcrete:
+    return HardConcrete(*(fixed[GATES][name] for name in HardConcrete._fields))
+
+
+def _gates_of(
+    values: dict[str, Any], gate: HardConcrete, key: jax.Array | None
+) -> dict[str, jax.Array]:
+    """Returns z z_g of every gated leaf; drawn if there is a key, of which each leaf has
+    its own by its path: it draws alike whatever else trains, on any number of devices."""
+    own, groups = _log_alphas(values)
+
+    def opened(path: str) -> jax.Array:
+        mine: Any = (None, None)
+        if key is not None:
+            mine = jax.random.split(jax.random.fold_in(key, crc32(path.encode())))
+        z = _open(gate, mine[0], own[path])
+        return z if path not in groups else z * _open(gate, mine[1], groups[path])
+
+    return {path: opened(path) for path in own}
+
+
+def _open(gate: HardConcrete, key: jax.Array | None, x: jax.Array) -> jax.Array:
+    return deterministic(x, gate) if key is None else sample(key, x, gate)
+
+
+def _log_alphas(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns log alpha of elements and of groups by the path of their leaf; those of
+    elements are lowered by the multiplier, which only the constraint moves."""
+    ends = "/log_alpha", "/group_log_alpha"
+    own, groups = (
+        {p.removesuffix(end): x for p, x in values.items() if p.endswith(end)}
+        for end in ends
+    )
+    if MULTIPLIER in values:
+        lowered = jax.lax.stop_gradient(values[MULTIPLIER])
+        own = {path: x - lowered.astype(x.dtype) for path, x in own.items()}
+    return own, groups

@@ -1,0 +1,75 @@
+"""Hard-concrete gates: random numbers in [0, 1], often exactly 0 or 1, with a gradient.
+
+z = min(1, max(0, s (r - l) + l)),   s = sigmoid((log u - log(1 - u) + log_alpha) / T)
+
+with u uniform on (0, 1), an interval (l, r) wider than [0, 1] and a temperature T. Of
+Louizos et al. 2018; diff pruning has l = -1.5, r = 1.5 and T = 1 (its section 3.1). All
+functions are jitted, element by element, in the type of `log_alpha`.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from subtune_jax.errors import InputError, require_positive
+
+EDGE = 1e-4  # u stays so far from 0 and 1 (official code): its logit is finite
+
+
+class HardConcrete(NamedTuple):
+    """What all gates share: the interval's ends, l and r in the paper, and the temperature."""
+
+    left: Any = -1.5
+    right: Any = 1.5
+    temperature: Any = 1.0
+
+
+def require_gate(gate: HardConcrete) -> None:
+    """Raises `InputError` unless left < 0 and right > 1, without which a gate is never
+    exactly 0 or never exactly 1, and for a temperature that is not positive."""
+    left, right, temperature = gate
+    if not -float("inf") < left < 0 or not 1 < right < float("inf"):
+        raise InputError(
+            f"the interval of the gates is ({left}, {right}): it must begin below 0 and "
+            "end above 1, as (-1.5, 1.5) does, so that gates can close and open"
+        )
+    require_positive(temperature=temperature)
+
+
+@jax.jit
+def sample(key: jax.Array, log_alpha: jax.Array, gate: HardConcrete) -> jax.Array:
+    """Returns one draw of every gate."""
+    u = jax.random.uniform(key, log_alpha.shape, log_alpha.dtype, EDGE, 1 - EDGE)
+    noise = jnp.log(u) - jnp.log1p(-u)
+    return _stretched(noise + log_alpha, gate, gate.temperature)
+
+
+@jax.jit
+def deterministic(log_alpha: jax.Array, gate: HardConcrete) -> jax.Array:
+    """Returns min(1, max(0, sigmoid(log_alpha) (r - l) + l)): the gates without noise.
+
+    Louizos et al. evaluate with it; diff pruning draws once instead.
+    """
+    return _stretched(log_alpha, gate, jnp.ones((), log_alpha.dtype))
+
+
+@jax.jit
+def probability_nonzero(log_alpha: jax.Array, gate: HardConcrete) -> jax.Array:
+    """Returns P(z > 0) = sigmoid(log_alpha - T log(-l / r)) of every gate."""
+    left, right, temperature = (jnp.asarray(x, log_alpha.dtype) for x in gate)
+    return jax.nn.sigmoid(log_alpha - temperature * jnp.log(-left / right))
+
+
+@jax.jit
+def expected_l0(log_alpha: jax.Array, gate: HardConcrete) -> jax.Array:
+    """Returns the expected number of gates that are not 0."""
+    return jnp.sum(probability_nonzero(log_alpha, gate))
+
+
+def _stretched(logit: jax.Array, gate: HardConcrete, temperature: Any) -> jax.Array:
+    ends = (gate.left, gate.right, temperature)
+    left, right, t = (jnp.asarray(x, logit.dtype) for x in ends)
+    wide = jax.nn.sigmoid(logit / t) * (right - left) + left
+    # Not `jnp.clip`: at an edge its slope is a half, and the paper's is 0 there.
+    return jnp.where(wide <= 0, 0, jnp.where(wide >= 1, 1, wide)).astype(logit.dtype)

@@ -1,0 +1,305 @@
+"""Diff pruning by hand: gradients, penalties, what takes over, and exactly k elements."""
+
+from functools import partial
+from zlib import crc32
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import expit as sigmoid
+
+from subtune_jax import tree
+from subtune_jax.errors import InputError
+from subtune_jax.labels import FROZEN
+from subtune_jax.losses import cross_entropy
+from subtune_jax.models.bert import BertConfig, bert
+from subtune_jax.recipes import diff_pruning as recipe
+from subtune_jax.selection.select import select
+from subtune_jax.training.loop import fit
+from subtune_jax.training.optimizers import adam, ascent
+from subtune_jax.training.phases import Phase, Settings
+from subtune_jax.training.state import start
+from subtune_jax.tuning.diff_pruning import (
+    constrained_diff_pruning,
+    diff_pruning,
+    expected_nonzero,
+    fixed_gates,
+    materialize,
+)
+from subtune_jax.tuning.fixed_mask import largest_changes
+from subtune_jax.tuning.hard_concrete import HardConcrete
+from tests import toy
+
+KEY = jax.random.key(2)
+BASE = {"a": {"kernel": jnp.arange(6.0).reshape(2, 3)}, "head": {"bias": jnp.ones(3)}}
+LABELS = {"a": {"kernel": "body"}, "head": {"bias": "head"}}
+
+
+def begun(tuning, **values):
+    """The parts at the start, with other values at paths."""
+    parts = tuning.init(BASE, LABELS)
+    flat = tree.flatten(parts.trainable)
+    return parts._replace(trainable=tree.unflatten(flat | values))
+
+
+def uniforms(key, path, shape, group=()):
+    """The numbers that a leaf's gates and its group's gate are drawn from."""
+    keys = jax.random.split(jax.random.fold_in(key, crc32(path)))
+    draw = partial(jax.random.uniform, minval=1e-4, maxval=1 - 1e-4)
+    return [np.float64(draw(k, s)) for k, s in zip(keys, (shape, group), strict=True)]
+
+
+def gates(u, log_alpha):
+    """z and its slope, as papers/diff_pruning.md 1.1 and 1.2 have them."""
+    s = sigmoid(np.log(u) - np.log1p(-u) + log_alpha)
+    wide = 3 * s - 1.5
+    return np.clip(wide, 0, 1), 3 * s * (1 - s) * ((wide > 0) & (wide < 1))
+
+
+def test_gradients_are_those_of_the_paper():
+    """dw = g z zg; dalpha = g w zg z'; dalpha_g = sum g w z zg' (1.2)."""
+    w, alpha, alpha_g = 0.1 * jnp.arange(1.0, 7).reshape(2, 3), 0.4, -0.3
+    trainable, fixed = begun(
+        diff_pruning(0.1),
+        **{
+            "a/kernel/w": w,
+            "a/kernel/log_alpha": jnp.full((2, 3), alpha),
+            "a/kernel/group_log_alpha": jnp.float32(alpha_g),
+        },
+    )
+    g = np.array([[1.0, -2, 3], [0.5, 4, -1]])
+
+    def loss(trainable):
+        params = materialize(trainable, fixed, BASE, KEY)
+        return jnp.sum(g * params["a"]["kernel"]) + params["head"]["bias"].sum()
+
+    got = jax.grad(loss)(trainable)["a"]["kernel"]
+    u, u_g = uniforms(KEY, b"a/kernel", (2, 3))
+    (z, slope), (zg, slope_g) = gates(u, alpha), gates(u_g, alpha_g)
+    assert 0 < zg < 1 and 0 < z.mean() < 1  # draws that show something
+    w = np.float64(w)
+    np.testing.assert_allclose(got["w"], g * z * zg, atol=1e-5)
+    np.testing.assert_allclose(got["log_alpha"], g * w * zg * slope, atol=1e-5)
+    whole = np.sum(g * w * z * slope_g)
+    np.testing.assert_allclose(got["group_log_alpha"], whole, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("structure", "l0", "expected"),
+    [
+        ("none", "product", 6 * sigmoid(5)),
+        ("leaf", "product", 6 * sigmoid(5) ** 2),
+        ("leaf", "additive", 7 * sigmoid(5)),
+        ("neuron", "product", 6 * sigmoid(5) ** 2),
+        ("neuron", "additive", 9 * sigmoid(5)),
+    ],
+)
+def test_the_penalty_is_the_strength_times_the_expected_number(structure, l0, expected):
+    tuning = diff_pruning(0.25, structure=structure, l0=l0)
+    trainable, fixed = tuning.init(BASE, LABELS)
+    np.testing.assert_allclose(
+        tuning.penalty(trainable, fixed, BASE), 0.25 * expected, rtol=1e-6
+    )
+
+
+def test_the_interval_and_temperature_count():
+    gate = HardConcrete(-0.1, 1.1, 2 / 3)
+    tuning = diff_pruning(1.0, structure="none", gate=gate)
+    expected = 6 * sigmoid(5 - 2 / 3 * np.log(0.1 / 1.1))
+    np.testing.assert_allclose(
+        tuning.penalty(*tuning.init(BASE, LABELS), BASE), expected, rtol=1e-6
+    )
+
+
+def test_a_leaf_draws_alike_whatever_else_trains():
+    trainable, fixed = begun(
+        diff_pruning(1.0, log_alpha=0.0), **{"a/kernel/w": jnp.ones((2, 3))}
+    )
+    alone = {"a": trainable["a"]}
+    for one in (trainable, alone):
+        params = materialize(one, fixed, BASE, KEY)
+        np.testing.assert_array_equal(
+            params["a"]["kernel"],
+            materialize(trainable, fixed, BASE, KEY)["a"]["kernel"],
+        )
+    other = materialize(trainable, fixed, BASE, jax.random.key(9))
+    assert (other["a"]["kernel"] != params["a"]["kernel"]).any()
+
+
+def test_the_multiplier_rises_by_the_error_and_moves_nothing_else():
+    """m by log(E / (share d)), cut to 1/4; log alpha by the task alone."""
+    tuning = constrained_diff_pruning(0.9, structure="none")
+    parts = tuning.init(BASE, LABELS)
+    slope = jax.grad(tuning.penalty)(parts.trainable, parts.fixed, BASE)
+    np.testing.assert_allclose(slope["multiplier"], np.log(sigmoid(5) / 0.9), rtol=1e-5)
+    assert not np.any(slope["a"]["kernel"]["log_alpha"])
+    lowered, fixed = begun(tuning, multiplier=jnp.float32(5.0))
+    assert float(expected_nonzero(lowered)) == pytest.approx(3.0)  # sigmoid(0) of 6
+    small = constrained_diff_pruning(1e-6, structure="none")
+    capped = jax.grad(small.penalty)(*small.init(BASE, LABELS), BASE)["multiplier"]
+    assert float(capped) == 0.25
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0.05, 0.25])
+def test_the_constraint_holds_at_the_end(share):
+    network = toy.mlp(40)
+    labels = select(network, {"head": ["head"], "body": [".*"]})
+    rules = {
+        "body": adam(1e-3),
+        "head": adam(1e-3),
+        "gates": adam(0.1, schedule="linear"),
+        "multiplier": ascent(0.4),
+    }
+    phase = Phase(labels, rules, 240, constrained_diff_pruning(share))
+    result = fit(network, phase, toy.points(), key=KEY, batch_size=16)
+    size = sum(
+        network.params[s][n].size for s in ("one", "two") for n in ("kernel", "bias")
+    )
+    expected = float(expected_nonzero(result.trainable))
+    assert expected == pytest.approx(share * size, rel=0.02)
+
+
+def run(network, phases, **how):
+    return fit(network, phases, toy.points(), key=KEY, batch_size=16, **how).network
+
+
+def differing(network, tuned):
+    """How many elements of the body differ from the base."""
+    pairs = ((network.params[s], tuned.params[s]) for s in ("one", "two"))
+    return sum(int((a[n] != b[n]).sum()) for a, b in pairs for n in a)
+
+
+@pytest.mark.parametrize("how", [{"strength": 1e-3}, {}, {"start": "ungated"}])
+def test_a_recipe_ends_in_exactly_its_share(how):
+    network = toy.mlp()  # 72 elements before the head
+    phases = recipe(network, 0.25, adam(1e-2), 60, **how)
+    assert [phase.steps for phase in phases] == [30, 30]
+    assert [phase.keeps for phase in phases] == [False, True]
+    tuned = run(network, phases)
+    assert differing(network, tuned) == 18
+    data = toy.points()
+    before, after = (cross_entropy(n(data.x), data.y).mean() for n in (network, tuned))
+    assert float(after) < 0.9 * float(before)
+
+
+def test_equal_changes_go_to_the_lower_index():
+    """12 elements, of which 2 change, alike: the two, and the first ten of the rest."""
+
+    def init(params, labels, key=None):
+        parts = constrained_diff_pruning(0.5).init(params, labels, key)
+        flat = tree.flatten(parts.trainable)
+        w = jnp.zeros((4, 6)).at[3, 4:].set(1.0)
+        return parts._replace(trainable=tree.unflatten(flat | {"one/kernel/w": w}))
+
+    from subtune_jax.tuning.method import Ended
+
+    network = toy.mlp()
+    labels = select(network, {"body": ["one/kernel"]})
+    tuning = constrained_diff_pruning(0.5)._replace(init=init)
+    parts = init(network.params, labels)
+    live = materialize(*parts, network.params)
+    after = largest_changes(12).take_over(
+        Ended(tuning, parts, live), network.params, labels, KEY
+    )
+    places = np.asarray(after.fixed["one"]["kernel"])
+    np.testing.assert_array_equal(places, [*range(10), 22, 23])
+
+
+def test_gates_that_are_fixed_stay_and_w_trains_on():
+    network = toy.mlp()
+    labels = select(network, {"head": ["head"], "body": ["one", "two"]})
+    rules = {"body": adam(1e-2), "head": adam(1e-2)}
+    tuning = diff_pruning(1e-3, log_alpha=0.0, structure="none")
+    gated = Phase(labels, rules | {"gates": adam(0.1)}, 20, tuning, keeps=False)
+    tuned = run(network, [gated, Phase(labels, rules, 20, fixed_gates())])
+    changed = differing(network, tuned)
+    assert 0 < changed < 72
+    longer = run(network, [gated, Phase(labels, rules, 30, fixed_gates())])
+    assert differing(network, longer) == changed
+    assert tree.fingerprint(longer.params) != tree.fingerprint(tuned.params)
+
+
+def test_one_realisation_is_drawn_from_the_run_s_key():
+    """What a mask compares is not the deterministic network: gates at 1/2 differ."""
+    network = toy.mlp()
+    phases = recipe(network, 0.25, adam(1e-2), 20, strength=1e-6)
+    prints = {
+        tree.fingerprint(
+            fit(
+                network, phases, toy.points(), key=jax.random.key(s), batch_size=16
+            ).network.params["one"]
+        )
+        for s in (0, 0, 1)
+    }
+    assert len(prints) == 2
+
+
+def test_groups_of_bert_large():
+    """393 tensors with the classifier's two, 391 of them gated (papers/diff_pruning.md)."""
+    config = BertConfig(
+        hidden_size=1024, num_layers=24, num_heads=16, intermediate_size=4096
+    )
+    small = config._replace(
+        hidden_size=16, intermediate_size=8, vocab_size=20, max_positions=8
+    )
+    network = bert(small, jax.random.key(0))
+    assert len(jax.tree.leaves(network.params)) == 393
+    labels = select(network, {"head": ["head"], "body": [".*"]})
+    trainable = diff_pruning(1.0).init(network.params, labels).trainable
+    names = list(tree.flatten(trainable))
+    assert sum(name.endswith("/group_log_alpha") for name in names) == 391
+
+
+def test_bytes_of_a_step_s_state():
+    """w, gates, and two moments of each: six times the parameters, and little more."""
+    network = toy.mlp(200)
+    labels = select(network, {"head": ["head"], "body": [".*"]})
+    phase = recipe(network, 0.01, adam(1e-3), 20)[0]
+    del labels
+    _, state = start(network, phase, Settings(cross_entropy), KEY)
+    beyond = tree.nbytes(state._replace(key=None, stats={}))
+    assert 5.9 < beyond / tree.nbytes(network.params) <= 6.1
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (partial(diff_pruning, 0.0), "strength"),
+        (partial(diff_pruning, 1.0, structure="row"), "structure"),
+        (partial(diff_pruning, 1.0, l0="sum"), "form of L0"),
+        (partial(diff_pruning, 1.0, gate=HardConcrete(0.1, 1.5)), "begin below 0"),
+        (partial(diff_pruning, 1.0, gate=HardConcrete(-1.5, -0.1)), "end above 1"),
+        (partial(constrained_diff_pruning, 0.0), "share must be above 0"),
+        (partial(constrained_diff_pruning, 1.1), "at most 1"),
+        (partial(recipe, toy.mlp(), 1e-6, adam(1e-3), 20), "leaves none of 72"),
+        (
+            partial(recipe, toy.mlp(), 0.1, adam(1e-3), 20, head="top"),
+            "no stage is 'top'",
+        ),
+        (partial(recipe, toy.mlp(), 0.1, adam(1e-3), 1), "gated_steps|mask_steps"),
+        (partial(largest_changes, 3, start="zero"), "start"),
+    ],
+)
+def test_one_sentence(call, message):
+    with pytest.raises(InputError, match=message):
+        call()
+
+
+def test_gates_that_all_closed_are_said():
+    network = toy.mlp()
+    rule = adam(1e-2)
+    phases = recipe(network, 0.25, rule, 60, strength=1e4, gates_rule=adam(1.0))
+    with pytest.raises(InputError, match="all gates closed.*lower the strength"):
+        run(network, phases)
+
+
+def test_what_needs_diff_pruning_before_it_says_so():
+    network = toy.mlp()
+    labels = select(network, {"body": ["one"]})
+    assert FROZEN in set(jax.tree.leaves(labels))
+    first = Phase(labels, adam(1e-2), 4)
+    for tuning in (fixed_gates(), largest_changes(3, start="ungated")):
+        with pytest.raises(InputError, match="phase of diff pruning"):
+            run(network, [first, Phase(labels, adam(1e-2), 4, tuning)])
