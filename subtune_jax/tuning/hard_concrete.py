@@ -40,8 +40,18 @@ def require_gate(gate: HardConcrete) -> None:
 @jax.jit
 def sample(key: jax.Array, log_alpha: jax.Array, gate: HardConcrete) -> jax.Array:
     """Returns one draw of every gate."""
-    u = jax.random.uniform(key, log_alpha.shape, log_alpha.dtype, EDGE, 1 - EDGE)
-    noise = jnp.log(u) - jnp.log1p(-u)
+    noise = logistic(key, log_alpha.size, log_alpha.dtype).reshape(log_alpha.shape)
+    return opened(noise, log_alpha, gate)
+
+
+def logistic(key: jax.Array, size: int, dtype: Any) -> jax.Array:
+    """Returns log u - log(1 - u) of so many u: what gates are drawn from."""
+    u = jax.random.uniform(key, (size,), dtype, EDGE, 1 - EDGE)
+    return jnp.log(u) - jnp.log1p(-u)
+
+
+def opened(noise: jax.Array, log_alpha: jax.Array, gate: HardConcrete) -> jax.Array:
+    """Returns the gates for this noise."""
     return _stretched(noise + log_alpha, gate, gate.temperature)
 
 
