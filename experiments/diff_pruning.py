@@ -87,7 +87,7 @@ class Settings:
     recipe: ModuleRecipeFlags = field(default_factory=ModuleRecipe)
     common: Flags = field(default_factory=Common)
 
-    SMOKE: ClassVar = {"methods": ("constrained", "random")}
+    SMOKE: ClassVar = {"methods": ("constrained",)}
 
 
 class Job(NamedTuple):
