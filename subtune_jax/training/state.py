@@ -173,14 +173,18 @@ def _rest(
     trains = set(tree.owners(trainable, params).values()) | taken
 
     def left(values: Any) -> Any:
-        owners = tree.owners(values, params)
-        kept = {p: v for p, v in tree.flatten(values).items() if p in owners}
-        return tree.unflatten(
-            {p: v for p, v in kept.items() if owners[p] not in trains}
-        )
+        flat, owners = tree.flatten(values), tree.owners(values, params)
+        # What belongs to no leaf (LoRA's scale, a multiplier) stays with those that rest:
+        # their values mean nothing without it.
+        kept = {p: v for p, v in flat.items() if owners.get(p) not in trains}
+        return tree.unflatten(kept)
 
     rests = {since: Parts(*map(left, parts)) for since, parts in whole.items()}
-    return {since: parts for since, parts in rests.items() if parts.trainable}
+    return {
+        since: parts
+        for since, parts in rests.items()
+        if tree.owners(parts.trainable, params)
+    }
 
 
 def every_part(running: Running, state: State) -> dict[str, Parts]:

@@ -82,7 +82,7 @@ def constrained_diff_pruning(
     The constraint is our addition. sigmoid(log_alpha - m) are the gates of the highest
     entropy whose expected number is the target, and m is its Lagrange multiplier. As a
     factor of E[L0] in the loss it does not settle: thousands of gates move together, at
-    the speed of Adam, long after it has changed (measured: 90 % off after 600 steps).
+    the speed of Adam, long after it has changed (90 % off after 600 steps, simulated).
 
     See `diff_pruning` for the other arguments. Raises `InputError` as that does, and for a
     share that is not in (0, 1].
@@ -164,11 +164,11 @@ def materialize(
     )
 
 
-def fixed_gates(free: Sequence[str] = ("head",)) -> Tuning:
+def fixed_gates() -> Tuning:
     """Returns the tuning theta_0 + z w with the gates z as they stand: w trains on.
 
     It can only take over from `diff_pruning`: the gates are drawn once, as the paper's
-    realisation is (its footnotes 5 and 14). Free leaves train on as a whole.
+    realisation is (its footnotes 5 and 14). Leaves without gates train on as a whole.
     """
 
     def init(params: Params, labels: Labels, key: jax.Array | None = None) -> Parts:
@@ -212,7 +212,7 @@ def expected_nonzero(
 ) -> jax.Array:
     """Returns E[L0] of the gates of a run, as `result.trainable` has them."""
     own, groups = _log_alphas(tree.flatten(trainable))
-    sums = []
+    sums = [jnp.zeros(())]  # where nothing that has gates trains
     for path, log_alpha in own.items():
         p, q = probability_nonzero(log_alpha, gate), jnp.ones(())
         if path in groups:
@@ -244,6 +244,8 @@ def _multiplier_penalty(trainable: Params, fixed: Any, params: Params) -> jax.Ar
         for path, leaf in tree.flatten(rest).items()
         if path.endswith("/log_alpha")
     )
+    if not size:  # all gates rest, and so does the constraint
+        return 0 * trainable[MULTIPLIER]
     expected = expected_nonzero(rest, _gate_of(fixed))
     error = jnp.log(expected) - jnp.log(fixed[GATES]["share"] * size)
     return trainable[MULTIPLIER] * jnp.clip(error, -CUT, CUT)

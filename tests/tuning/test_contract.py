@@ -151,6 +151,22 @@ def test_the_same_seed_gives_the_same_result(name):
 
 
 @every_tuning
+def test_what_freezes_and_trains_again_keeps_its_values(name):
+    """Frozen meanwhile it is as it was, bit for bit; then it trains on from there."""
+    network, phase = setup(name)
+    phase = phase._replace(steps=4)
+    head = phase._replace(labels=select(network, {"head": ["head/bias"]}))
+    ends = [
+        fit(network, [phase, head, phase][:n], toy.points(), key=KEY, batch_size=16)
+        for n in (1, 2, 3)
+    ]
+    one, two, three = (tree.fingerprint(end.network.params["two"]) for end in ends)
+    assert one == two != three
+    trained = [tree.fingerprint(end.trainable["two"]) for end in ends]
+    assert trained[0] == trained[1] != trained[2]
+
+
+@every_tuning
 def test_the_trained_count_is_the_reported_one(name):
     network, phase = setup(name)
     _, state = begin(network, phase)

@@ -295,3 +295,22 @@ def test_what_needs_diff_pruning_before_it_says_so():
     for tuning in (fixed_gates(), largest_changes(3, start="ungated")):
         with pytest.raises(InputError, match="phase of diff pruning"):
             run(network, [first, Phase(labels, adam(1e-2), 4, tuning)])
+
+
+def test_gates_that_rest_keep_their_values_and_train_on():
+    network, tuning = toy.mlp(), diff_pruning(1e-3)
+    both, last = (
+        select(network, {"body": units}) for units in (["one", "two"], ["two"])
+    )
+    rules = {"body": adam(1e-2), "gates": adam(0.1)}
+    phases = [Phase(labels, rules, 10, tuning) for labels in (both, last, both)]
+    first, second, third = (
+        fit(network, phases[:n], toy.points(), key=KEY, batch_size=16)
+        for n in (1, 2, 3)
+    )
+    one = [tree.fingerprint(r.trainable["one"]) for r in (first, second, third)]
+    assert one[0] == one[1] != one[2]
+    two = [tree.fingerprint(r.trainable["two"]) for r in (first, second, third)]
+    assert len(set(two)) == 3
+    pair = (tree.fingerprint(r.network.params["one"]) for r in (first, second))
+    assert next(pair) == next(pair)
