@@ -8,12 +8,14 @@ body, or a number that it reads, has changed.
 import dataclasses
 import hashlib
 import inspect
+import os
 import re
 import sys
 import sysconfig
 import types
 from collections.abc import Mapping
 from functools import lru_cache, partial
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +98,8 @@ def _code(function: types.FunctionType) -> list | None:
     and a version say it all."""
     # An installed function is known by its name and its package's version; the code of a
     # user's may have changed under the same name, and a lambda has no name to be known by.
-    if function.__name__ != "<lambda>" and _installed(function.__code__.co_filename):
+    file = function.__code__.co_filename
+    if function.__name__ != "<lambda>" and _installed(file, tuple(sys.path)):
         return None
     codes = _codes(function.__code__)
     names = sorted({name for code in codes for name in code.co_names})
@@ -110,7 +113,8 @@ def _of_module(path: str, module: Any, names: list[str]) -> dict[str, Any]:
     """Returns what a function can read of a user's module by these names."""
     if not isinstance(module, types.ModuleType):
         return {}
-    if _installed(getattr(module, "__file__", None) or "<frozen"):
+    file = getattr(module, "__file__", None) or "<frozen"
+    if _installed(file, tuple(sys.path)):
         return {}
     values: dict[str, Any] = {}
     for name in names:
@@ -132,19 +136,28 @@ def _body(code: types.CodeType) -> tuple:
     return code.co_code.hex(), plain
 
 
-@lru_cache(1024)
-def _installed(file: str) -> bool:
-    own = Path(file).is_relative_to(OWN)
-    return own or file.startswith(("<frozen", *_libraries(tuple(sys.path))))
+@lru_cache(4096)
+def _installed(file: str, path: tuple[str, ...]) -> bool:
+    """Returns whether a file is of this library, of Python, or of what was installed."""
+    if file.startswith((f"{OWN}{os.sep}", "<frozen", *INSTALLED)):
+        return True
+    return not _elsewhere(path).isdisjoint([file, *map(str, Path(file).parents)])
 
 
 @lru_cache(8)
-def _libraries(path: tuple[str, ...]) -> tuple[str, ...]:
-    """Returns the folders of installed libraries among those of `sys.path`."""
-    # Libraries may lie elsewhere than this Python's own folder: `pip install --user` and
-    # `--target`, PYTHONPATH. Taken for a user's code, all of jax is described: minutes.
-    installed = (folder for folder in path if any(Path(folder).glob("*.dist-info")))
-    return (*INSTALLED, *installed)
+def _elsewhere(path: tuple[str, ...]) -> frozenset[str]:
+    """Returns the packages and modules that were installed into other folders of
+    `sys.path` than this Python's own."""
+    # `pip install --user` and `--target`, PYTHONPATH: taken for a user's code, all of jax
+    # is described, which takes minutes. A user's own file may lie in the same folder, so
+    # the lists of what was installed count, and not the folder.
+    folders = [folder for folder in path if folder and folder not in INSTALLED]
+    return frozenset(
+        str(distribution.locate_file(file.parts[0]))
+        for distribution in distributions(path=folders)
+        for file in distribution.files or ()
+        if file.parts[0] != ".."
+    )
 
 
 def _name(value: Any, held: Any) -> str:

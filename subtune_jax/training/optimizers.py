@@ -18,7 +18,7 @@ from subtune_jax.labels import FROZEN
 from subtune_jax.tree import Tree
 
 SCHEDULES = ("constant", "cosine", "linear")
-NUMBERS = ("learning_rate", "momentum", "l2", "weight_decay", "warmup", "eps")
+NUMBERS = ("learning_rate", "momentum", "l2", "weight_decay", "warmup")
 
 
 class Rule(NamedTuple):
@@ -31,7 +31,7 @@ class Rule(NamedTuple):
     group's gradient; groups of one `clip_group` are clipped by the norm over all of them.
     schedule: `constant`, `cosine` or `linear` (both to 0 at the end of the phase).
     warmup: the number of updates over which the learning rate rises linearly from 0.
-    eps: what Adam adds to the root of the second moment.
+    eps: what Adam adds to the root of the second moment; another one is another program.
     """
 
     learning_rate: float
@@ -207,7 +207,6 @@ class MoveState(NamedTuple):
     l2: jax.Array
     weight_decay: jax.Array
     warmup: jax.Array
-    eps: jax.Array
     updates: jax.Array  # of the phase: the length of its schedules
 
 
@@ -275,10 +274,9 @@ def _moves(rule: Rule, updates: int) -> optax.GradientTransformation:
     def update(grads: Tree, s: MoveState, params: Tree) -> tuple[Tree, MoveState]:
         u = jax.tree.map(lambda g, w: g + s.l2.astype(w.dtype) * w, grads, params)
         if by_adam:
-            eps = s.eps
-            if (
-                rule.direction == "hf_adam"
-            ):  # undoes the correction that optax makes first
+            eps: Any = rule.eps
+            if rule.direction == "hf_adam":
+                # optax corrects the second moment first: what is added grows with it.
                 eps = eps / jnp.sqrt(1 - 0.999 ** (s.direction.count + 1.0))
             u, direction = optax.scale_by_adam(eps=eps).update(u, s.direction)
         elif rule.direction == "ascent":

@@ -302,12 +302,14 @@ def phase_optimizer(
 
 
 def _form(rule: Rule) -> Rule:
-    """Returns the part of a rule that is compiled: all numbers are values of the state."""
+    """Returns the part of a rule that is compiled: its other numbers are values of the
+    state."""
     clip = None if rule.clip_norm is None else 1.0
     return Rule(
         1.0,
         rule.direction,
         schedule=rule.schedule,
         clip_norm=clip,
+        eps=rule.eps,
         clip_group=rule.clip_group,
     )

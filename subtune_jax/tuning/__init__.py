@@ -1,5 +1,6 @@
 """Tune: how the chosen weights move."""
 
+from subtune_jax.tuning import hard_concrete
 from subtune_jax.tuning.anchor import l1_sp, l2_sp
 from subtune_jax.tuning.diff_pruning import (
     constrained_diff_pruning,
@@ -8,13 +9,7 @@ from subtune_jax.tuning.diff_pruning import (
     fixed_gates,
 )
 from subtune_jax.tuning.fixed_mask import fixed_mask, largest_changes
-from subtune_jax.tuning.hard_concrete import (
-    HardConcrete,
-    deterministic,
-    expected_l0,
-    probability_nonzero,
-    sample,
-)
+from subtune_jax.tuning.hard_concrete import HardConcrete
 from subtune_jax.tuning.lora import Factors, lora, lora_factors
 from subtune_jax.tuning.method import Ended, Parts, Tuning, leaf_groups, no_penalty
 from subtune_jax.tuning.rescaled import rescaled
@@ -27,12 +22,11 @@ __all__ = [
     "Parts",
     "Tuning",
     "constrained_diff_pruning",
-    "deterministic",
     "diff_pruning",
-    "expected_l0",
     "expected_nonzero",
     "fixed_gates",
     "fixed_mask",
+    "hard_concrete",
     "l1_sp",
     "l2_sp",
     "largest_changes",
@@ -40,8 +34,6 @@ __all__ = [
     "lora",
     "lora_factors",
     "no_penalty",
-    "probability_nonzero",
     "rescaled",
-    "sample",
     "subset",
 ]

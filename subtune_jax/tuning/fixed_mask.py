@@ -76,7 +76,7 @@ def largest_changes(
     def take_over(
         ended: Ended, params: Params, labels: Labels, key: jax.Array | None = None
     ) -> Parts:
-        live = realisation(ended, params, key)
+        live = _realisation(ended, params, key)
         largest = _largest(int(k), live, params, labels, free)
         begins = {"change": live, "base": params}.get(start)
         if begins is None:
@@ -88,7 +88,7 @@ def largest_changes(
     return Tuning(init, leaf_groups, materialize_learnt, no_penalty, take_over)
 
 
-def realisation(ended: Ended, params: Params, key: jax.Array | None) -> Params:
+def _realisation(ended: Ended, params: Params, key: jax.Array | None) -> Params:
     """Returns the live parameters of a phase that ended, its random gates drawn once."""
     trainable, fixed = ended.parts
     drawn = ended.tuning.materialize(trainable, fixed, params, key)

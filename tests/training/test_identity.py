@@ -10,7 +10,6 @@ import jax
 import numpy as np
 import pytest
 
-from subtune_jax import function_identity
 from subtune_jax.data.buckets import ragged
 from subtune_jax.data.crops import crop_and_flip
 from subtune_jax.errors import InputError
@@ -267,13 +266,20 @@ def test_networks_with_dropout_are_known_whatever_was_built_before():
 
 
 def test_a_library_in_a_folder_of_its_own_is_known_by_name(tmp_path, monkeypatch):
-    """As `pip install --target` and `--user` put it: its code is not described."""
-    (tmp_path / "elsewhere-1.0.dist-info").mkdir()
-    code = compile("def loss(y): return y * 2", tmp_path / "elsewhere.py", "exec")
-    scope: dict = {"__name__": "elsewhere"}
-    exec(code, scope)
-    described = said(scope["loss"])
-    assert described != "elsewhere.loss[None, None, None, []]"
+    """As `pip install --target` and `--user` put it; a user's file beside it is not."""
+    metadata = tmp_path / "elsewhere-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: elsewhere\n")
+    (metadata / "RECORD").write_text("elsewhere/__init__.py,,\n../bin/run,,\n")
     monkeypatch.syspath_prepend(tmp_path)
-    function_identity._installed.cache_clear()
-    assert said(scope["loss"]) == "elsewhere.loss[None, None, None, []]"
+
+    def described(file):
+        code = compile("def loss(y): return y * 2", tmp_path / file, "exec")
+        scope: dict = {"__name__": "elsewhere"}
+        exec(code, scope)
+        return said(scope["loss"])
+
+    by_name = "elsewhere.loss[None, None, None, []]"
+    assert described("elsewhere/__init__.py") == by_name
+    assert described("own.py") != by_name
+    assert described("elsewhere_too/__init__.py") != by_name

@@ -180,3 +180,21 @@ def test_a_clip_of_several_groups_has_one_norm():
         rules_by_group({"a": one, "b": two}, {"a", "b"})
     with pytest.raises(InputError, match="needs a clip_norm"):
         sgd(1.0, clip_group="both")
+
+
+@pytest.mark.parametrize(("make", "steps"), [(adamw, 174), (hf_adamw, 384)])
+def test_how_long_the_penalty_of_diff_pruning_alone_takes_to_close_a_gate(make, steps):
+    """From log alpha 5 below 0 at strength 1.25e-7 and rate 0.1: papers/diff_pruning.md
+    1.5, point 3, computed there by other code."""
+    tx = optimizer({"g": make(0.1, weight_decay=0)}, {"a": "g"}, {"a": 0}, 1000)
+    a = {"a": jnp.float32(5)}
+
+    def step(carry, _):
+        a, state = carry
+        s = jax.nn.sigmoid(a["a"])
+        updates, state = tx.update({"a": 1.25e-7 * s * (1 - s)}, state, a)
+        a = optax.apply_updates(a, updates)
+        return (a, state), a["a"]
+
+    _, seen = jax.lax.scan(step, (a, tx.init(a)), length=500)
+    assert int(np.argmax(np.asarray(seen) < 0)) + 1 == pytest.approx(steps, abs=1)
