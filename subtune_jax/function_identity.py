@@ -150,11 +150,13 @@ def _elsewhere(path: tuple[str, ...]) -> frozenset[str]:
     `sys.path` than this Python's own."""
     # `pip install --user` and `--target`, PYTHONPATH: taken for a user's code, all of jax
     # is described, which takes minutes. A user's own file may lie in the same folder, so
-    # the lists of what was installed count, and not the folder.
+    # the lists of what was installed count, and not the folder. A checkout that was built
+    # has a list too, of its sources; what pip copied has a RECORD.
     folders = [folder for folder in path if folder and folder not in INSTALLED]
     return frozenset(
         str(distribution.locate_file(file.parts[0]))
         for distribution in distributions(path=folders)
+        if distribution.read_text("RECORD")
         for file in distribution.files or ()
         if file.parts[0] != ".."
     )

@@ -272,14 +272,24 @@ def test_a_library_in_a_folder_of_its_own_is_known_by_name(tmp_path, monkeypatch
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: elsewhere\n")
     (metadata / "RECORD").write_text("elsewhere/__init__.py,,\n../bin/run,,\n")
     monkeypatch.syspath_prepend(tmp_path)
+    assert not describes_code(tmp_path / "elsewhere/__init__.py")
+    assert describes_code(tmp_path / "own.py")
+    assert describes_code(tmp_path / "elsewhere_too/__init__.py")
 
-    def described(file):
-        code = compile("def loss(y): return y * 2", tmp_path / file, "exec")
-        scope: dict = {"__name__": "elsewhere"}
-        exec(code, scope)
-        return said(scope["loss"])
 
-    by_name = "elsewhere.loss[None, None, None, []]"
-    assert described("elsewhere/__init__.py") == by_name
-    assert described("own.py") != by_name
-    assert described("elsewhere_too/__init__.py") != by_name
+def test_a_checkout_that_was_built_is_still_a_users_code(tmp_path, monkeypatch):
+    """`pip install -e` leaves a list of the sources beside them, tests included."""
+    metadata = tmp_path / "mine.egg-info"
+    metadata.mkdir()
+    (metadata / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: mine\n")
+    (metadata / "SOURCES.txt").write_text("mine/__init__.py\ntests/test_mine.py\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert describes_code(tmp_path / "mine/__init__.py")
+    assert describes_code(tmp_path / "tests/test_mine.py")
+
+
+def describes_code(file):
+    code = compile("def loss(y): return y * 2", file, "exec")
+    scope: dict = {"__name__": "mine"}
+    exec(code, scope)
+    return said(scope["loss"]) != "mine.loss[None, None, None, []]"
