@@ -22,33 +22,26 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import jax
 import numpy as np
 import tyro
 
 import subtune_jax as st
+from experiments.common import sparse
 from experiments.common.flags import Common, Flags, Positive, Share, one_of
 from experiments.common.modules import ModuleRecipe, ModuleRecipeFlags, loss_of
 from experiments.common.report import results, tables
+from experiments.common.report.intervals import Interval, paired_interval
 from experiments.common.report.plots import curves, heat_maps
 from experiments.common.report.results import Row
+from experiments.common.sparse import DENSE, GATED, SPARSE
 from experiments.common.study import Config, Context, Study, choice_of_first_seed, main
 from experiments.common.texts import TextTarget, TextTargetFlags
 from experiments.common.trials import on_mesh, trial_rows
 
-DENSE = ("full", "last_layer", "biases")
-SPARSE = (
-    "structured",
-    "plain",
-    "constrained",
-    "non_adaptive",
-    "random",
-    "top_magnitude",
-)
 METHODS = ("full", "constrained", "non_adaptive", "random", "top_magnitude")
-GROUP, HEAD = "body", "head"
 
 
 @dataclass(frozen=True)
@@ -84,8 +77,10 @@ class Settings:
     target: TextTargetFlags = field(default_factory=TextTarget)
     methods: Annotated[tuple[str, ...], *one_of(*DENSE, *SPARSE)] = METHODS
     """full; last_layer, biases (BitFit); structured and plain (gates with and without
-    one for each tensor), constrained (gates held to the target); non_adaptive (the largest
-    changes of full), random and top_magnitude (masks known before)."""
+    one for each tensor), constrained (gates held to the target), outputs (that on the
+    layers' output projections alone), fixed_gates (constrained, its gates then fixed in the
+    place of a mask); non_adaptive (the largest changes of full), random and top_magnitude
+    (masks chosen before tuning); lora (of the rank with as many values)."""
     sparsity: tuple[Share, ...] = (0.005,)
     """Share of the weights that change, outside the head (paper: 0.001 to 0.01)."""
     diff: DiffFlags = field(default_factory=Diff)
@@ -104,9 +99,10 @@ class Job(NamedTuple):
 
 
 class Variant(NamedTuple):
-    """What is tried: a learning rate."""
+    """What is tried: learning rates, that of the mask where it comes second (else 0)."""
 
     learning_rate: float
+    mask_learning_rate: float = 0.0
 
 
 def jobs(settings: Settings, task: st.Task) -> Iterator[Job]:
@@ -118,31 +114,26 @@ def jobs(settings: Settings, task: st.Task) -> Iterator[Job]:
         for seed, method in product(range(settings.common.seeds), settings.methods)
         for share in ((1.0,) if method in DENSE else settings.sparsity)
     ]
+    few, all_ = settings.recipe.learning_rates, settings.recipe.full_learning_rates
+    if len(few or ()) != len(all_ or ()):
+        raise st.InputError(
+            f"--learning-rates has {len(few or ())} values and --full-learning-rates "
+            f"{len(all_ or ())}: methods of two phases take one of each, so give as many"
+        )
     for job in every:
         if job.seed == 0:  # refuses what cannot be; the numbers of a rule do not matter
-            phases_of(settings, task, job, Variant(1.0))
+            phases_of(settings, task, job, Variant(1.0, 1.0))
     return iter(every)
-
-
-def labels_of(network: st.Network, method: str) -> Any:
-    """Returns the labels of what a method may change, and of the head."""
-    layers = [s.name for s in network.stages if s.name.startswith("layer_")]
-    special = {
-        "last_layer": layers[-1:],
-        "biases": [".*/bias"],
-    }
-    return st.select(network, {HEAD: [HEAD], GROUP: special.get(method, [".*"])})
 
 
 def phases_of(
     settings: Settings, task: st.Task, job: Job, variant: Variant
 ) -> list[st.Phase]:
     """Returns the phases of a method: all have the same number of steps together."""
-    recipe, diff, network = settings.recipe, settings.diff, task.network
+    recipe, diff = settings.recipe, settings.diff
     steps = recipe.epochs * -(-len(task.train.y) // recipe.batch_size)
-    labels = labels_of(network, job.method)
     masked = int(steps * diff.mask_share)
-    two = job.method in ("structured", "plain", "constrained", "non_adaptive")
+    two = job.method in (*GATED, "non_adaptive")
     if two and not 0 < masked < steps:
         raise st.InputError(
             f"--mask-share {diff.mask_share} leaves {steps - masked} steps before the mask "
@@ -155,43 +146,18 @@ def phases_of(
         return st.adamw(rate, schedule="linear", warmup=warmup, clip_norm=1.0)
 
     body, head = rule(variant.learning_rate), rule(recipe.head_learning_rate)
-    rules = {GROUP: body, HEAD: head}
-    if job.method in ("structured", "plain", "constrained"):
-        constrained = job.method == "constrained"
-        gates = st.adam(
-            diff.gates_learning_rate,
-            clip_norm=1.0,
-            schedule="linear" if constrained else "constant",
-        )
-        return st.recipes.diff_pruning(
-            network,
-            job.sparsity,
-            body,
-            steps,
-            strength=None if constrained else diff.strength,
-            head_rule=head,
-            gates_rule=gates,
-            multiplier_rule=st.training.ascent(diff.multiplier_learning_rate),
-            mask_share=diff.mask_share,
-            structure="none" if job.method == "plain" else "leaf",
-            l0=diff.l0,
-            start=diff.start,
-        )
-    if job.method in DENSE:
-        return [st.Phase(labels, rules, steps)]
-    k = st.recipes.masked_elements(network, labels, job.sparsity)
-    if job.method == "non_adaptive":
-        start = "change" if diff.start == "ungated" else diff.start
-        largest = st.tuning.largest_changes(k, start=start)
-        first = st.Phase(labels, rules, steps - masked, keeps=False)
-        return [first, st.Phase(labels, rules, masked, largest)]
-    sizes = st.elements.magnitudes(network.params, labels, GROUP)
-    if job.method == "random":
-        chosen = st.elements.random(sizes, k, job.seed, "all")
-    else:
-        chosen = st.elements.highest(sizes, k, "all")
-    nothing = {path: np.zeros(0, int) for path in sizes}
-    return [st.Phase(labels, rules, steps, st.tuning.fixed_mask(nothing | chosen))]
+    mask = rule(variant.mask_learning_rate) if two else body
+    budget = sparse.Budget(steps, masked, body, mask, head, job.seed)
+    return sparse.phases_of(task.network, job.method, job.sparsity, diff, budget)
+
+
+def variants_of(method: str, recipe: ModuleRecipe) -> list[Variant]:
+    """Returns what is tried. All weights move at the rates of full, also where a mask of
+    few comes after them at the rates of few (paper: 1e-5, then 5e-5)."""
+    few, all_ = recipe.learning_rates or (), recipe.full_learning_rates or ()
+    if method in (*GATED, "non_adaptive"):
+        return list(map(Variant, all_, few))
+    return list(map(Variant, all_ if method in ("full", "last_layer") else few))
 
 
 def rows(
@@ -200,28 +166,34 @@ def rows(
     """Yields the rows of the learning rates that are tried, of the test of the stored
     delta of the best, and of what that delta holds."""
     recipe, target = settings.recipe, settings.target
-    full = job.method in ("full", "non_adaptive", "last_layer")
-    rates = recipe.full_learning_rates if full else recipe.learning_rates
     choice = choice_of_first_seed(job, context, recipe.choose)
-    rates = rates if choice is None else (choice["learning_rate"],)
+    variants = variants_of(job.method, recipe)
+    if choice is not None:
+        variants = [Variant(*(choice[name] for name in Variant._fields))]
     about = job._asdict() | {
         "dataset": target.dataset,
         "task": target.dataset.split("/")[-1],
         "metric": task.metric,
-        "trainable_params": changeable(task.network, job),
-        "total_params": changeable(task.network, Job("full", 1.0, 0)),
+        "trainable_params": sparse.changeable(task.network, job.method, job.sparsity),
+        "total_params": sparse.count_of(task.network, 1.0),
         "commit": results.commit(),
     }
-    values = settings.diff.values
+    base, values = task.network, settings.diff.values
+
+    def keep(trial: st.Trial, row: Row) -> None:
+        form = sparse.form_of(trial)
+        context.keep(base, trial.network, row, values=values, **form)
+
     for row in trial_rows(
         task,
         partial(phases_of, settings, task, job),
-        [Variant(rate) for rate in rates],
+        variants,
         key=jax.random.key(job.seed),
         progress=context.progress,
-        keep=partial(context.keep, task.network),
-        after=partial(stored_rows, task.network, values),
-        tuner=partial(tune_stored, values),
+        keep=keep,
+        after=partial(sparse.stored_rows, base, values),
+        outputs=True,
+        tuner=partial(sparse.tune_stored, values),
         batch_size=recipe.batch_size,
         loss=loss_of(task),
         place=on_mesh(settings.common.mesh),
@@ -232,76 +204,95 @@ def rows(
         yield about | row
 
 
-def changeable(network: st.Network, job: Job) -> int:
-    """Returns how many parameters a method may change in the end, without the head's."""
-    labels = labels_of(network, job.method)
-    return st.recipes.masked_elements(network, labels, job.sparsity)
-
-
-def tune_stored(values: str, network: st.Network, *given: Any, **how: Any) -> Any:
-    """Returns what `tune` does, the best network as its stored delta gives it back."""
-    tuned = st.tune(network, *given, **how)
-    if tuned.best is None or tuned.best.network is None:
-        return tuned
-    delta = st.deltas.extract(network, tuned.best.network, values=values)
-    delta = st.deltas.from_bytes(st.deltas.to_bytes(delta))
-    again, _ = st.deltas.apply(network, delta)
-    return tuned._replace(best=tuned.best._replace(network=again))
-
-
-def stored_rows(base: st.Network, values: str, tuned: st.Network) -> Iterator[Row]:
-    """Yields the bytes of a delta, how many elements outside the head it changes, in which
-    share of each stage, and how many tensors it leaves alone."""
-    size = len(st.deltas.to_bytes(st.deltas.extract(base, tuned, values=values)))
-    counts = {
-        path: int((np.asarray(new) != np.asarray(old)).sum())
-        for (path, old), new in zip(
-            st.tree.flatten(base.params).items(),
-            jax.tree.leaves(tuned.params),
-            strict=True,
-        )
-        if not path.startswith(f"{HEAD}/")
-    }
-    stages = [s.name for s in base.stages if st.tree.count(base.params.get(s.name, {}))]
-    shares = {
-        stage: sum(n for path, n in counts.items() if path.startswith(f"{stage}/"))
-        / st.tree.count(base.params[stage])
-        for stage in stages
-        if stage != HEAD
-    }
-    yield {
-        "split": "stored",
-        "metric": "bytes",
-        "value": size,
-        "differ": sum(counts.values()),
-        "untouched": sum(n == 0 for n in counts.values()),
-        "tensors": len(counts),
-        "shares": shares,
-    }
+COLUMNS = (
+    "task",
+    "tuned",
+    "sparsity",
+    "score",
+    "bytes",
+    "values",
+    "bytes a value",
+    "differ",
+    "before the mask",
+    "untouched tensors",
+    "seconds a step",
+)
 
 
 def by_method(rows: Sequence[Row], config: Config) -> str:
-    """Returns score, bytes, changed weights and untouched tensors by method."""
-    lines = [
-        "| task | tuned | sparsity | score | bytes | changed | untouched tensors |"
-    ]
-    lines.append("|---|---|---|---|---|---|---|")
+    """Returns a line for each method and sparsity: score, and what the delta holds."""
+    lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
     tests = [row for row in rows if row["split"] == "test"]
     kinds = dict.fromkeys((r["task"], r["method"], r["sparsity"]) for r in tests)
     for task, method, sparsity in kinds:
         group = [r for r in tests if same(r, method, sparsity) and r["task"] == task]
-        cell = tables.cells(group, "task", "method")[task, method]
+        score = tables.cells(group, "task", "method")[task, method]
         held = [r for r in rows if r["split"] == "stored" and same(r, method, sparsity)]
-        values = [task, method, f"{100 * sparsity:g} %", tables.text_of(cell)]
-        values += ["", "", ""]
-        if held:
-            changed = np.mean([r["differ"] for r in held])
-            alone = np.mean([r["untouched"] for r in held])
-            size = np.mean([r["value"] for r in held])
-            values[4:] = [f"{size:,.0f}", f"{changed:,.0f}"]
-            values.append(f"{alone:.0f} of {held[0]['tensors']}")
+        paces = [r["seconds"] / r["steps"] for r in group if r.get("steps")]
+        values = [task, method, f"{100 * sparsity:g} %", tables.text_of(score)]
+        values += [
+            mean_of(held, "value"),
+            mean_of(held, "stored"),
+            mean_of(held, "bytes_a_value", 2),
+            mean_of(held, "differ"),
+            mean_of(held, "pruned"),
+            f"{mean_of(held, 'untouched')} of {held[0]['tensors']}" if held else "",
+            f"{np.mean(paces):.2f}" if paces else "",
+        ]
         lines.append(f"| {' | '.join(values)} |")
     return "\n".join(lines)
+
+
+def mean_of(rows: Sequence[Row], name: str, digits: int = 0) -> str:
+    """Returns the mean of a value over rows as text; nothing where no row has it."""
+    values = [row[name] for row in rows if row.get(name) is not None]
+    return f"{np.mean(values):,.{digits}f}" if values else ""
+
+
+def differences(rows: Sequence[Row], config: Config) -> str:
+    """Returns the differences of the gated method's scores from all others, with their 95 %
+    intervals over seeds and test examples."""
+    tested = [row for row in rows if row["split"] == "outputs"]
+    ours = [m for m in ("structured", "constrained", "plain") if of(tested, m)]
+    if not ours:
+        return ""
+    lines = [f"| sparsity | {ours[0]} less | difference | 95 % interval |"]
+    lines.append("|---" * 4 + "|")
+    for sparsity in dict.fromkeys(r["sparsity"] for r in of(tested, ours[0])):
+        mine = of(tested, ours[0], sparsity)
+        for method in dict.fromkeys(r["method"] for r in tested):
+            theirs = of(tested, method, sparsity) or of(tested, method, 1.0)
+            if method == ours[0] or len(theirs) != len(mine):
+                continue
+            mean, low, high = interval(mine, theirs)
+            cells = (
+                f"{100 * sparsity:g} %",
+                method,
+                f"{mean:.1f}",
+                f"{low:.1f} to {high:.1f}",
+            )
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def of(rows: Sequence[Row], method: str, sparsity: float | None = None) -> list[Row]:
+    """Returns the rows of a method, at a sparsity if there is one, by seed."""
+    own = [row for row in rows if row["method"] == method]
+    own = [row for row in own if sparsity in (None, row["sparsity"])]
+    return sorted(own, key=lambda row: row["seed"])
+
+
+def interval(mine: Sequence[Row], theirs: Sequence[Row]) -> Interval:
+    """Returns the paired interval of two methods' scores, each with a row a seed."""
+    metric = st.metrics.METRICS[mine[0]["metric"]]
+    one, other, labels = (
+        [np.asarray(row[name]) for row in rows]
+        for rows, name in ((mine, "outputs"), (theirs, "outputs"), (mine, "labels"))
+    )
+    if labels[0].dtype.kind in "iu":  # classes were chosen: a metric reads logits
+        count = 1 + max(int(array.max()) for array in (*one, *other, *labels))
+        one, other = ([np.eye(count)[a] for a in arrays] for arrays in (one, other))
+    return paired_interval(metric, one, other, labels)
 
 
 def same(row: Row, method: str, sparsity: float) -> bool:
@@ -314,7 +305,7 @@ def summary(rows: Sequence[Row], config: Config) -> str:
     note = (
         "Test score in percent of the stored delta, mean (standard error) over seeds."
     )
-    return f"{note}\n\n{by_method(rows, config)}"
+    return f"{note}\n\n{by_method(rows, config)}\n\n{differences(rows, config)}".strip()
 
 
 def draw(out: Path, rows: Sequence[Row], settings: Settings, task: st.Task) -> None:
@@ -356,7 +347,7 @@ STUDY = Study(
     job=Job,
     jobs=jobs,
     rows=rows,
-    tables={"summary": summary, "by_method": by_method},
+    tables={"summary": summary, "by_method": by_method, "differences": differences},
     draw=draw,
     free=("methods", "sparsity"),
     keeps=True,

@@ -114,15 +114,15 @@ def rows(
         job,
         setting,
         choice=choice_of_first_seed(job, context, recipe.choose),
-        after=partial(after, settings, job, setting) if after else lambda network: (),
+        after=partial(after, settings, job, setting) if after else lambda trial: (),
     )
 
 
 def carried_rows(
-    settings: Settings, job: Job, setting: Setting, network: st.Network
+    settings: Settings, job: Job, setting: Setting, trial: st.Trial
 ) -> Iterator[Row]:
     """Yields the rows of a new classifier on the other task, all else as it was tuned."""
-    carried = settings.carried
+    carried, network = settings.carried, trial.network
     task = carried.task(settings.common, None, job.seed)
     params = {**network.params, "head": task.network.params["head"]}
     task = task._replace(network=network._replace(params=params))

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated, ClassVar, NamedTuple
 
@@ -27,6 +26,7 @@ from subtune_jax.selection.select import count_trainable, select
 from subtune_jax.training.mesh import placement
 from subtune_jax.training.optimizers import Rule, adamw
 from subtune_jax.training.phases import Phase
+from subtune_jax.training.tune import Trial
 from subtune_jax.tree import count
 from subtune_jax.tuning import subset
 from subtune_jax.tuning.fixed_mask import fixed_mask
@@ -200,7 +200,7 @@ def module_rows(
     setting: Setting,
     *,
     choice: Row | None = None,
-    after: Callable[[Network], Iterable[Row]] = lambda network: (),
+    after: Callable[[Trial], Iterable[Row]] = lambda trial: (),
 ) -> Iterator[Row]:
     """Yields the rows of a module's trials and of the best one, or of one trial at the
     learning rate of the row `choice`; then the scores of what else the task is tested on,
@@ -224,7 +224,7 @@ def module_rows(
         [Variant(rate) for rate in rates],
         key=jax.random.key(job.seed),
         progress=setting.progress,
-        keep=partial(setting.keep, task.network),
+        keep=lambda trial, row: setting.keep(task.network, trial.network, row),
         after=after,
         batch_size=recipe.batch_size,
         loss=loss_of(task),

@@ -226,11 +226,13 @@ def _keeper(folder: Path, job: Any, failed: list[InputError]) -> Callable[..., N
     """Returns the function that adds a job's delta to a folder of tasks, or its error to
     those of the job."""
 
-    def keep(base: Network, tuned: Network, row: Row, *names: str) -> None:
-        selection = job._asdict() | {"learning_rate": row["learning_rate"]}
-        metrics = {row["metric"]: row["value"]}
+    def keep(base: Network, tuned: Network, row: Row, *names: str, **form: Any) -> None:
+        about = {
+            "selection": job._asdict() | {"learning_rate": row["learning_rate"]},
+            "metrics": {row["metric"]: row["value"]},
+        }
         try:
-            delta = extract(base, tuned, selection=selection, metrics=metrics)
+            delta = extract(base, tuned, **about, **form)
             Store(folder).add(task_name((*job, *names)), to_bytes(delta), replace=True)
         except InputError as error:
             failed.append(error)
@@ -238,7 +240,9 @@ def _keeper(folder: Path, job: Any, failed: list[InputError]) -> Callable[..., N
     return keep
 
 
-def _nothing_kept(base: Network, tuned: Network, row: Row, *names: str) -> None:
+def _nothing_kept(
+    base: Network, tuned: Network, row: Row, *names: str, **form: Any
+) -> None:
     pass
 
 

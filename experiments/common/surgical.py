@@ -305,7 +305,7 @@ def tuned_rows(settings: Any, task: Task, job: Any, context: Context) -> Iterato
         tuner=racing if job.method == "race" else tune,
         key=jax.random.key(job.seed),
         progress=context.progress,
-        keep=partial(context.keep, network),
+        keep=lambda trial, row: context.keep(network, trial.network, row),
         batch_size=recipe.batch_size,
         norm=recipe.norm,
         augment=crop_and_flip() if recipe.augment else None,

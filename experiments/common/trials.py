@@ -1,12 +1,14 @@
 """The rows of a method's trials: a validation row for each, and one test row."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from experiments.common.report.results import Row
+from subtune_jax.data.batches import Dataset
 from subtune_jax.data.task import Task, test_once
-from subtune_jax.network import Network
 from subtune_jax.training.mesh import Placement, placement
 from subtune_jax.training.predict import predict
 from subtune_jax.training.tune import Trial, Tuned, tune
@@ -18,17 +20,18 @@ def trial_rows(
     variants: Sequence[tuple],
     *,
     progress: Callable[[str], None],
-    keep: Callable[[Network, Row], None],
-    after: Callable[[Network], Iterator[Row]] = lambda network: iter(()),
+    keep: Callable[[Trial, Row], None],
+    after: Callable[[Trial], Iterable[Row]] = lambda trial: (),
+    outputs: bool = False,
     tuner: Callable[..., Tuned] = tune,
     **settings: Any,
 ) -> Iterator[Row]:
     """Yields a validation row per variant, then the test row of the best one and epoch.
 
     A variant is a NamedTuple that goes into its row. Without variants the network is
-    tested as it is. Scores of `task.also` follow, then the rows of `after` of the chosen
-    network. keep(network, row): called with a chosen network and its test row. tuner: `tune`,
-    or what takes its place; `settings` are those of it.
+    tested as it is. Scores of `task.also` follow, then with `outputs` those of every test
+    example, then the rows of `after` of the chosen trial. keep(trial, row): called with it
+    and its test row. tuner: `tune`, or what takes its place; `settings` are those of it.
     """
     begin = time.perf_counter()
     best, network = None, task.network
@@ -43,17 +46,24 @@ def trial_rows(
         )
         yield from map(_validation_row, tuned.trials)
         best, network = tuned.best, tuned.best and tuned.best.network
-    scores = {}
+    scores, tested = {}, []
+
+    def predictor(data: Dataset) -> np.ndarray:
+        tested.append((predict(network, data), data.y))
+        return tested[-1][0]
+
     if network is not None:
-        scores = test_once(lambda data: predict(network, data), task)
+        scores = test_once(predictor, task)
     row = _test_row(best, variants, scores.pop(task.metric, None))
     yield row | {"seconds": time.perf_counter() - begin}
-    if network is not None and variants:
-        keep(network, {"metric": task.metric, **row})
+    if network is not None and best is not None:
+        keep(best, {"metric": task.metric, **row})
     for name, value in scores.items():
         yield {"split": "test", "also": name, "value": value}
-    if network is not None and variants:
-        yield from after(network)
+    if outputs and tested:
+        yield _outputs_row(*tested[0]) | {"value": row["value"]}
+    if network is not None and best is not None:
+        yield from after(best)
 
 
 def on_mesh(devices: int) -> Placement | None:
@@ -75,6 +85,17 @@ def _test_row(best: Trial | None, variants: Sequence[tuple], value: Any) -> Row:
         status = "diverged" if variants else "ok"
         return row | {"value": value, "status": status}
     return row | _validation_row(best) | {"split": "test", "value": value}
+
+
+def _outputs_row(outputs: np.ndarray, labels: np.ndarray) -> Row:
+    """Returns what an interval by test examples needs: numbers, or the classes chosen."""
+    classes = labels.dtype.kind in "iu"
+    short = outputs.argmax(-1) if classes else np.ravel(outputs).round(3)
+    return {
+        "split": "outputs",
+        "outputs": short.tolist(),
+        "labels": np.ravel(labels).round(3).tolist(),
+    }
 
 
 def _described(trial: Trial) -> str:

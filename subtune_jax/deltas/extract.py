@@ -1,7 +1,7 @@
 """What differs between a tuned network and its base, found by comparing bytes."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -31,6 +31,7 @@ def extract(
     tuned: Network,
     *,
     factors: Mapping[str, Factors] | None = None,
+    indices: Mapping[str, np.ndarray] | None = None,
     values: str = "exact",
     fingerprint: str | None = None,
     **about: Any,
@@ -42,12 +43,14 @@ def extract(
     takes fewer bytes; the head (a last stage that is linear) always as a whole.
 
     factors: those of a run with `lora`, from `lora_factors`; their kernels are stored as
-    them. values: `exact`, or `bfloat16` to round what is stored, which is lossy: apply the
-    delta before you test. fingerprint: that of the base, where it is known
-    (`base_fingerprint`). about: JSON values to store beside, such as
+    them. indices: those of a run with a mask, from `mask_indices`; these elements are stored
+    whether or not they differ. values: `exact`, or `bfloat16` to round what is stored,
+    which is lossy: apply the delta before you test. fingerprint: that of the base, where
+    it is known (`base_fingerprint`). about: JSON values to store beside, such as
     `metrics={"accuracy": 91.2}` or `selection={"tuned": ["block1"]}`. Raises `InputError`
-    for networks of other stages, for factors that do not give the tuned kernels, for what
-    is not JSON, and for the names `head`, `reads` and `versions`.
+    for networks of other stages, for factors that do not give the tuned kernels, for
+    indices of what is not there, for what is not JSON, and for the names `head`, `reads`
+    and `versions`.
     """
     require_network(base)
     require_network(tuned)
@@ -61,6 +64,8 @@ def extract(
     # A head is stored as a whole: that of the base is no part of the fingerprint.
     products = {p: some for p, some in products.items() if not of_stage(p, head)}
     _require_products(old, new, products)
+    chosen = {f"params/{path}": index for path, index in (indices or {}).items()}
+    _require_inside(new, chosen)
     whole, elements = {}, {}
     for path, leaf in new.items():
         if path in products:
@@ -69,7 +74,8 @@ def extract(
         if of_stage(path, head):
             whole[path] = array
             continue
-        change = difference(np.asarray(jax.device_get(old[path])), array)
+        before = np.asarray(jax.device_get(old[path]))
+        change = difference(before, array, chosen.get(path, ()))
         if isinstance(change, Elements):
             elements[path] = change
         elif change is not None:
@@ -82,10 +88,16 @@ def extract(
     return delta if values == "exact" else _rounded(delta)
 
 
-def difference(old: np.ndarray, new: np.ndarray) -> Elements | np.ndarray | None:
+def difference(
+    old: np.ndarray, new: np.ndarray, chosen: Sequence[int] | np.ndarray = ()
+) -> Elements | np.ndarray | None:
     """Returns what makes `new` of `old`: the changed elements, or all of it where that
-    takes fewer bytes; `None` where nothing differs."""
+    takes fewer bytes; `None` where nothing differs. Chosen elements are stored one by one,
+    whatever changed."""
     places = changed(old, new)
+    if len(chosen):
+        places = np.union1d(places, np.asarray(chosen, np.int64))
+        return Elements(new.shape, places, new.ravel()[places])
     if not len(places):
         return None
     if _is_sparse(len(places), new):
@@ -183,6 +195,18 @@ def _about(
         "reads": reads(source),
         "versions": {"jax": jax.__version__, "subtune_jax": version("subtune-jax")},
     }
+
+
+def _require_inside(new: Mapping[str, Any], chosen: Mapping[str, np.ndarray]) -> None:
+    """Raises `InputError` for indices of no tensor, and past the end of theirs."""
+    for path, index in chosen.items():
+        if path not in new:
+            raise unknown("tensor with indices", path, new)
+        if np.max(index, initial=0) >= new[path].size or np.min(index, initial=0) < 0:
+            raise InputError(
+                f"the indices of {path!r} must be from 0 to {new[path].size - 1}: give those "
+                "of the same network's run"
+            )
 
 
 def _require_products(

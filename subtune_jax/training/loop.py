@@ -27,7 +27,7 @@ from subtune_jax.training.state import (
     Running,
     State,
     advance,
-    all_trainable,
+    all_parts,
     frozen_params,
     live_params,
 )
@@ -47,8 +47,9 @@ MODES = ("max", "min")
 class FitResult(NamedTuple):
     """The kept epoch of a finished run; `scores` are those of all epochs that may be kept.
 
-    trainable: the trainable leaves of all phases. epochs: step, loss and gradient norm of
-    every epoch. records: what `watch` returned, by step.
+    trainable, fixed: the values of all phases' tunings, which train and which do not (the
+    places of a mask). epochs: step, loss and gradient norm of every epoch. records: what
+    `watch` returned, by step.
     """
 
     network: Network
@@ -57,6 +58,7 @@ class FitResult(NamedTuple):
     scores: list[float]
     epochs: tuple[EpochLog, ...] = ()
     records: tuple[Record, ...] = ()
+    fixed: Any = None
 
     def __repr__(self) -> str:
         tuned, scores = tree.count(self.trainable), self.scores
@@ -188,6 +190,7 @@ def _finished(kept: Epoch, history: History) -> FitResult:
         list(history.scores),
         tuple(history.epochs),
         tuple(history.records),
+        kept.fixed,
     )
 
 
@@ -347,11 +350,13 @@ def finished_epoch(
             "frozen at zeros (a new head), or does the loss not read the outputs?"
         )
     network = live_network(plan, running, state)
+    trainable, fixed = tree.copy(all_parts(running, state))
     return Epoch(
         number=-(-step // plan.per_epoch),
         step=step,
         loss=float(losses.mean()),
         grad_norm=float(norms.mean()),
         network=network._replace(stats=tree.copy(network.stats)),
-        trainable=tree.copy(all_trainable(running, state)),
+        trainable=trainable,
+        fixed=fixed,
     )

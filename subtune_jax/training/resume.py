@@ -31,6 +31,7 @@ class Epoch(NamedTuple):
     grad_norm: float  # L2, of the trainable leaves, mean over the epoch's steps
     network: Network  # parameters and statistics at this point
     trainable: Any
+    fixed: Any
 
 
 class Snapshot(NamedTuple):
@@ -137,6 +138,7 @@ def _packed(
         arrays |= packed("kept/params", tree.unflatten(changed))
         arrays |= packed("kept/stats", kept.network.stats)
         arrays |= packed("kept/trainable", kept.trainable)
+        arrays |= packed("kept/fixed", kept.fixed)
         facts["kept"] = list(kept[:4])
     return Saved(snapshot.step, arrays, facts)
 
@@ -181,8 +183,8 @@ def _unpacked(plan: Plan, saved: Saved) -> tuple[Snapshot, Epoch | None, History
         stats=unpacked("kept/stats", arrays, plan.network.stats),
     )
     number, step, loss, grad_norm = facts["kept"]
-    tuned = _subtree("kept/trainable", arrays)
-    kept = Epoch(number, step, loss, grad_norm, network, tuned)
+    tuned = (_subtree(f"kept/{n}", arrays) for n in Parts._fields)
+    kept = Epoch(number, step, loss, grad_norm, network, *tuned)
     return snapshot, kept, history
 
 

@@ -201,11 +201,14 @@ def every_part(running: Running, state: State) -> dict[str, Parts]:
     return {**state.resting, own: Parts(*both)}
 
 
-def all_trainable(running: Running, state: State) -> Any:
-    """Returns the trainable leaves of all phases, in the types of the network's."""
-    parts = every_part(running, state).values()
-    flat = [tree.flatten(part.trainable) for part in parts]
-    return tree.unflatten({path: leaf for one in flat for path, leaf in one.items()})
+def all_parts(running: Running, state: State) -> Parts:
+    """Returns the trainable and the fixed values of all phases."""
+    every = every_part(running, state).values()
+    merged: tuple[dict, dict] = {}, {}
+    for parts in every:
+        for values, part in zip(merged, parts, strict=True):
+            values |= tree.flatten(part)
+    return Parts(*map(tree.unflatten, merged))
 
 
 def live_params(

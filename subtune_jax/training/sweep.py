@@ -258,7 +258,14 @@ def _progress(
 
 def _fit(now: Progress, kept: Epoch) -> FitResult:
     scores = list(now.scores)
-    return FitResult(kept.network, kept.trainable, kept.number, scores, now.epochs)
+    return FitResult(
+        kept.network,
+        kept.trainable,
+        kept.number,
+        scores,
+        now.epochs,
+        fixed=kept.fixed,
+    )
 
 
 def _result(now: Progress) -> FitResult | ArithmeticError:

@@ -25,6 +25,7 @@ class Trial(NamedTuple):
 
     value: that epoch's score, `None` where no epoch had one. status: `ok` or `diverged`.
     steps: those of the run, up to where it diverged. seconds: of a lane, its share.
+    trainable, fixed: the values of that epoch, as `FitResult` has them.
     """
 
     variant: Any
@@ -34,6 +35,8 @@ class Trial(NamedTuple):
     steps: int
     seconds: float
     network: Network | None
+    trainable: Any = None
+    fixed: Any = None
 
 
 class Tuned(NamedTuple):
@@ -189,7 +192,8 @@ def trial_of(
     if kept is None:
         return Trial(variant, None, 0, status, steps, seconds, None)
     value = float(np.nanmax(kept.scores))
-    return Trial(variant, value, kept.epoch, status, steps, seconds, kept.network)
+    tuned = kept.network, kept.trainable, kept.fixed
+    return Trial(variant, value, kept.epoch, status, steps, seconds, *tuned)
 
 
 def best_of(trials: Sequence[Trial]) -> Trial | None:

@@ -8,7 +8,7 @@ from subtune_jax.tuning.diff_pruning import (
     expected_nonzero,
     fixed_gates,
 )
-from subtune_jax.tuning.fixed_mask import fixed_mask, largest_changes
+from subtune_jax.tuning.fixed_mask import fixed_mask, largest_changes, mask_indices
 from subtune_jax.tuning.hard_concrete import HardConcrete
 from subtune_jax.tuning.lora import Factors, lora, lora_factors
 from subtune_jax.tuning.method import Ended, Parts, Tuning, leaf_groups, no_penalty
@@ -30,6 +30,7 @@ __all__ = [
     "l1_sp",
     "l2_sp",
     "largest_changes",
+    "mask_indices",
     "leaf_groups",
     "lora",
     "lora_factors",

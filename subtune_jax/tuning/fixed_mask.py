@@ -54,7 +54,8 @@ def largest_changes(
 
     The k largest |w - w_0| over all trainable leaves outside the `free` groups, ties to
     the lower index; free leaves train on as a whole. Of random gates (diff pruning) one
-    realisation counts, drawn once, as in the paper (its section 3.2). start: from where
+    realisation counts, drawn once, as in the paper (its section 3.2); how many elements it
+    changed stands in the fixed values, at `realisation/changed`. start: from where
     the chosen elements train on: `change`, as they were compared; `ungated`, from w_0 + w
     of diff pruning whatever their gates (official code); or `base`, from w_0. It can only
     take over: how many elements a leaf has is not known before.
@@ -77,15 +78,32 @@ def largest_changes(
         ended: Ended, params: Params, labels: Labels, key: jax.Array | None = None
     ) -> Parts:
         live = _realisation(ended, params, key)
-        largest = _largest(int(k), live, params, labels, free)
+        changes = _changes(live, params, labels, free)
+        largest = _largest(int(k), changes)
         begins = {"change": live, "base": params}.get(start)
         if begins is None:
             begins = _ungated(ended, params)
         kept = set(largest)
         begins = tree.map_with_path(lambda p, a, b: a if p in kept else b, begins, live)
-        return _parts(largest, begins, labels)
+        trainable, places = _parts(largest, begins, labels)
+        changed = sum(int(np.count_nonzero(values)) for values in changes.values())
+        fixed = {**places, "realisation": {"changed": jnp.int32(changed)}}
+        return Parts(trainable, fixed)
 
     return Tuning(init, leaf_groups, materialize_learnt, no_penalty, take_over)
+
+
+def mask_indices(trainable: Params, fixed: Any) -> Indices:
+    """Returns the mask of a finished run: `mask_indices(result.trainable, result.fixed)`.
+
+    Raises `InputError` for a run without a mask.
+    """
+    values, others = tree.flatten(trainable), tree.flatten(fixed)
+    # Other tunings' fixed values have no trainable ones at their own path.
+    indices = {path: np.asarray(x) for path, x in others.items() if path in values}
+    if not indices:
+        raise InputError("these values have no mask: tune with fixed_mask(indices)")
+    return indices
 
 
 def _realisation(ended: Ended, params: Params, key: jax.Array | None) -> Params:
@@ -100,17 +118,21 @@ def _realisation(ended: Ended, params: Params, key: jax.Array | None) -> Params:
     )
 
 
-def _largest(
-    k: int, live: Params, params: Params, labels: Labels, free: Sequence[str]
-) -> Indices:
-    """Returns the places of the k largest changes; raises `InputError` where there are
-    none."""
+def _changes(
+    live: Params, params: Params, labels: Labels, free: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """Returns |w - w_0| of all trainable leaves outside the free groups."""
     groups, base, now = map(tree.flatten, (labels, params, live))
     chosen = [p for p, g in groups.items() if g != FROZEN and g not in free]
-    changes = {
+    return {
         p: np.abs(np.ravel(now[p]) - np.ravel(base[p]).astype(now[p].dtype))
         for p in chosen
     }
+
+
+def _largest(k: int, changes: Mapping[str, np.ndarray]) -> Indices:
+    """Returns the places of the k largest changes; raises `InputError` where there are
+    none."""
     total = sum(len(values) for values in changes.values())
     if k > total:
         raise InputError(f"the mask asks for {k} of {total} elements")

@@ -326,3 +326,46 @@ def test_a_new_process_predicts_from_the_file(tmp_path):
 
     np.testing.assert_array_equal(np.load(out), predict(tuned, toy.points()))
     assert deltas.load(file).about["metrics"] == {"accuracy": 97.5}
+
+
+def test_the_chosen_elements_are_stored_whether_or_not_they_moved():
+    """A mask of three, of which one moved; another tensor, of which all are chosen."""
+    base = toy.mlp()
+    kernel = np.array(base.params["two"]["kernel"])
+    kernel.flat[7] += 1
+    tuned = base._replace(
+        params={**base.params, "two": {**base.params["two"], "kernel": kernel}}
+    )
+    indices = {"two/kernel": np.array([2, 7, 30]), "one/bias": np.arange(6)}
+    delta = deltas.from_bytes(
+        deltas.to_bytes(deltas.extract(base, tuned, indices=indices))
+    )
+    places = {path: list(some.places) for path, some in delta.elements.items()}
+    assert places == {
+        "params/two/kernel": [2, 7, 30],
+        "params/one/bias": list(range(6)),
+    }
+    again, _ = deltas.apply(base, delta)
+    assert tree.fingerprint(again.params) == tree.fingerprint(tuned.params)
+    alone = deltas.extract(base, tuned)
+    assert {path: list(some.places) for path, some in alone.elements.items()} == {
+        "params/two/kernel": [7]
+    }
+
+
+@pytest.mark.parametrize(
+    ("indices", "message"),
+    [
+        ({"two/kernle": [0]}, "unknown tensor with indices 'params/two/kernle'"),
+        (
+            {"two/kernel": [36]},
+            "the indices of 'params/two/kernel' must be from 0 to 35",
+        ),
+        ({"two/kernel": [-1]}, "must be from 0 to 35"),
+    ],
+)
+def test_indices_of_another_network_are_refused(indices, message):
+    network = toy.mlp()
+    chosen = {path: np.array(index) for path, index in indices.items()}
+    with pytest.raises(InputError, match=message):
+        deltas.extract(network, network, indices=chosen)

@@ -26,7 +26,7 @@ from subtune_jax.tuning.diff_pruning import (
     fixed_gates,
     materialize,
 )
-from subtune_jax.tuning.fixed_mask import largest_changes
+from subtune_jax.tuning.fixed_mask import largest_changes, mask_indices
 from subtune_jax.tuning.hard_concrete import HardConcrete
 from tests import toy
 
@@ -314,3 +314,14 @@ def test_gates_that_rest_keep_their_values_and_train_on():
     assert len(set(two)) == 3
     pair = (tree.fingerprint(r.network.params["one"]) for r in (first, second))
     assert next(pair) == next(pair)
+
+
+def test_a_mask_says_how_many_elements_the_gates_had_changed():
+    """All gates open, all elements move: the mask of 18 is made from 72."""
+    network = toy.mlp()
+    phases = recipe(network, 0.25, adam(1e-2), 4, strength=1e-9)
+    result = fit(network, phases, toy.points(), key=KEY, batch_size=16)
+    changed = int(result.fixed["realisation"]["changed"])
+    assert 60 < changed <= 72
+    indices = mask_indices(result.trainable, result.fixed)
+    assert sum(map(len, indices.values())) == 18

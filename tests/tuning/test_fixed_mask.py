@@ -12,7 +12,7 @@ from subtune_jax.training.loop import fit
 from subtune_jax.training.optimizers import adam
 from subtune_jax.training.phases import Phase, Settings
 from subtune_jax.training.state import start
-from subtune_jax.tuning.fixed_mask import fixed_mask
+from subtune_jax.tuning.fixed_mask import fixed_mask, mask_indices
 from tests import toy
 
 KEY = jax.random.key(0)
@@ -73,3 +73,24 @@ def test_a_leaf_without_a_chosen_element_is_not_trained():
     assert groups == {"two/kernel": "g", "head/kernel": "head", "head/bias": "head"}
     made = tuning.materialize(trainable, fixed, network.params)
     np.testing.assert_array_equal(made["two"]["bias"], network.params["two"]["bias"])
+
+
+def test_the_mask_of_a_run_comes_back_with_it_and_from_its_checkpoint(tmp_path):
+    network = toy.mlp()
+    labels = select(network, {"g": ["two/kernel", "head"]})
+    mask = {"two/kernel": np.array([3, 9])}
+    phase = Phase(labels, adam(1e-2), 5, fixed_mask(mask))
+    for _ in range(2):  # the second is read from the checkpoint
+        result = fit(network, phase, toy.points(), key=KEY, checkpoint=tmp_path)
+        indices = mask_indices(result.trainable, result.fixed)
+        assert {path: list(index) for path, index in indices.items()} == {
+            "two/kernel": [3, 9]
+        }
+
+
+def test_a_run_without_a_mask_says_so():
+    network = toy.mlp()
+    phase = Phase(select(network, {"g": ["head"]}), adam(1e-2), 1)
+    result = fit(network, phase, toy.points(), key=KEY)
+    with pytest.raises(InputError, match="these values have no mask: tune with"):
+        mask_indices(result.trainable, result.fixed)
