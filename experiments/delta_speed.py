@@ -155,9 +155,9 @@ def summary(rows: Sequence[Row], config: Config) -> str:
 
 
 STUDY = Study(
-    name="delta_speed",
     settings=Settings,
     job=Job,
+    name="delta_speed",
     jobs=jobs,
     rows=rows,
     tables={"summary": summary},

@@ -194,9 +194,11 @@ def rows(
         after=partial(sparse.stored_rows, base, values),
         outputs=True,
         tuner=partial(sparse.tune_stored, values),
-        batch_size=recipe.batch_size,
-        loss=loss_of(task),
-        place=on_mesh(settings.common.mesh),
+        settings=st.Settings(
+            loss=loss_of(task),
+            batch_size=recipe.batch_size,
+            place=on_mesh(settings.common.mesh),
+        ),
         checkpoint=None if target.embedded else context.folder,
     ):
         if other := row.pop("also", None):
@@ -342,9 +344,9 @@ def score_of(rows: Sequence[Row], stored: Row) -> float | None:
 
 
 STUDY = Study(
-    name="diff_pruning",
     settings=Settings,
     job=Job,
+    name="diff_pruning",
     jobs=jobs,
     rows=rows,
     tables={"summary": summary, "by_method": by_method, "differences": differences},

@@ -230,9 +230,9 @@ def element_curves(tests: Sequence[Row]) -> dict[str, dict[str, tuple]]:
 
 
 STUDY = Study(
-    name="module_magnitudes",
     settings=Settings,
     job=Job,
+    name="module_magnitudes",
     jobs=jobs,
     rows=rows,
     tables={"summary": summary},

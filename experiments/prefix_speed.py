@@ -121,8 +121,7 @@ def rows(settings: Settings, task: None, job: Job, context: Context) -> Iterator
         phase,
         data,
         key=jax.random.key(0),
-        batch_size=size,
-        cache_bytes=budget,
+        settings=st.Settings(batch_size=size, cache_bytes=budget),
         validate=clock,
     )
     spent = np.diff(ends)
@@ -154,9 +153,9 @@ def summary(rows: Sequence[Row], config: Config) -> str:
 
 
 STUDY = Study(
-    name="prefix_speed",
     settings=Settings,
     job=Job,
+    name="prefix_speed",
     jobs=jobs,
     rows=rows,
     tables={"summary": summary},

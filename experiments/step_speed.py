@@ -195,9 +195,9 @@ def summary(rows: Sequence[Row], config: Config) -> str:
 
 
 STUDY = Study(
-    name="step_speed",
     settings=Settings,
     job=Job,
+    name="step_speed",
     jobs=jobs,
     rows=rows,
     tables={"summary": summary},

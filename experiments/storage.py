@@ -206,9 +206,9 @@ def draw(out: Path, rows: Sequence[Row], settings: Settings, task: None) -> None
 
 
 STUDY = Study(
-    name="storage",
     settings=Settings,
     job=Job,
+    name="storage",
     jobs=jobs,
     rows=rows,
     tables={"summary": summary},

@@ -154,9 +154,9 @@ def draw(out: Path, rows: Sequence[Row], settings: Settings, task: st.Task) -> N
 
 
 STUDY = Study(
-    name="subtuning_data_size",
     settings=Settings,
     job=Job,
+    name="subtuning_data_size",
     jobs=jobs,
     rows=rows,
     tables={"summary": summary, "by_size": by_size, "chosen": chosen},

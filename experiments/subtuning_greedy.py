@@ -16,9 +16,8 @@ once for each seed. Every evaluation of the search is a line of
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import product
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import subtune_jax as st
 from experiments.common import search
@@ -26,9 +25,10 @@ from experiments.common.flags import Common, Flags, one_of
 from experiments.common.images import TargetFlags
 from experiments.common.report.results import Row
 from experiments.common.search import LORA, SEARCHES, Greedy, GreedyFlags
-from experiments.common.study import Config, Context, Study, main
+from experiments.common.study import Config, Study, main
 from experiments.common.subtuning import (
     NAMES,
+    Job,
     Recipe,
     RecipeFlags,
     new_task,
@@ -51,36 +51,15 @@ class Settings:
     recipe: RecipeFlags = field(default_factory=Recipe)
     common: Flags = field(default_factory=Common)
 
-    def completed(self) -> "Settings":
-        """Returns the settings with the shifts of the digits."""
-        return with_digits(self)
-
-
-class Job(NamedTuple):
-    """A search, or a method tuned on all training images under a seed."""
-
-    shift: str
-    method: str
-    seed: int
+    completed = with_digits
 
 
 def jobs(settings: Settings, task: st.Task) -> Iterator[Job]:
     """Returns the searches of each shift, then every method under every seed."""
     require_searchable(task, settings)
-    seeds, searches = range(settings.common.seeds), settings.searches
+    searches = settings.searches
     methods = [*NAMES, *(LORA if s == LORA else f"SubTuning, {s}" for s in searches)]
-    for shift in settings.target.shifts:
-        yield from (Job(shift, f"search {name}", 0) for name in searches)
-        yield from (
-            Job(shift, method, seed) for method, seed in product(methods, seeds)
-        )
-
-
-def rows(
-    settings: Settings, task: st.Task, job: Job, context: Context
-) -> Iterator[Row]:
-    """Returns the row of a search, or the test row of a method."""
-    return iter([search.searched_row(settings, task, job, context)])
+    return search.jobs_of(settings, searches, methods)
 
 
 def summary(rows: Sequence[Row], config: Config) -> str:
@@ -97,11 +76,11 @@ def draw(out: Path, rows: Sequence[Row], settings: Settings, task: st.Task) -> N
 
 
 STUDY = Study(
-    name="subtuning_greedy",
     settings=Settings,
     job=Job,
+    name="subtuning_greedy",
     jobs=jobs,
-    rows=rows,
+    rows=search.searched_rows,
     tables={
         "summary": summary,
         "by_method": search.by_method,

@@ -64,9 +64,7 @@ class Settings:
         if self.pairs and self.window != 1:
             raise st.InputError("--pairs takes the place of --window: give one of them")
 
-    def completed(self) -> "Settings":
-        """Returns the settings with the shifts of the digits."""
-        return with_digits(self)
+    completed = with_digits
 
 
 class Job(NamedTuple):
@@ -162,9 +160,9 @@ def draw(out: Path, rows: Sequence[Row], settings: Settings, task: st.Task) -> N
 
 
 STUDY = Study(
-    name="subtuning_profile",
     settings=Settings,
     job=Job,
+    name="subtuning_profile",
     jobs=jobs,
     rows=rows,
     tables={"summary": summary, "by_unit": by_unit},

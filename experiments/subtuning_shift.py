@@ -15,9 +15,8 @@ from results/. A corruption of our own is a `--shift`, as jpeg_compression_5, of
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import product
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import subtune_jax as st
 from experiments.common import search
@@ -27,9 +26,10 @@ from experiments.common.report import tables
 from experiments.common.report.plots import grouped_bars
 from experiments.common.report.results import Row
 from experiments.common.search import SEARCHES, Greedy, GreedyFlags
-from experiments.common.study import Config, Context, Study, main
+from experiments.common.study import Config, Study, main
 from experiments.common.subtuning import (
     NAMES,
+    Job,
     Recipe,
     RecipeFlags,
     new_task,
@@ -50,17 +50,7 @@ class Settings:
     recipe: RecipeFlags = field(default_factory=Recipe)
     common: Flags = field(default_factory=Common)
 
-    def completed(self) -> "Settings":
-        """Returns the settings with the shifts of the digits."""
-        return with_digits(self)
-
-
-class Job(NamedTuple):
-    """A search, or a method tuned on all training images under a seed."""
-
-    shift: str
-    method: str
-    seed: int
+    completed = with_digits
 
 
 def methods_of(network: st.Network, settings: Settings) -> list[str]:
@@ -73,19 +63,8 @@ def methods_of(network: st.Network, settings: Settings) -> list[str]:
 def jobs(settings: Settings, task: st.Task) -> Iterator[Job]:
     """Returns the search of each shift, then every method under every seed."""
     require_searchable(task, settings)
-    methods, seeds = methods_of(task.network, settings), range(settings.common.seeds)
-    for shift in settings.target.shifts:
-        yield Job(shift, f"search {settings.search}", 0)
-        yield from (
-            Job(shift, method, seed) for method, seed in product(methods, seeds)
-        )
-
-
-def rows(
-    settings: Settings, task: st.Task, job: Job, context: Context
-) -> Iterator[Row]:
-    """Returns the row of a search, or the test row of a method."""
-    return iter([search.searched_row(settings, task, job, context)])
+    methods = methods_of(task.network, settings)
+    return search.jobs_of(settings, [settings.search], methods)
 
 
 def summary(rows: Sequence[Row], config: Config) -> str:
@@ -120,11 +99,11 @@ def draw(out: Path, rows: Sequence[Row], settings: Settings, task: st.Task) -> N
 
 
 STUDY = Study(
-    name="subtuning_shift",
     settings=Settings,
     job=Job,
+    name="subtuning_shift",
     jobs=jobs,
-    rows=rows,
+    rows=search.searched_rows,
     tables={"summary": summary, "by_task": by_task, "by_search": search.by_search},
     draw=draw,
     free=("shift",),

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar
 
 import jax
 import numpy as np
@@ -38,6 +38,7 @@ from experiments.common.report.plots import grouped_bars
 from experiments.common.report.results import Row
 from experiments.common.study import Config, Context, Study, main
 from experiments.common.subtuning import (
+    Job,
     Recipe,
     RecipeFlags,
     Subset,
@@ -78,17 +79,7 @@ class Settings:
 
     SMOKE: ClassVar = {"queries": lambda queries: queries[:2]}
 
-    def completed(self) -> "Settings":
-        """Returns the settings with the shifts of the digits."""
-        return with_digits(self)
-
-
-class Job(NamedTuple):
-    """A variant on a shift's task under a seed."""
-
-    shift: str
-    method: str
-    seed: int
+    completed = with_digits
 
 
 def chosen(network: st.Network, settings: Settings) -> Subset:
@@ -245,9 +236,9 @@ def draw(out: Path, rows: Sequence[Row], settings: Settings, task: Any) -> None:
 
 
 STUDY = Study(
-    name="subtuning_variants",
     settings=Settings,
     job=Job,
+    name="subtuning_variants",
     jobs=jobs,
     rows=rows,
     tables={"summary": summary, "by_method": search.by_method},

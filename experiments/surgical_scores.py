@@ -217,9 +217,9 @@ def means(rows: Iterable[Row]) -> dict[tuple[str, str], float]:
 
 
 STUDY = Study(
-    name="surgical_scores",
     settings=Settings,
     job=Job,
+    name="surgical_scores",
     jobs=jobs,
     rows=rows,
     tables={"summary": summary, "by_target": by_target},

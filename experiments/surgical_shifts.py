@@ -175,9 +175,9 @@ def kind_of(row: Row) -> str:
 
 
 STUDY = Study(
-    name="surgical_shifts",
     settings=Settings,
     job=Job,
+    name="surgical_shifts",
     jobs=jobs,
     rows=tuned_rows,
     tables={

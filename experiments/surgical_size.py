@@ -142,9 +142,9 @@ def size_curves(tests: Sequence[Row]) -> dict[str, dict[str, tuple]]:
 
 
 STUDY = Study(
-    name="surgical_size",
     settings=Settings,
     job=Job,
+    name="surgical_size",
     jobs=jobs,
     rows=rows,
     tables={"summary": summary, "by_size": size_table},

@@ -245,9 +245,9 @@ def _line(row: Row) -> str:
 
 
 STUDY = Study(
-    name="surgical_test_time",
     settings=Settings,
     job=Job,
+    name="surgical_test_time",
     jobs=jobs,
     rows=rows,
     tables={"summary": summary, "by_stream": stream_table},

@@ -165,9 +165,9 @@ def theory_table(rows: Sequence[Row]) -> str:
 
 
 STUDY = Study(
-    name="surgical_theory",
     settings=Settings,
     job=Job,
+    name="surgical_theory",
     jobs=jobs,
     rows=rows,
     tables={"summary": summary},

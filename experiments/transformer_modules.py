@@ -166,9 +166,9 @@ def summary(rows: Sequence[Row], config: Config) -> str:
 
 
 STUDY = Study(
-    name="transformer_modules",
     settings=Settings,
     job=Job,
+    name="transformer_modules",
     jobs=jobs,
     rows=rows,
     tables={"summary": summary},

@@ -34,6 +34,7 @@ from subtune_jax.training.mesh import placement
 from subtune_jax.training.optimizers import Rule, adam, adamw, sgd
 from subtune_jax.training.phases import Phase
 from subtune_jax.training.predict import evaluate, predict
+from subtune_jax.training.settings import Settings
 from subtune_jax.training.tune import Trial, Tuned, tune
 
 NAMESPACES = {
@@ -64,6 +65,7 @@ __all__ = [
     "Network",
     "Phase",
     "Rule",
+    "Settings",
     "Stage",
     "Task",
     "Trial",

@@ -17,7 +17,8 @@ from subtune_jax.losses import cross_entropy, require_rows
 from subtune_jax.network import Network, require_network
 from subtune_jax.stage_flops import stage_flops
 from subtune_jax.training.optimizers import Rule
-from subtune_jax.training.phases import Phase, Settings, Stages, check
+from subtune_jax.training.phases import Phase, check
+from subtune_jax.training.settings import Settings, Stages
 from subtune_jax.training.state import start
 from subtune_jax.training.step import compiled_step, train_step
 from subtune_jax.tuning.method import trained_labels

@@ -18,15 +18,11 @@ from subtune_jax.network import (
 LECUN_NORMAL = jax.nn.initializers.lecun_normal()
 NORMALIZE_MODES = ("batch", "batch_affine")
 EPSILON, MOMENTUM = 1e-5, 0.9
+Key = jax.Array | None
 
 
 def linear(
-    params: Params,
-    stats: Stats,
-    x: jax.Array,
-    *,
-    batch_stats: bool,
-    key: jax.Array | None,
+    params: Params, stats: Stats, x: jax.Array, *, batch_stats: bool, key: Key
 ) -> tuple[jax.Array, Stats]:
     """The head stage x W + b: `kernel` [features, classes], `bias` [classes]."""
     del batch_stats, key
@@ -34,12 +30,7 @@ def linear(
 
 
 def normalized_linear(
-    params: Params,
-    stats: Stats,
-    x: jax.Array,
-    *,
-    batch_stats: bool,
-    key: jax.Array | None,
+    params: Params, stats: Stats, x: jax.Array, *, batch_stats: bool, key: Key
 ) -> tuple[jax.Array, Stats]:
     """The head stage z W + b, with z = (x - mean) / sqrt(var + 1e-5) by feature.
 
@@ -68,7 +59,7 @@ def span(
     x: dict[str, jax.Array],
     *,
     batch_stats: bool,
-    key: jax.Array | None,
+    key: Key,
 ) -> tuple[jax.Array, Stats]:
     """The head stage that gives every token a start and an end logit.
 
@@ -81,12 +72,7 @@ def span(
 
 
 def hidden_linear(
-    params: Params,
-    stats: Stats,
-    x: jax.Array,
-    *,
-    batch_stats: bool,
-    key: jax.Array | None,
+    params: Params, stats: Stats, x: jax.Array, *, batch_stats: bool, key: Key
 ) -> tuple[jax.Array, Stats]:
     """The head stage relu(x V) W + b, with V at `hidden/kernel` [features, width]."""
     x = jax.nn.relu(x @ params["hidden"]["kernel"])

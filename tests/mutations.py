@@ -94,8 +94,8 @@ MUTATIONS = [
     Mutation(
         "id.loss_not_in_recipe",
         "subtune_jax/training/identity.py",
-        'accumulate": said(plan.settings),',
-        'accumulate": said(plan.settings[1:]),',
+        'accumulate": said(plan.settings[:4]),',
+        'accumulate": said(plan.settings[1:4]),',
         "tests/training/test_identity.py",
     ),
     Mutation(
@@ -388,8 +388,8 @@ MUTATIONS = [
     Mutation(
         "feat.short_phase_cached",
         "subtune_jax/training/loop.py",
-        "if plan.augment is not None or phase.steps <= plan.per_epoch:",
-        "if plan.augment is not None:",
+        "if plan.settings.augment is not None or phase.steps <= plan.per_epoch:",
+        "if plan.settings.augment is not None:",
         "tests/training/test_by_hand.py",
     ),
 ]

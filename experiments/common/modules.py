@@ -26,6 +26,7 @@ from subtune_jax.selection.select import count_trainable, select
 from subtune_jax.training.mesh import placement
 from subtune_jax.training.optimizers import Rule, adamw
 from subtune_jax.training.phases import Phase
+from subtune_jax.training.settings import Settings
 from subtune_jax.training.tune import Trial
 from subtune_jax.tree import count
 from subtune_jax.tuning import subset
@@ -226,9 +227,11 @@ def module_rows(
         progress=setting.progress,
         keep=lambda trial, row: setting.keep(task.network, trial.network, row),
         after=after,
-        batch_size=recipe.batch_size,
-        loss=loss_of(task),
-        place=on_mesh(setting.common.mesh),
+        settings=Settings(
+            loss=loss_of(task),
+            batch_size=recipe.batch_size,
+            place=on_mesh(setting.common.mesh),
+        ),
         checkpoint=None if target.embedded else setting.folder,
     )
     for row in rows:

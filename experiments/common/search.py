@@ -1,8 +1,9 @@
 """Searches for a subset of units: kinds of search, their flags, rows, tables, picture."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple
 
@@ -19,6 +20,7 @@ from experiments.common.study import Config, Context, slug
 from experiments.common.subtuning import (
     NAMES,
     RANKINGS,
+    Job,
     Subset,
     about_row,
     final_row,
@@ -176,6 +178,23 @@ def rank_row(settings: Any, task: st.Task, job: Any, context: Context) -> Row:
         "flops": flops,
         "seconds": time.perf_counter() - begin,
     }
+
+
+def jobs_of(
+    settings: Any, searches: Sequence[str], methods: Sequence[str]
+) -> Iterator[Job]:
+    """Yields the searches of each shift, then every method under every seed."""
+    for shift in settings.target.shifts:
+        yield from (Job(shift, f"search {name}", 0) for name in searches)
+        seeds = range(settings.common.seeds)
+        yield from (Job(shift, *one) for one in product(methods, seeds))
+
+
+def searched_rows(
+    settings: Any, task: st.Task, job: Any, context: Context
+) -> Iterator[Row]:
+    """Yields the row of a search, or the test row of a method."""
+    yield searched_row(settings, task, job, context)
 
 
 def searched_row(settings: Any, task: st.Task, job: Any, context: Context) -> Row:

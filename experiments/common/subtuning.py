@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import jax
 import numpy as np
@@ -42,6 +42,14 @@ def with_digits(settings: Any) -> Any:
     if not target.embedded or target.shift is not None:
         return settings
     return replace(settings, target=replace(target, shift=DIGITS))
+
+
+class Job(NamedTuple):
+    """A search, a variant, or a method tuned on all training images under a seed."""
+
+    shift: str
+    method: str
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -177,7 +185,7 @@ def scorer(
         balanced=balanced,
         share=share,
         warm=warm,
-        batch_size=recipe.batch_size,
+        settings=st.Settings(batch_size=recipe.batch_size),
     )
 
     def told(units: Subset, fold: int, seed: int) -> st.selection.Score:
@@ -208,7 +216,12 @@ def gradient_ranking(
     key = jax.random.key(0)
     try:
         result = st.fit(
-            suffix, probe, features, key=key, batch_size=size, progress=False
+            suffix,
+            probe,
+            features,
+            key=key,
+            settings=st.Settings(batch_size=size),
+            progress=False,
         )
     except ArithmeticError as error:
         raise st.InputError(
@@ -238,8 +251,9 @@ def tuned(
         phase(task.network, units, recipe, steps, **how),
         task.train,
         key=jax.random.fold_in(jax.random.key(1), seed),
-        norm="tuned",
-        batch_size=min(recipe.batch_size, len(task.train.y)),
+        settings=st.Settings(
+            norm="tuned", batch_size=min(recipe.batch_size, len(task.train.y))
+        ),
         progress=False,
     )
 

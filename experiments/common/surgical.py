@@ -36,6 +36,7 @@ from subtune_jax.training.mesh import placement
 from subtune_jax.training.optimizers import adam
 from subtune_jax.training.phases import Phase
 from subtune_jax.training.race import race
+from subtune_jax.training.settings import Settings
 from subtune_jax.training.tune import tune
 from subtune_jax.tree import count
 from subtune_jax.tuning.anchor import l1_sp, l2_sp
@@ -306,10 +307,12 @@ def tuned_rows(settings: Any, task: Task, job: Any, context: Context) -> Iterato
         key=jax.random.key(job.seed),
         progress=context.progress,
         keep=lambda trial, row: context.keep(network, trial.network, row),
-        batch_size=recipe.batch_size,
-        norm=recipe.norm,
-        augment=crop_and_flip() if recipe.augment else None,
-        place=on_mesh(settings.common.mesh),
+        settings=Settings(
+            norm=recipe.norm,
+            batch_size=recipe.batch_size,
+            augment=crop_and_flip() if recipe.augment else None,
+            place=on_mesh(settings.common.mesh),
+        ),
         checkpoint=None if target.embedded else context.folder,
     )
     if job.method != "race":

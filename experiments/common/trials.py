@@ -24,14 +24,14 @@ def trial_rows(
     after: Callable[[Trial], Iterable[Row]] = lambda trial: (),
     outputs: bool = False,
     tuner: Callable[..., Tuned] = tune,
-    **settings: Any,
+    **how: Any,
 ) -> Iterator[Row]:
     """Yields a validation row per variant, then the test row of the best one and epoch.
 
     A variant is a NamedTuple that goes into its row. Without variants the network is
     tested as it is. Scores of `task.also` follow, then with `outputs` those of every test
     example, then the rows of `after` of the chosen trial. keep(trial, row): called with it
-    and its test row. tuner: `tune`, or what takes its place; `settings` are those of it.
+    and its test row. tuner: `tune`, or what takes its place; `how` is what it takes beside.
     """
     begin = time.perf_counter()
     best, network = None, task.network
@@ -42,7 +42,7 @@ def trial_rows(
             variants,
             task,
             progress=lambda trial: progress(_described(trial)),
-            **settings,
+            **how,
         )
         yield from map(_validation_row, tuned.trials)
         best, network = tuned.best, tuned.best and tuned.best.network

@@ -19,6 +19,7 @@ from subtune_jax.selection.select import select
 from subtune_jax.training.loop import fit
 from subtune_jax.training.optimizers import adamw
 from subtune_jax.training.phases import Phase
+from subtune_jax.training.settings import Settings
 
 STEPS, LEARNING_RATE = 600, 3e-3
 SIZES = {"train": 100, "validation": 100, "test": None}
@@ -72,7 +73,7 @@ def digits_network(shift: Shift, norm: str = "group") -> Network:
             phase,
             source,
             key=jax.random.key(1),
-            norm="batch",
+            settings=Settings(norm="batch"),
             progress=False,
         )
         return run.network

@@ -2,10 +2,18 @@
 
 from subtune_jax.training.loop import DivergedError, FitResult, fit
 from subtune_jax.training.mesh import Placement, data_mesh, placement
-from subtune_jax.training.optimizers import Rule, adam, adamw, ascent, hf_adamw, sgd
+from subtune_jax.training.optimizers import (
+    Rule,
+    adam,
+    adamw,
+    ascent,
+    sgd,
+    uncorrected_epsilon,
+)
 from subtune_jax.training.phases import Phase
 from subtune_jax.training.predict import evaluate, predict
 from subtune_jax.training.race import race
+from subtune_jax.training.settings import Settings
 from subtune_jax.training.subset_score import run_flops, subset_score
 from subtune_jax.training.suffix import cut, rejoin
 from subtune_jax.training.sweep import Run, sweep
@@ -22,6 +30,7 @@ __all__ = [
     "Placement",
     "Record",
     "Rule",
+    "Settings",
     "StreamResult",
     "Trial",
     "Tuned",
@@ -34,7 +43,6 @@ __all__ = [
     "early_then_log",
     "evaluate",
     "fit",
-    "hf_adamw",
     "memo",
     "placement",
     "predict",
@@ -46,4 +54,5 @@ __all__ = [
     "sweep",
     "tent",
     "tune",
+    "uncorrected_epsilon",
 ]

@@ -11,18 +11,17 @@ import numpy as np
 
 from subtune_jax import tree
 from subtune_jax.data import batches
-from subtune_jax.data.batches import Augment, Dataset
+from subtune_jax.data.batches import Dataset
 from subtune_jax.errors import InputError, require_function, unknown
-from subtune_jax.losses import cross_entropy
 from subtune_jax.network import Network
 from subtune_jax.training import resume
-from subtune_jax.training.mesh import Placement
 from subtune_jax.training.optimizers import reset_moments, set_multipliers
-from subtune_jax.training.phases import Phase, Program, Stages
+from subtune_jax.training.phases import Phase, Program
 from subtune_jax.training.plan import Plan, make_plan
 from subtune_jax.training.prefix_cache import cached_stages, features
 from subtune_jax.training.progress import bar
 from subtune_jax.training.resume import Epoch, Snapshot, first_snapshot
+from subtune_jax.training.settings import Settings
 from subtune_jax.training.state import (
     Running,
     State,
@@ -94,21 +93,13 @@ def fit(
     watch: Callable[[Network], Any] | None = None,
     watch_at: WatchAt = "epoch",
     progress: bool | None = None,
-    loss: Callable = cross_entropy,
-    norm: Stages = "stored",
-    dropout: Stages = "tuned",
-    batch_size: int = 64,
-    accumulate: int = 1,
-    augment: Augment | None = None,
-    place: Placement | None = None,
-    cache_bytes: int = 2**30,
+    settings: Settings = Settings(),
 ) -> FitResult:
     """Returns the network after the phases, or at the epoch that `validate` scores best.
 
     Best is the highest score, or under mode `min` the lowest; the first of equal scores
     is kept, and a score that is NaN never. Epochs of phases with `keeps=False` are not
-    scored. The base `network` is left as it is. loss, norm, dropout, batch_size,
-    accumulate, augment, place, cache_bytes: see `plan.make_plan`.
+    scored. The base `network` is left as it is.
 
     With a `checkpoint` folder the run is saved every `checkpoint_seconds` and at its end,
     and the same call continues it, or returns at once when it had ended; with more steps
@@ -128,20 +119,7 @@ def fit(
             require_function(1, **{name: function})
     if checkpoint is not None and not isinstance(checkpoint, str | Path):
         raise InputError(f"checkpoint must be a folder's path, got {checkpoint!r}")
-    plan = make_plan(
-        network,
-        phases,
-        data,
-        key=key,
-        loss=loss,
-        norm=norm,
-        dropout=dropout,
-        batch_size=batch_size,
-        accumulate=accumulate,
-        augment=augment,
-        place=place,
-        cache_bytes=cache_bytes,
-    )
+    plan = make_plan(network, phases, data, key=key, settings=settings)
     due = rule_of(watch_at, plan.per_epoch, plan.ends)
     scored = None if validate is None else mode
     journal = resume.journal(
@@ -277,10 +255,10 @@ def _prepared(
     not run again."""
     phase, program = plan.phases[running.index], running.program
     frozen = frozen_params(plan.network.params, state, plan.phases)
-    if plan.augment is not None or phase.steps <= plan.per_epoch:
+    if plan.settings.augment is not None or phase.steps <= plan.per_epoch:
         return program, plan.data, frozen
     live = live_network(plan, running, state)
-    cut = cached_stages(live, program, plan.data, plan.cache_bytes)
+    cut = cached_stages(live, program, plan.data, plan.settings.cache_bytes)
     if not cut:
         return program, plan.data, frozen
     return program._replace(start=cut), features(live, cut, plan.data), frozen
@@ -315,12 +293,12 @@ def segment(
     number, begin = divmod(step, plan.per_epoch)
     stream = batches.epoch(
         data,
-        plan.batch_size,
+        plan.settings.batch_size,
         seed=plan.seed,
         number=number + 1,
         drop=plan.drop,
         start=begin,
-        augment=plan.augment,
+        augment=plan.settings.augment,
         sizes=plan.sizes,
     )
     return islice(stream, plan.ends[index] - step)

@@ -78,10 +78,10 @@ def adam(
     learning_rate: float,
     *,
     l2: float = 0.0,
+    eps: float = 1e-8,
     clip_norm: float | None = None,
     schedule: str = "constant",
     warmup: int = 0,
-    eps: float = 1e-8,
     clip_group: str | None = None,
 ) -> Rule:
     """Adam with coupled L2: `l2 * w` joins the gradient before the moments.
@@ -94,10 +94,10 @@ def adam(
             learning_rate,
             "adam",
             l2=l2,
+            eps=eps,
             clip_norm=clip_norm,
             schedule=schedule,
             warmup=warmup,
-            eps=eps,
             clip_group=clip_group,
         )
     )
@@ -106,11 +106,11 @@ def adam(
 def adamw(
     learning_rate: float,
     *,
+    eps: float = 1e-8,
     weight_decay: float = 0.01,
     clip_norm: float | None = None,
     schedule: str = "constant",
     warmup: int = 0,
-    eps: float = 1e-8,
     clip_group: str | None = None,
 ) -> Rule:
     """AdamW: `weight_decay * w` joins the update after the moments (decoupled).
@@ -122,41 +122,28 @@ def adamw(
         Rule(
             learning_rate,
             "adam",
+            eps=eps,
             weight_decay=weight_decay,
             clip_norm=clip_norm,
             schedule=schedule,
             warmup=warmup,
-            eps=eps,
             clip_group=clip_group,
         )
     )
 
 
-def hf_adamw(
-    learning_rate: float,
-    *,
-    weight_decay: float = 0.0,
-    clip_norm: float | None = None,
-    schedule: str = "constant",
-    warmup: int = 0,
-    eps: float = 1e-8,
-    clip_group: str | None = None,
-) -> Rule:
-    """AdamW with epsilon added before the bias correction: eps / sqrt(1 - b2^t) in effect.
+def uncorrected_epsilon(rule: Rule) -> Rule:
+    """Returns a rule of `adam` or `adamw` with epsilon added before the bias correction:
+    eps / sqrt(1 - b2^t) in effect.
 
     As the AdamW of early transformers, which the official code of diff pruning has: where
     gradients are as small as epsilon (those of an L0 penalty are), early steps are up to
-    30 times smaller than `adamw`'s. Otherwise as `adamw`.
+    30 times smaller. Raises `InputError` for a rule of another kind.
     """
-    rule = adamw(
-        learning_rate,
-        weight_decay=weight_decay,
-        clip_norm=clip_norm,
-        schedule=schedule,
-        warmup=warmup,
-        eps=eps,
-        clip_group=clip_group,
-    )
+    if rule.direction != "adam":
+        raise InputError(
+            f"only Adam has an epsilon, and this rule is {rule.direction!r}"
+        )
     return rule._replace(direction="hf_adam")
 
 

@@ -18,11 +18,11 @@ from subtune_jax.labels import (
 )
 from subtune_jax.network import Labels, Network, Stage
 from subtune_jax.training.optimizers import Rule, optimizer
+from subtune_jax.training.settings import Settings, Stages
 from subtune_jax.tuning.method import Parts, Tuning, trained_labels
 from subtune_jax.tuning.subset import subset
 
 Multipliers = Callable[[Network, Iterable[Batch], Sequence[str]], Mapping[str, float]]
-Stages = str | Sequence[str]  # a mode, or the names of stages
 
 
 class Phase(NamedTuple):
@@ -46,15 +46,6 @@ class Phase(NamedTuple):
     norm: Stages | None = None
     dropout: Stages | None = None
     keeps: bool = True
-
-
-class Settings(NamedTuple):
-    """What all phases of a run share; see `plan.make_plan`."""
-
-    loss: Callable
-    norm: Stages = "stored"
-    dropout: Stages = "tuned"
-    accumulate: int = 1
 
 
 class Leaf(NamedTuple):

@@ -1,6 +1,6 @@
 """The plan of a run: what is fixed before its first step."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate as running_total
 from typing import NamedTuple
 
@@ -8,20 +8,18 @@ import jax
 import numpy as np
 
 from subtune_jax.data import batches
-from subtune_jax.data.batches import Augment, Dataset
+from subtune_jax.data.batches import Dataset
 from subtune_jax.data.buckets import lengths
 from subtune_jax.data.inputs import require_data
 from subtune_jax.errors import (
     InputError,
-    require_function,
     require_type,
-    require_whole,
 )
 from subtune_jax.labels import stages_with_batch_stats
-from subtune_jax.losses import cross_entropy
 from subtune_jax.network import Network
 from subtune_jax.training.mesh import Placement, placement
-from subtune_jax.training.phases import Phase, Program, Settings, Stages, check
+from subtune_jax.training.phases import Phase, Program, check
+from subtune_jax.training.settings import Settings, require_settings
 
 
 class Plan(NamedTuple):
@@ -34,13 +32,10 @@ class Plan(NamedTuple):
     per_epoch: int  # steps of a pass over the data
     data: Dataset
     sizes: np.ndarray | None  # lengths of ragged rows, which order the batches
-    batch_size: int
     drop: bool
     seed: tuple[int, ...]  # of the order of examples
     key: jax.Array
-    augment: Augment | None
     place: Placement
-    cache_bytes: int
 
     def phase_at(self, step: int) -> int:
         """Returns the index of the phase that makes step `step` (counted from 1)."""
@@ -53,31 +48,12 @@ def make_plan(
     data: Dataset,
     *,
     key: jax.Array,
-    loss: Callable = cross_entropy,
-    norm: Stages = "stored",
-    dropout: Stages = "tuned",
-    batch_size: int = 64,
-    accumulate: int = 1,
-    augment: Augment | None = None,
-    place: Placement | None = None,
-    cache_bytes: int = 2**30,
+    settings: Settings = Settings(),
 ) -> Plan:
-    """Returns the plan of a run; raises `InputError` for settings that cannot be.
-
-    loss(outputs, targets) -> float[batch]. norm: `stored`, `tuned`, `batch` or names of
-    stages (see `labels.stages_with_batch_stats`). dropout: `tuned`, `all`, `none` or
-    names of stages (see `labels.stages_with_dropout`). accumulate: micro-batches per
-    update; a step is one micro-batch. augment(x, rng) -> x changes training inputs at
-    random. place: where arrays live (see `mesh.placement`); default: one device.
-    cache_bytes: how much memory the activations of a frozen prefix may take to be
-    computed once; 0 turns that off.
-    """
-    require_data(network, data, loss)
+    """Returns the plan of a run; raises `InputError` for a run that cannot be."""
+    require_settings(settings)
+    require_data(network, data, settings.loss)
     require_key(key)
-    require_whole(batch_size=batch_size, accumulate=accumulate)
-    require_function(2, loss=loss)
-    if augment is not None:
-        require_function(2, augment=augment)
     if not isinstance(phases, Sequence):
         raise InputError(
             f"phases must be a Phase or a list of them, got {type(phases).__name__}"
@@ -86,13 +62,15 @@ def make_plan(
     require_type(Phase, **{f"phase {i}": phase for i, phase in enumerate(phases)})
     if phases and not any(phase.keeps for phase in phases):
         raise InputError("no phase keeps its epochs: the run would have no result")
-    settings = Settings(loss, norm, dropout, accumulate)
     programs = check(network, phases, settings)
-    drop = accumulate > 1 or any(  # padding would count in a batch's statistics
-        _batch_stats(network, phase, program, settings)
-        for phase, program in zip(phases, programs, strict=True)
+    drop = (
+        settings.accumulate > 1
+        or any(  # padding would count in a batch's statistics
+            _batch_stats(network, phase, program, settings)
+            for phase, program in zip(phases, programs, strict=True)
+        )
     )
-    place = placement() if place is None else place
+    place = placement() if settings.place is None else settings.place
     # Once: a base in NumPy would travel to the device again at every step.
     network = network._replace(
         params=place.whole(network.params), stats=place.whole(network.stats)
@@ -103,16 +81,13 @@ def make_plan(
         phases=phases,
         settings=settings,
         ends=tuple(running_total(phase.steps for phase in phases)),
-        per_epoch=batches.steps_per_epoch(len(data.y), batch_size, drop=drop),
+        per_epoch=batches.steps_per_epoch(len(data.y), settings.batch_size, drop=drop),
         data=data,
         sizes=lengths(data.x),
-        batch_size=batch_size,
         drop=drop,
         seed=tuple(np.asarray(jax.random.key_data(order)).tolist()),
         key=key,
-        augment=augment,
         place=place,
-        cache_bytes=cache_bytes,
     )
 
 

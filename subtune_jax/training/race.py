@@ -8,15 +8,13 @@ from typing import Any
 
 import jax
 
-from subtune_jax.data.batches import Augment
 from subtune_jax.data.task import Task
 from subtune_jax.errors import InputError, require_function, require_type, require_whole
-from subtune_jax.losses import cross_entropy
 from subtune_jax.network import Network, require_network
 from subtune_jax.training.loop import FitResult, fit
-from subtune_jax.training.mesh import Placement
-from subtune_jax.training.phases import Phase, Stages
+from subtune_jax.training.phases import Phase
 from subtune_jax.training.predict import evaluate
+from subtune_jax.training.settings import Settings
 from subtune_jax.training.tune import Trial, Tuned, best_of, slug, trial_of
 
 
@@ -29,13 +27,7 @@ def race(
     rungs: Sequence[int],
     key: jax.Array,
     halving: int = 3,
-    loss: Callable = cross_entropy,
-    norm: Stages = "stored",
-    dropout: Stages = "tuned",
-    batch_size: int = 64,
-    accumulate: int = 1,
-    augment: Augment | None = None,
-    place: Placement | None = None,
+    settings: Settings = Settings(),
     checkpoint: str | Path | None = None,
     progress: Callable[[Trial], None] = lambda trial: None,
 ) -> Tuned:
@@ -54,15 +46,6 @@ def race(
     require_type(Task, task=task)
     require_function(2, phases_of=phases_of)
     _require_rungs(variants, rungs, halving)
-    settings: dict[str, Any] = {
-        "loss": loss,
-        "norm": norm,
-        "dropout": dropout,
-        "batch_size": batch_size,
-        "accumulate": accumulate,
-        "augment": augment,
-        "place": place,
-    }
 
     def score(candidate: Network) -> float:
         return evaluate(candidate, task.validation, task.metrics["validation"])
@@ -79,7 +62,7 @@ def race(
                 validate=score,
                 progress=False,
                 checkpoint=home / slug(variant),
-                **settings,
+                settings=settings,
             )
         except ArithmeticError as error:
             result = error

@@ -13,11 +13,11 @@ from subtune_jax.training.optimizers import carry_moments
 from subtune_jax.training.phases import (
     Phase,
     Program,
-    Settings,
     make_program,
     phase_optimizer,
     same_tuning,
 )
+from subtune_jax.training.settings import Settings
 from subtune_jax.tuning.method import Ended, Parts
 
 

@@ -1,27 +1,26 @@
 """The score of a subset of units: trained on folds of a task, validated on the rest."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from subtune_jax.data.batches import Augment, Dataset
+from subtune_jax.data.batches import Dataset
 from subtune_jax.data.splits import balanced_folds, shuffled_folds
 from subtune_jax.data.task import Task
 from subtune_jax.errors import InputError, require_function, require_type
 from subtune_jax.labels import lowest_trainable
-from subtune_jax.losses import cross_entropy
 from subtune_jax.metrics import Metric
 from subtune_jax.network import Network, require_network
 from subtune_jax.selection.journal import Score
 from subtune_jax.selection.search import ScoreOf, Subset
 from subtune_jax.stage_flops import stage_flops
 from subtune_jax.training.loop import fit
-from subtune_jax.training.mesh import Placement
-from subtune_jax.training.phases import Phase, Stages
+from subtune_jax.training.phases import Phase
 from subtune_jax.training.plan import require_key
 from subtune_jax.training.predict import evaluate
+from subtune_jax.training.settings import Settings
 from subtune_jax.training.suffix import Cut, kept_cuts, rejoin
 
 PhasesOf = Callable[[Network, Subset, int], Sequence[Phase]]
@@ -46,12 +45,7 @@ def subset_score(
     balanced: bool = True,
     share: bool = True,
     warm: bool = False,
-    loss: Callable = cross_entropy,
-    norm: Stages = "tuned",
-    dropout: Stages = "tuned",
-    batch_size: int = 64,
-    augment: Augment | None = None,
-    place: Placement | None = None,
+    settings: Settings = Settings(norm="tuned"),
     share_bytes: int = 2**30,
 ) -> ScoreOf:
     """Returns the function that scores a subset of units, as `greedy` and `profile` ask.
@@ -79,7 +73,7 @@ def subset_score(
     require_function(3, phases_of=phases_of)
     require_key(key)
     if share:
-        _require_deterministic(norm, dropout, augment)
+        _require_deterministic(settings)
     if folds is not None and task.metric != "accuracy":
         raise InputError(
             f"folds are scored by accuracy, and the task by {task.metric}: folds=None "
@@ -88,13 +82,6 @@ def subset_score(
     data, split = _split(task, folds, fold_seed, balanced)
     whole = Cut(task.network, data, 0)
     cuts = kept_cuts(task.network, data, share_bytes) if share else lambda stop: whole
-    settings: dict[str, Any] = {
-        "loss": loss,
-        "norm": norm,
-        "dropout": dropout,
-        "augment": augment,
-        "place": place,
-    }
 
     def train(base: Run, units: Subset, fold: int, seed: int) -> Run:
         """Returns the run of a subset that starts from a base."""
@@ -102,15 +89,20 @@ def subset_score(
         sizes = tuple(len(part.y) for part in split(data, fold))
         phases = phases_of(base.network, units, sizes[0])
         for phase in phases if share else ():
-            _require_deterministic(phase.norm or norm, phase.dropout or dropout)
+            norm, dropout = (
+                phase.norm or settings.norm,
+                phase.dropout or settings.dropout,
+            )
+            own = settings._replace(norm=norm, dropout=dropout)
+            _require_deterministic(own)
         part = cuts(_lowest(base.network, phases))
         network = _with_values(part.network, base.network)
         phases, parts = phases_of(network, units, sizes[0]), split(part.data, fold)
         run_key = jax.random.fold_in(jax.random.fold_in(key, seed), fold)
-        size = min(batch_size, sizes[0])
+        size = min(settings.batch_size, sizes[0])
         if (units, sizes) not in flops:  # folds and seeds cost alike
             flops[units, sizes] = run_flops(network, phases, parts[0], size, sizes[1])
-        how, metric = {**settings, "batch_size": size}, task.metrics["validation"]
+        how, metric = settings._replace(batch_size=size), task.metrics["validation"]
         tuned, value = _trained(network, phases, parts, metric, run_key, how)
         whole_again = tuned and rejoin(base.network, tuned)
         spent = base.flops + part.flops + flops[units, sizes]
@@ -148,15 +140,14 @@ def _trained(
     parts: tuple[Dataset, Dataset],
     metric: Metric,
     key: jax.Array,
-    settings: dict[str, Any],
+    settings: Settings,
 ) -> tuple[Network | None, float]:
     """Returns the network after phases on the first part, and its score on the second."""
     train, validation = parts
     try:
         # Nothing is kept for one run alone: `share` is how a prefix is made once.
-        result = fit(
-            network, phases, train, key=key, progress=False, cache_bytes=0, **settings
-        )
+        alone = settings._replace(cache_bytes=0)
+        result = fit(network, phases, train, key=key, progress=False, settings=alone)
     except ArithmeticError:
         return None, float("nan")
     return result.network, evaluate(result.network, validation, metric)
@@ -216,16 +207,16 @@ def _with_values(suffix: Network, network: Network) -> Network:
     )
 
 
-def _require_deterministic(
-    norm: Stages, dropout: Stages, augment: Augment | None = None
-) -> None:
+def _require_deterministic(settings: Settings) -> None:
     problem = None
-    if augment is not None:
+    if settings.augment is not None:
         problem = "augmentation changes the inputs of the frozen prefix"
-    elif norm not in ("stored", "tuned"):
-        problem = f"norm {norm!r} may use batch statistics in the frozen prefix"
-    elif dropout not in ("tuned", "none"):
-        problem = f"dropout {dropout!r} may act in the frozen prefix"
+    elif settings.norm not in ("stored", "tuned"):
+        problem = (
+            f"norm {settings.norm!r} may use batch statistics in the frozen prefix"
+        )
+    elif settings.dropout not in ("tuned", "none"):
+        problem = f"dropout {settings.dropout!r} may act in the frozen prefix"
     if problem:
         raise InputError(
             f"{problem}, so its features cannot be shared: share=False, or leave it out"

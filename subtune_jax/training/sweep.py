@@ -14,11 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from subtune_jax.data.batches import Augment, Batch, Dataset
+from subtune_jax.data.batches import Batch, Dataset
 from subtune_jax.data.buckets import lengths
 from subtune_jax.data.inputs import require_data
 from subtune_jax.errors import InputError, require_positive
-from subtune_jax.losses import cross_entropy
 from subtune_jax.network import Network
 from subtune_jax.training.loop import (
     DivergedError,
@@ -30,9 +29,10 @@ from subtune_jax.training.loop import (
     require_score,
     segment,
 )
-from subtune_jax.training.phases import Phase, Program, Stages
+from subtune_jax.training.phases import Phase, Program
 from subtune_jax.training.plan import Plan, make_plan
 from subtune_jax.training.resume import Epoch
+from subtune_jax.training.settings import Settings
 from subtune_jax.training.state import (
     Running,
     State,
@@ -68,12 +68,7 @@ def sweep(
     validate: Callable[[Network], float] | None = None,
     mode: str = "max",
     chunk: int = 16,
-    loss: Callable = cross_entropy,
-    norm: Stages = "stored",
-    dropout: Stages = "tuned",
-    batch_size: int = 64,
-    accumulate: int = 1,
-    augment: Augment | None = None,
+    settings: Settings = Settings(),
 ) -> list[FitResult | ArithmeticError]:
     """Returns what `fit` gives for every run, or the error (`DivergedError`) it would raise.
 
@@ -92,12 +87,7 @@ def sweep(
         make_plan,
         network,
         data=data,
-        loss=loss,
-        norm=norm,
-        dropout=dropout,
-        batch_size=batch_size,
-        accumulate=accumulate,
-        augment=augment,
+        settings=settings,
     )
     plans = [
         plan_of(phases=run.phases, key=run.key)._replace(sizes=sizes) for run in runs

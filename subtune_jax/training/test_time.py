@@ -15,8 +15,9 @@ from subtune_jax.losses import entropy, marginal_entropy
 from subtune_jax.network import Labels, Network, Stage, forward, require_network
 from subtune_jax.training.loop import DivergedError
 from subtune_jax.training.optimizers import Rule, adam, sgd
-from subtune_jax.training.phases import Phase, Settings, Stages, check
+from subtune_jax.training.phases import Phase, check
 from subtune_jax.training.predict import predict
+from subtune_jax.training.settings import Settings, Stages
 from subtune_jax.training.state import Running, State, live_params, start
 from subtune_jax.training.step import PROGRAMS, compiled_step
 

@@ -8,15 +8,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from subtune_jax.data.batches import Augment, Dataset
+from subtune_jax.data.batches import Dataset
 from subtune_jax.data.task import Task
 from subtune_jax.errors import InputError, require_function, require_type
-from subtune_jax.losses import cross_entropy
 from subtune_jax.network import Network, require_network
 from subtune_jax.training.loop import DivergedError, FitResult, fit
-from subtune_jax.training.mesh import Placement
-from subtune_jax.training.phases import Phase, Stages
+from subtune_jax.training.phases import Phase
 from subtune_jax.training.predict import evaluate, predict
+from subtune_jax.training.settings import Settings
 from subtune_jax.training.sweep import Run, sweep
 
 
@@ -64,13 +63,7 @@ def tune(
     task: Task,
     *,
     key: jax.Array,
-    loss: Callable = cross_entropy,
-    norm: Stages = "stored",
-    dropout: Stages = "tuned",
-    batch_size: int = 64,
-    accumulate: int = 1,
-    augment: Augment | None = None,
-    place: Placement | None = None,
+    settings: Settings = Settings(),
     checkpoint: str | Path | None = None,
     lanes: bool | None = None,
     progress: Callable[[Trial], None] = lambda trial: None,
@@ -92,19 +85,12 @@ def tune(
         raise InputError(f"variants must be a list, got {type(variants).__name__}")
     if not variants:
         raise InputError("tune needs at least one variant to try")
+    place = settings.place
     if lanes and (place is not None or checkpoint is not None):
         raise InputError("lanes fill one device: leave place and checkpoint out")
     alone = place is None and checkpoint is None and len(variants) > 1
     if lanes is None:
         lanes = alone and jax.default_backend() != "cpu"
-    settings: dict[str, Any] = {
-        "loss": loss,
-        "norm": norm,
-        "dropout": dropout,
-        "batch_size": batch_size,
-        "accumulate": accumulate,
-        "augment": augment,
-    }
 
     def score(candidate: Network) -> float:
         return evaluate(candidate, task.validation, task.metrics["validation"])
@@ -123,10 +109,9 @@ def tune(
             task.train,
             key=key,
             validate=score,
-            place=place,
             progress=False,  # `tune` has its own
             checkpoint=Path(checkpoint) / slug(variant) if checkpoint else None,
-            **settings,
+            settings=settings,
         )
 
     trials = tuple(_one_by_one(run, variants, phases_of, progress))
@@ -163,10 +148,10 @@ def _in_lanes(
     variants: Sequence[Any],
     data: Dataset,
     score: Callable,
-    settings: dict[str, Any],
+    settings: Settings,
 ) -> tuple[Trial, ...]:
     begin = time.perf_counter()
-    results = sweep(network, runs, data, validate=score, **settings)
+    results = sweep(network, runs, data, validate=score, settings=settings)
     seconds = (time.perf_counter() - begin) / len(runs)
     return tuple(
         trial_of(variant, run.phases, result, seconds)

@@ -15,6 +15,7 @@ from subtune_jax.training.loop import fit
 from subtune_jax.training.optimizers import adam
 from subtune_jax.training.phases import Phase
 from subtune_jax.training.predict import evaluate, predict
+from subtune_jax.training.settings import Settings
 from subtune_jax.training.sweep import Run, sweep
 from tests import toy
 
@@ -24,10 +25,10 @@ KEY = jax.random.key(0)
 def everywhere(network, data):
     """Returns calls that take data, by name."""
     phase = Phase(select(network, {"g": ["head"]}), adam(1e-2), 2)
-    settings = {"batch_size": 8}
+    settings = Settings(batch_size=8)
     return {
-        "fit": lambda: fit(network, phase, data, key=KEY, **settings),
-        "sweep": lambda: sweep(network, [Run(phase, KEY)], data, **settings),
+        "fit": lambda: fit(network, phase, data, key=KEY, settings=settings),
+        "sweep": lambda: sweep(network, [Run(phase, KEY)], data, settings=settings),
         "predict": lambda: predict(network, data),
         "evaluate": lambda: evaluate(network, data),
     }
@@ -51,7 +52,9 @@ def test_an_input_that_is_no_number(lost):
 
 def test_inputs_without_a_target():
     refused(
-        toy.mlp(), Dataset(toy.points(64).x, toy.points(60).y), "64 inputs and 60 targets"
+        toy.mlp(),
+        Dataset(toy.points(64).x, toy.points(60).y),
+        "64 inputs and 60 targets",
     )
 
 

@@ -22,6 +22,7 @@ from subtune_jax.selection.select import select
 from subtune_jax.training.loop import fit
 from subtune_jax.training.optimizers import adam
 from subtune_jax.training.phases import Phase
+from subtune_jax.training.settings import Settings
 from subtune_jax.tuning.lora import lora, lora_factors
 from tests import toy
 from tests.fixtures.weights import weights
@@ -51,7 +52,9 @@ def assert_round_trip(base, tuned, **settings):
 def test_every_tuning_comes_back_and_goes_again(name, dtype):
     network, phase = setup(name, toy.mlp(dtype=dtype))
     phase = phase._replace(steps=6)
-    tuned = fit(network, phase, toy.points(), key=KEY, batch_size=16).network
+    tuned = fit(
+        network, phase, toy.points(), key=KEY, settings=Settings(batch_size=16)
+    ).network
     delta = assert_round_trip(network, tuned)
     changed = delta.whole.keys() | delta.elements.keys()
     assert {p for p in changed if "/head/" not in p} <= {
@@ -70,7 +73,7 @@ def test_low_rank_factors_are_kept_as_factors(network, dtype):
     groups = {"body": ["two" if "two" in network.params else "block2_0"]}
     labels = select(network, groups | {"head": ["head"]})
     phase = Phase(labels, adam(1e-2), 6, lora(2, scale=0.7))
-    result = fit(network, phase, data, key=KEY, batch_size=8)
+    result = fit(network, phase, data, key=KEY, settings=Settings(batch_size=8))
     tuned, factors = result.network, lora_factors(result.trainable, scale=0.7)
     delta = assert_round_trip(network, tuned, factors=factors)
     kernels = {f"params/{path}" for path in factors}
@@ -92,7 +95,9 @@ def test_low_rank_factors_are_kept_as_factors(network, dtype):
 
 def test_factors_of_another_run_or_scale_are_refused():
     network, phase = setup("lora")
-    result = fit(network, phase, toy.points(), key=KEY, batch_size=16)
+    result = fit(
+        network, phase, toy.points(), key=KEY, settings=Settings(batch_size=16)
+    )
     factors = lora_factors(result.trainable)
     wrong = {path: some._replace(scale=3.0) for path, some in factors.items()}
     with pytest.raises(InputError, match="'params/two/kernel' do not give the tuned"):
@@ -110,7 +115,9 @@ def test_a_head_tuned_by_lora_is_stored_as_a_whole():
     network = toy.mlp()
     labels = select(network, {"g": ["two", "head"]})
     phase = Phase(labels, adam(1e-2), 6, lora(2, free=()))
-    result = fit(network, phase, toy.points(), key=KEY, batch_size=16)
+    result = fit(
+        network, phase, toy.points(), key=KEY, settings=Settings(batch_size=16)
+    )
     factors = lora_factors(result.trainable)
     assert "head/kernel" in factors
     delta = assert_round_trip(network, result.network, factors=factors)
@@ -120,7 +127,9 @@ def test_a_head_tuned_by_lora_is_stored_as_a_whole():
 
 def test_a_network_that_rematerializes_keeps_its_head():
     network, phase = setup("subset")
-    tuned = fit(network, phase, toy.points(), key=KEY, batch_size=16).network
+    tuned = fit(
+        network, phase, toy.points(), key=KEY, settings=Settings(batch_size=16)
+    ).network
     for base, after in ((remat(network), remat(tuned)), (network, remat(tuned))):
         delta = assert_round_trip(base, after)
         assert delta.about["head"]["kind"] == "linear"
@@ -166,7 +175,9 @@ def test_a_base_is_found_from_another_folder(tmp_path, monkeypatch):
 
 def test_undo_of_another_network_is_refused():
     network, phase = setup("subset")
-    tuned = fit(network, phase, toy.points(), key=KEY, batch_size=16).network
+    tuned = fit(
+        network, phase, toy.points(), key=KEY, settings=Settings(batch_size=16)
+    ).network
     _, overwritten = deltas.apply(network, deltas.extract(network, tuned))
     with pytest.raises(
         InputError, match=r"the network has no 'params/two/\w+' of shape"
@@ -184,7 +195,13 @@ def test_statistics_and_a_head_of_another_size_are_part_of_it():
     network = replace_head(base, 5, KEY, init=jax.nn.initializers.lecun_normal())
     phase = Phase(select(network, {"g": ["block2_0", "head"]}), adam(1e-2), 4)
     data = toy.images(24)
-    tuned = fit(network, phase, data, key=KEY, batch_size=8, norm="tuned").network
+    tuned = fit(
+        network,
+        phase,
+        data,
+        key=KEY,
+        settings=Settings(batch_size=8, norm="tuned"),
+    ).network
     delta = assert_round_trip(base, tuned)
     assert any(path.startswith("stats/block2_0") for path in delta.whole)
     assert delta.whole["params/head/kernel"].shape[1] == 5
@@ -262,7 +279,9 @@ def test_any_bits_anywhere(dtype, seed, count, device):
 
 def test_bfloat16_values_are_rounded_before_they_are_tested():
     network, phase = setup("subset")
-    tuned = fit(network, phase, toy.points(), key=KEY, batch_size=16).network
+    tuned = fit(
+        network, phase, toy.points(), key=KEY, settings=Settings(batch_size=16)
+    ).network
     delta = deltas.extract(network, tuned, values="bfloat16")
     data = deltas.to_bytes(delta)
     one, _ = deltas.apply(network, delta)
@@ -283,7 +302,9 @@ def test_bfloat16_values_are_rounded_before_they_are_tested():
 
 def test_what_does_not_belong_together_is_refused_and_nothing_is_applied():
     network, phase = setup("subset")
-    tuned = fit(network, phase, toy.points(), key=KEY, batch_size=16).network
+    tuned = fit(
+        network, phase, toy.points(), key=KEY, settings=Settings(batch_size=16)
+    ).network
     delta = deltas.extract(network, tuned)
     with pytest.raises(
         InputError, match="the delta belongs to another base: its finger"
@@ -318,7 +339,9 @@ np.save(sys.argv[2], predict(network, toy.points()))
 @pytest.mark.slow
 def test_a_new_process_predicts_from_the_file(tmp_path):
     network, phase = setup("subset")
-    tuned = fit(network, phase, toy.points(), key=KEY, batch_size=16).network
+    tuned = fit(
+        network, phase, toy.points(), key=KEY, settings=Settings(batch_size=16)
+    ).network
     file, out = tmp_path / "task.delta", tmp_path / "outputs.npy"
     deltas.save(deltas.extract(network, tuned, metrics={"accuracy": 97.5}), file)
     subprocess.run([sys.executable, "-c", PREDICT, file, out], check=True)

@@ -10,6 +10,7 @@ from subtune_jax.deltas import elements
 from subtune_jax.errors import InputError
 from subtune_jax.network import Network, Stage
 from subtune_jax.training.loop import fit
+from subtune_jax.training.settings import Settings
 from tests import toy
 from tests.deltas.test_delta import KEY, PATTERNS, bits, setup
 
@@ -45,7 +46,9 @@ def test_tasks_of_other_sizes_share_a_program():
 
 def test_a_network_that_is_given_away_comes_back():
     network, phase = setup("fixed_mask")
-    tuned = fit(network, phase, toy.points(), key=KEY, batch_size=16).network
+    tuned = fit(
+        network, phase, toy.points(), key=KEY, settings=Settings(batch_size=16)
+    ).network
     delta, first = deltas.extract(network, tuned), bits(network)
     assert delta.elements
     held = network.params["two"]["kernel"]

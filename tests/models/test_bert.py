@@ -25,6 +25,7 @@ from subtune_jax.training.loop import fit
 from subtune_jax.training.optimizers import adam
 from subtune_jax.training.phases import Phase
 from subtune_jax.training.predict import evaluate, predict
+from subtune_jax.training.settings import Settings
 from tests import toy
 
 SMALL = BertConfig(
@@ -180,7 +181,13 @@ def test_a_span_is_learnt_from_texts_of_different_lengths():
     assert all(np.all(row[n:] < -1e38) for row, n in zip(logits, sizes, strict=True))
     phase = Phase(select(network, {"g": [".*"]}), adam(1e-2), 60)
     loss = span_cross_entropy
-    made = fit(network, phase, data, key=jax.random.key(1), batch_size=8, loss=loss)
+    made = fit(
+        network,
+        phase,
+        data,
+        key=jax.random.key(1),
+        settings=Settings(batch_size=8, loss=loss),
+    )
     before, after = (evaluate(n, data, span_accuracy) for n in (network, made.network))
     assert before < 20 < 80 < after
 

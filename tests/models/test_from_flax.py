@@ -17,7 +17,12 @@ from subtune_jax import (
     select,
     tree,
 )
+from subtune_jax.training.settings import Settings
 from tests import toy
+
+NORMS_AND_HEAD = [
+    f"model/{n}" for n in ("norm/bias", "norm/scale", "out/bias", "out/kernel")
+]
 
 
 class Theirs(nnx.Module):
@@ -57,12 +62,7 @@ def test_adopt_an_nnx_module_select_by_pattern_fit_and_get_the_tuned_leaves():
     result = fit(
         network, Phase(labels, adam(1e-2), steps=20), data, key=jax.random.key(0)
     )
-    assert sorted(tree.flatten(result.trainable)) == [
-        "model/norm/bias",
-        "model/norm/scale",
-        "model/out/bias",
-        "model/out/kernel",
-    ]
+    assert sorted(tree.flatten(result.trainable)) == NORMS_AND_HEAD
     assert_frozen(network.params, result.network.params, labels)
     assert "model/layers/0/kernel" in tree.flatten(network.params)
     assert tree.fingerprint(network.stats) == tree.fingerprint(result.network.stats)
@@ -82,14 +82,10 @@ def test_adopt_a_linen_module_select_by_pattern_fit_and_get_the_tuned_leaves():
         Phase(labels, adam(1e-2), steps=20),
         data,
         key=jax.random.key(0),
-        dropout="none",  # one argument switches norms, which stay stored, and dropout
+        # One argument switches norms, which stay stored, and dropout.
+        settings=Settings(dropout="none"),
     )
-    assert sorted(tree.flatten(result.trainable)) == [
-        "model/norm/bias",
-        "model/norm/scale",
-        "model/out/bias",
-        "model/out/kernel",
-    ]
+    assert sorted(tree.flatten(result.trainable)) == NORMS_AND_HEAD
     assert_frozen(network.params, result.network.params, labels)
 
 
@@ -101,9 +97,7 @@ def test_norms_of_an_adopted_model_follow_the_norm_mode(kind):
         network = from_nnx(Theirs(nnx.Rngs(0)))
     else:
         model = TheirsLinen()
-        network = from_linen(
-            model, model.init(jax.random.key(0), data.x), flag="train"
-        )
+        network = from_linen(model, model.init(jax.random.key(0), data.x), flag="train")
     phase = Phase(select(network, {"g": ["norm"]}), adam(1e-2), steps=4)
     moved = {
         norm: tree.fingerprint(network.stats)
@@ -113,9 +107,11 @@ def test_norms_of_an_adopted_model_follow_the_norm_mode(kind):
                 phase,
                 data,
                 key=jax.random.key(0),
-                norm=norm,
-                dropout="none" if norm == "stored" else "tuned",
-                batch_size=16,
+                settings=Settings(
+                    norm=norm,
+                    dropout="none" if norm == "stored" else "tuned",
+                    batch_size=16,
+                ),
             ).network.stats
         )
         for norm in ("stored", "tuned")
@@ -200,7 +196,13 @@ def test_norms_of_a_stage_that_train_in_part_cannot_be_tuned():
     network = from_nnx(TwoNorms(nnx.Rngs(0)))
     phase = Phase(select(network, {"g": ["n2"]}), adam(1e-2), steps=2)
     with pytest.raises(InputError, match="stage 'model' has both"):
-        fit(network, phase, toy.points(), key=jax.random.key(0), norm="tuned")
+        fit(
+            network,
+            phase,
+            toy.points(),
+            key=jax.random.key(0),
+            settings=Settings(norm="tuned"),
+        )
 
 
 def test_stages_of_equal_modules_share_one_apply():

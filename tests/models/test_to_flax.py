@@ -34,9 +34,11 @@ class Theirs(nnx.Module):
         return self.out(self.drop(self.norm(x)))
 
 
-def tuned(network, **settings):
+def tuned(network, norm="stored"):
     phase = st.Phase(st.select(network, {"g": [".*"]}), st.adam(1e-2), 6)
-    return st.fit(network, phase, DATA, key=KEY, batch_size=8, **settings).network
+    return st.fit(
+        network, phase, DATA, key=KEY, settings=st.Settings(batch_size=8, norm=norm)
+    ).network
 
 
 def outputs(module):

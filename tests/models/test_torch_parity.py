@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 
 from subtune_jax.models.load import load_pretrained
 from subtune_jax.network import forward
+from tests.fixtures.weights import TINY
 
 torch = pytest.importorskip(
     "torch", reason="optional: pip install torch torchvision transformers timm"
@@ -18,15 +19,7 @@ torch = pytest.importorskip(
 transformers = pytest.importorskip("transformers")
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # theirs are not ours to mend
-SMALL = {
-    "hidden_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
-    "num_labels": 3,
-}
+SMALL = TINY | {"num_hidden_layers": 3}
 TEXT = SMALL | {"vocab_size": 60, "max_position_embeddings": 24}
 IMAGE = SMALL | {"image_size": 32, "patch_size": 8}
 

@@ -16,6 +16,7 @@ from subtune_jax.selection.select import match, select
 from subtune_jax.training.loop import fit
 from subtune_jax.training.optimizers import adam
 from subtune_jax.training.phases import Phase
+from subtune_jax.training.settings import Settings
 from tests import toy
 
 KEY = jax.random.key(0)
@@ -60,7 +61,13 @@ def test_a_siamese_network_reads_both_and_trains_one():
         both = twin._replace(params={**twin.params, "head": head})
         np.testing.assert_allclose(both(data.x), network(data.x), rtol=1e-5, atol=1e-6)
     phase = Phase(select(twin, {"g": ["block3_0", "head"]}), adam(1e-2), 4)
-    run = fit(twin, phase, data, key=KEY, norm="tuned", batch_size=8).network
+    run = fit(
+        twin,
+        phase,
+        data,
+        key=KEY,
+        settings=Settings(norm="tuned", batch_size=8),
+    ).network
     moved = {name.partition("/")[0] for name in differing(run.params, twin.params)}
     assert moved == {"block3_0", "head"}
     assert {n.partition("/")[0] for n in differing(run.stats, twin.stats)} == {

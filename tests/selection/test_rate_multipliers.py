@@ -14,6 +14,7 @@ from subtune_jax.selection.select import select
 from subtune_jax.training.loop import fit
 from subtune_jax.training.optimizers import adam
 from subtune_jax.training.phases import Phase
+from subtune_jax.training.settings import Settings
 from tests import toy
 
 KEY = jax.random.key(0)
@@ -57,7 +58,9 @@ def test_a_head_of_zeros_moves_under_auto_rgn():
     labels = select(network, {"g": ["two", "head"]})
     rule = auto_rgn(cross_entropy)
     phase = Phase(labels, adam(1e-2), 6, multipliers=rule, reset_moments=True)
-    after = fit(network, phase, toy.points(), key=KEY, batch_size=16).network
+    after = fit(
+        network, phase, toy.points(), key=KEY, settings=Settings(batch_size=16)
+    ).network
     assert all(np.all(leaf != 0) for leaf in jax.tree.leaves(after.params["head"]))
 
 
@@ -123,7 +126,13 @@ def run(network, seen=None, **settings):
 
     labels = select(network, {"g": ["one", "two"]})
     phase = Phase(labels, adam(1e-2), 12, multipliers=counted, **settings)
-    return fit(network, phase, toy.points(), key=KEY, batch_size=16, cache_bytes=0)
+    return fit(
+        network,
+        phase,
+        toy.points(),
+        key=KEY,
+        settings=Settings(batch_size=16, cache_bytes=0),
+    )
 
 
 def test_multipliers_are_refreshed_every_epoch_without_retracing_the_step():
@@ -143,7 +152,9 @@ def test_a_tensor_with_multiplier_zero_does_not_move():
         return {path: float(path.endswith("bias")) for path in paths}
 
     phase = Phase(labels, adam(1e-2), 6, multipliers=only_bias)
-    after = fit(network, phase, toy.points(), key=KEY, batch_size=16).network.params
+    after = fit(
+        network, phase, toy.points(), key=KEY, settings=Settings(batch_size=16)
+    ).network.params
     np.testing.assert_array_equal(
         after["two"]["kernel"], network.params["two"]["kernel"]
     )

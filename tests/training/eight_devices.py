@@ -24,6 +24,7 @@ from subtune_jax.training.phases import Phase  # noqa: E402
 from subtune_jax.training.plan import make_plan  # noqa: E402
 from subtune_jax.training.predict import evaluate  # noqa: E402
 from subtune_jax.training.resume import first_snapshot  # noqa: E402
+from subtune_jax.training.settings import Settings  # noqa: E402
 from subtune_jax.training.suffix import cut  # noqa: E402
 from tests import toy  # noqa: E402
 from tests.tuning.test_contract import TUNINGS, setup  # noqa: E402
@@ -36,9 +37,15 @@ def largest_difference(one, other) -> float:
     return max(float(np.max(np.abs(np.asarray(a) - np.asarray(b)))) for a, b in pairs)
 
 
-def trained(network, phase, data, devices, **settings):
+def trained(network, phase, data, devices, **changes):
     place = placement(devices)
-    return fit(network, phase, data, key=KEY, place=place, batch_size=16, **settings)
+    return fit(
+        network,
+        phase,
+        data,
+        key=KEY,
+        settings=Settings(place=place, batch_size=16, **changes),
+    )
 
 
 def tuned(name) -> float:
@@ -95,7 +102,11 @@ def programs_where_nothing_travels() -> int:
     place, data = placement(8), toy.points()
     plan, cached = (
         make_plan(
-            network, phase, data, key=KEY, batch_size=16, place=place, cache_bytes=n
+            network,
+            phase,
+            data,
+            key=KEY,
+            settings=Settings(batch_size=16, place=place, cache_bytes=n),
         )
         for n in (0, 2**20)
     )

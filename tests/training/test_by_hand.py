@@ -52,9 +52,7 @@ def moved(rule, steps, *, loss=output, x=X, batch_size=3, **phase):
         Phase(labels, rule, steps, **phase),
         data,
         key=KEY,
-        loss=loss,
-        batch_size=batch_size,
-        cache_bytes=0,
+        settings=Settings(loss=loss, batch_size=batch_size, cache_bytes=0),
     )
     return np.asarray(made.network.params["one"]["w"])[:, 0] - [1.0, 2.0]
 
@@ -90,8 +88,9 @@ def test_the_loss_of_an_epoch_is_the_mean_of_its_steps():
     x = np.array([[1.0, 0.0], [5.0, 0.0], [9.0, 0.0], [1.0, 0.0]], np.float32)
     data = Dataset(x, np.zeros((4, 1), np.float32))
     phase = Phase({"one": {"w": "g"}}, sgd(1e-6), 4)
-    settings = {"key": KEY, "loss": output, "batch_size": 2, "cache_bytes": 0}
-    points = list(epochs(make_plan(network(), phase, data, **settings)))
+    settings = Settings(loss=output, batch_size=2, cache_bytes=0)
+    run = make_plan(network(), phase, data, key=KEY, settings=settings)
+    points = list(epochs(run))
     assert [p.loss for p in points] == [pytest.approx(4.0, rel=1e-4)] * 2
 
 
@@ -113,8 +112,8 @@ def test_a_ragged_batch_is_dropped_under_accumulation():
 
     def steps(accumulate):
         phase = Phase({"one": {"w": "g"}}, sgd(0.1), 4)
-        settings = {"key": KEY, "loss": output, "batch_size": 2}
-        return make_plan(network(), phase, data, accumulate=accumulate, **settings)
+        settings = Settings(loss=output, batch_size=2, accumulate=accumulate)
+        return make_plan(network(), phase, data, key=KEY, settings=settings)
 
     assert [steps(n).per_epoch for n in (1, 2)] == [3, 2]
 
@@ -138,7 +137,13 @@ def test_a_phase_of_one_epoch_computes_no_prefix(monkeypatch):
     base = toy.mlp()
     labels = select(base, {"g": ["head"]})
     for steps, times in ((3, 0), (4, 1)):
-        fit(base, Phase(labels, sgd(0.1), steps), toy.points(), key=KEY, batch_size=16)
+        fit(
+            base,
+            Phase(labels, sgd(0.1), steps),
+            toy.points(),
+            key=KEY,
+            settings=Settings(batch_size=16),
+        )
         assert len(asked) == times
 
 

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import chex
@@ -26,6 +27,7 @@ from subtune_jax.training.checkpoints import Saved
 from subtune_jax.training.loop import fit
 from subtune_jax.training.optimizers import adam, adamw
 from subtune_jax.training.phases import Phase
+from subtune_jax.training.settings import Settings
 from tests import toy
 
 KEY = jax.random.key(3)
@@ -66,9 +68,7 @@ def run(network, folder, seconds=0.0):
         phases(network),
         toy.images(40),
         key=KEY,
-        batch_size=8,
-        accumulate=2,
-        norm="tuned",
+        settings=Settings(batch_size=8, accumulate=2, norm="tuned"),
         validate=lambda net: evaluate(net, toy.images(60, seed=1)),
         checkpoint=folder,
         checkpoint_seconds=seconds,
@@ -149,8 +149,14 @@ def longer(folder, steps, rule):
         Phase(select(network, {"g": ["head"]}), rule, 5),
         Phase(select(network, {"g": ["two", "head"]}), rule, steps),
     ]
-    data, settings = toy.points(32), {"key": KEY, "batch_size": 8}
-    return fit(network, plan, data, checkpoint=folder, **settings)
+    return fit(
+        network,
+        plan,
+        toy.points(32),
+        key=KEY,
+        checkpoint=folder,
+        settings=Settings(batch_size=8),
+    )
 
 
 def test_more_steps_on_the_same_run_continue_it(tmp_path):
@@ -308,7 +314,13 @@ def test_two_processes_save_by_one_clock(tmp_path):
     assert [run.returncode for run in runs] == [0, 0], said
     network = toy.mlp()
     phase = Phase(select(network, {"g": ["head"]}), adam(1e-3), 60)
-    alone = fit(network, phase, toy.points(), key=jax.random.key(0), batch_size=16)
+    alone = fit(
+        network,
+        phase,
+        toy.points(),
+        key=jax.random.key(0),
+        settings=Settings(batch_size=16),
+    )
     total = float(np.abs(alone.network.params["head"]["kernel"]).sum())
     for out, _ in said:
         assert float(out.split("finished")[1]) == pytest.approx(total, rel=1e-6)
@@ -331,12 +343,18 @@ class LowRank(nnx.Module):
 def test_leaves_without_elements_are_saved_and_come_back(tmp_path):
     network = from_nnx(LowRank(0, nnx.Rngs(0)))
     phase = Phase(select(network, {"t": ["a", "b", "base"]}), adam(1e-2), 6)
-    settings = {"key": KEY, "batch_size": 16, "validate": lambda net: 1.0}
-    plain = fit(network, phase, toy.points(), **settings)
+    run = partial(
+        fit,
+        network,
+        phase,
+        toy.points(),
+        key=KEY,
+        validate=lambda net: 1.0,
+        settings=Settings(batch_size=16),
+    )
+    plain = run()
     for _ in range(2):  # the second is read back
-        saved = fit(
-            network, phase, toy.points(), checkpoint=tmp_path / "run", **settings
-        )
+        saved = run(checkpoint=tmp_path / "run")
         chex.assert_trees_all_equal(saved.network.params, plain.network.params)
         chex.assert_trees_all_equal_shapes_and_dtypes(saved.trainable, plain.trainable)
 

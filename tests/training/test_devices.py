@@ -20,6 +20,7 @@ from subtune_jax.training.phases import Phase
 from subtune_jax.training.plan import make_plan
 from subtune_jax.training.predict import evaluate
 from subtune_jax.training.resume import first_snapshot
+from subtune_jax.training.settings import Settings
 from subtune_jax.training.step import compiled_step
 from tests import toy
 from tests.tuning.test_contract import TUNINGS
@@ -50,7 +51,9 @@ def test_nothing_travels_on_one_device_and_a_step_is_compiled_once():
     network = toy.mlp()
     network = network._replace(params=jax.tree.map(np.asarray, network.params))
     phase = Phase(select(network, {"g": ["head"]}), adam(1e-2), 3)
-    plan = make_plan(network, phase, toy.points(), key=KEY, batch_size=16)
+    plan = make_plan(
+        network, phase, toy.points(), key=KEY, settings=Settings(batch_size=16)
+    )
     begin, batches = first_snapshot(plan), [padded(toy.points(16), 16)]
     with jax.transfer_guard("disallow"):
         list(epochs(plan, begin))

@@ -45,9 +45,7 @@ def test_frozen_leaves_and_stored_statistics_are_bit_identical_after_20_steps(
         phase,
         toy.images(),
         key=jax.random.key(0),
-        batch_size=8,
-        accumulate=2,
-        norm=norm,
+        settings=Settings(batch_size=8, accumulate=2, norm=norm),
     ).network
     assert_frozen(network.params, after.params, phase.labels)
     moving = stages_with_batch_stats(network.stats, phase.labels, norm)

@@ -22,6 +22,7 @@ from subtune_jax.training.loop import fit
 from subtune_jax.training.optimizers import sgd
 from subtune_jax.training.phases import Phase
 from subtune_jax.training.plan import make_plan
+from subtune_jax.training.settings import Settings
 from subtune_jax.tuning.anchor import l1_sp, l2_sp
 from subtune_jax.tuning.fixed_mask import fixed_mask
 from subtune_jax.tuning.rescaled import rescaled
@@ -154,8 +155,9 @@ def plan(**changes):
     phase = {name: changes.pop(name) for name in [*changes] if name in Phase._fields}
     entries = {"g": phase.pop("labels", ["two"])}
     made = Phase(select(network, entries), **({"rules": sgd(0.1), "steps": 6} | phase))
-    given = {"key": KEY, "batch_size": 16, "data": toy.points()} | changes
-    return make_plan(network, made, given.pop("data"), **given)
+    data, key = changes.pop("data", toy.points()), changes.pop("key", KEY)
+    settings = Settings(**({"batch_size": 16} | changes))
+    return make_plan(network, made, data, key=key, settings=settings)
 
 
 def moved_point(row, column):

@@ -1,4 +1,3 @@
-
 import jax
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from subtune_jax.training.optimizers import adam, sgd
 from subtune_jax.training.phases import Phase
 from subtune_jax.training.plan import make_plan
 from subtune_jax.training.predict import evaluate, predict
+from subtune_jax.training.settings import Settings
 from tests import toy
 
 KEY = jax.random.key(0)
@@ -26,7 +26,11 @@ def test_an_epoch_is_a_pass_over_the_data_and_the_end_of_a_run_is_one():
     points = list(
         epochs(
             make_plan(
-                network, phase(network, steps=7), toy.points(48), key=KEY, batch_size=16
+                network,
+                phase(network, steps=7),
+                toy.points(48),
+                key=KEY,
+                settings=Settings(batch_size=16),
             )
         )
     )
@@ -43,7 +47,12 @@ def test_the_best_epoch_is_kept_and_of_equals_the_first():
         return next(scores)
 
     result = fit(
-        network, phase(network), toy.points(), key=KEY, batch_size=16, validate=validate
+        network,
+        phase(network),
+        toy.points(),
+        key=KEY,
+        settings=Settings(batch_size=16),
+        validate=validate,
     )
     assert result.epoch == 2
     assert result.scores == [50.0, 70.0, 70.0, 60.0]
@@ -60,7 +69,9 @@ def test_a_loss_that_is_not_finite_names_its_step():
     with pytest.raises(
         DivergedError, match="diverged at step 1, where the loss was nan"
     ) as error:
-        fit(network, phase(network), toy.points(), key=KEY, loss=loss)
+        fit(
+            network, phase(network), toy.points(), key=KEY, settings=Settings(loss=loss)
+        )
     assert error.value.step == 1
     assert error.value.kept is None
 
@@ -83,7 +94,11 @@ def test_a_rate_that_is_too_high_diverges_at_a_later_step():
     network = toy.mlp()
     with pytest.raises(DivergedError) as error:
         fit(
-            network, phase(network, sgd(1e38), 12), toy.points(), key=KEY, batch_size=16
+            network,
+            phase(network, sgd(1e38), 12),
+            toy.points(),
+            key=KEY,
+            settings=Settings(batch_size=16),
         )
     assert 1 < error.value.step <= 12
 
@@ -91,8 +106,20 @@ def test_a_rate_that_is_too_high_diverges_at_a_later_step():
 def test_a_ragged_batch_is_padded_with_weight_zero():
     network = toy.mlp()
     data = toy.points(20)
-    one = fit(network, phase(network, steps=1), data, key=KEY, batch_size=20).trainable
-    two = fit(network, phase(network, steps=1), data, key=KEY, batch_size=64).trainable
+    one = fit(
+        network,
+        phase(network, steps=1),
+        data,
+        key=KEY,
+        settings=Settings(batch_size=20),
+    ).trainable
+    two = fit(
+        network,
+        phase(network, steps=1),
+        data,
+        key=KEY,
+        settings=Settings(batch_size=64),
+    ).trainable
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
@@ -106,14 +133,19 @@ def test_a_ragged_batch_is_dropped_under_batch_statistics():
                 phase(network, steps=4),
                 toy.images(20),
                 key=KEY,
-                batch_size=8,
-                norm="batch",
+                settings=Settings(batch_size=8, norm="batch"),
             )
         )
     )
     assert [p.step for p in points] == [2, 4]
     with pytest.raises(InputError, match="batch size 64 is more than the 20 examples"):
-        fit(network, phase(network), toy.images(20), key=KEY, norm="batch")
+        fit(
+            network,
+            phase(network),
+            toy.images(20),
+            key=KEY,
+            settings=Settings(norm="batch"),
+        )
 
 
 def test_evaluation_counts_each_example_once():
@@ -133,8 +165,15 @@ def test_weights_that_are_not_finite_are_no_result():
 
 def test_a_score_that_is_not_a_number_is_passed_over():
     network, scores = toy.mlp(), iter([0.0, np.nan, 50.0, 70.0, 60.0])
-    settings = {"batch_size": 16, "validate": lambda net: next(scores)}
-    assert fit(network, phase(network), toy.points(), key=KEY, **settings).epoch == 3
+    result = fit(
+        network,
+        phase(network),
+        toy.points(),
+        key=KEY,
+        validate=lambda net: next(scores),
+        settings=Settings(batch_size=16),
+    )
+    assert result.epoch == 3
 
 
 def test_inputs_and_targets_of_different_number_are_refused():
@@ -168,7 +207,9 @@ def test_wrong_kinds_of_arguments_are_one_sentence(change, message):
 
 
 def test_a_rate_must_be_a_number():
-    with pytest.raises(InputError, match="learning_rate must be a positive number, got '1e-2'"):
+    with pytest.raises(
+        InputError, match="learning_rate must be a positive number, got '1e-2'"
+    ):
         adam("1e-2")
 
 

@@ -1,6 +1,7 @@
 """Parameters in another mapping than `dict`: the same numbers everywhere."""
 
 from collections import OrderedDict
+from functools import partial
 
 import chex
 import jax
@@ -19,6 +20,7 @@ from subtune_jax.training.loop import fit
 from subtune_jax.training.optimizers import adam
 from subtune_jax.training.phases import Phase
 from subtune_jax.training.predict import evaluate
+from subtune_jax.training.settings import Settings
 from subtune_jax.training.sweep import Run, sweep
 from subtune_jax.tuning.fixed_mask import fixed_mask
 from tests import toy
@@ -61,11 +63,9 @@ def test_tunings_give_the_same_network(kind, name, tmp_path):
     results = []
     for number, network in enumerate(networks(kind)):
         one = phase(network, TUNINGS[name])
-        settings = {"key": KEY, "batch_size": 16}
-        made = fit(network, one, toy.points(), **settings)
-        saved = fit(
-            network, one, toy.points(), checkpoint=tmp_path / f"{number}", **settings
-        )
+        settings = Settings(batch_size=16)
+        run = partial(fit, network, one, toy.points(), key=KEY, settings=settings)
+        made, saved = run(), run(checkpoint=tmp_path / f"{number}")
         equal(made.network.params, saved.network.params)
         chex.assert_trees_all_equal_structs(made.network.params, network.params)
         assert_frozen(network.params, made.network.params, one.labels)
@@ -80,7 +80,9 @@ def test_scores_costs_evaluation_and_lanes_are_the_same(kind):
     found = []
     for network in networks(kind):
         one = phase(network, fixed_mask({"two/kernel": np.arange(5)}))
-        (lane,) = sweep(network, [Run(one, KEY)], data, batch_size=16)
+        (lane,) = sweep(
+            network, [Run(one, KEY)], data, settings=Settings(batch_size=16)
+        )
         found.append(
             {
                 "rgn": scores.relative_gradient_norm(network, [batch], cross_entropy),

@@ -11,11 +11,12 @@ from subtune_jax.training.optimizers import (
     adam,
     adamw,
     ascent,
-    hf_adamw,
     optimizer,
     sgd,
+    uncorrected_epsilon,
 )
 from subtune_jax.training.phases import rules_by_group
+from subtune_jax.training.settings import Settings
 
 W, G = {"w": jnp.array([1.0, -2.0])}, {"w": jnp.array([0.3, 0.4])}
 GROUPS, WAVES = {"w": "g"}, {"w": 0}
@@ -130,8 +131,7 @@ def test_accumulated_micro_batches_equal_one_batch():
             Phase(labels, sgd(0.1), 3 * k),
             data,
             key=jax.random.key(0),
-            batch_size=16 // k,
-            accumulate=k,
+            settings=Settings(batch_size=16 // k, accumulate=k),
         ).trainable
         for k in (1, 4)
     ]
@@ -156,7 +156,13 @@ def test_epsilon_before_the_bias_correction():
         -1e-9 / (1e-9 + 1e-8), 1e-4
     )
     by_hand = -1e-9 * root / (1e-9 * root + 1e-8)
-    assert first(hf_adamw(1.0)) == pytest.approx(by_hand, 1e-4)
+    early = uncorrected_epsilon(adamw(1.0, weight_decay=0))
+    assert first(early) == pytest.approx(by_hand, 1e-4)
+
+
+def test_only_adam_has_an_epsilon():
+    with pytest.raises(InputError, match="this rule is 'sgd'"):
+        uncorrected_epsilon(sgd(0.1))
 
 
 def test_ascent_climbs_and_groups_are_clipped_together():
@@ -182,11 +188,16 @@ def test_a_clip_of_several_groups_has_one_norm():
         sgd(1.0, clip_group="both")
 
 
-@pytest.mark.parametrize(("make", "steps"), [(adamw, 174), (hf_adamw, 384)])
-def test_how_long_the_penalty_of_diff_pruning_alone_takes_to_close_a_gate(make, steps):
+RULE = adamw(0.1, weight_decay=0)
+
+
+@pytest.mark.parametrize(
+    ("rule", "steps"), [(RULE, 174), (uncorrected_epsilon(RULE), 384)]
+)
+def test_how_long_the_penalty_of_diff_pruning_alone_takes_to_close_a_gate(rule, steps):
     """From log alpha 5 below 0 at strength 1.25e-7 and rate 0.1: papers/diff_pruning.md
     1.5, point 3, computed there by other code."""
-    tx = optimizer({"g": make(0.1, weight_decay=0)}, {"a": "g"}, {"a": 0}, 1000)
+    tx = optimizer({"g": rule}, {"a": "g"}, {"a": 0}, 1000)
     a = {"a": jnp.float32(5)}
 
     def step(carry, _):

@@ -110,7 +110,7 @@ def test_one_trace_per_phase():
             growing(network, adam(rate)),
             toy.points(seed=seed),
             key=jax.random.key(seed),
-            cache_bytes=0,
+            settings=Settings(cache_bytes=0),
         )
         after.append(len(traces))
     assert after == [2, 2, 2]
@@ -133,8 +133,7 @@ def test_multipliers_scale_rates_keep_moments_and_do_not_retrace():
             direction(from_here, "g@0").mu["two"]["kernel"],
             opt_state["move"]
             .inner_states["g@0"]
-            .inner_state.direction
-            .mu["two"]["kernel"],
+            .inner_state.direction.mu["two"]["kernel"],
         )
         after, _ = step(from_here._replace(opt_state=opt_state), network.params, batch)
         results.append(after.trainable)
@@ -177,7 +176,11 @@ def test_every_group_has_its_rule_and_a_missing_one_is_named():
             r"steps \(5\) must be a multiple of accumulate \(2\)",
         ),
         ({"labels": {}}, {}, "phase 0 trains nothing"),
-        ({"labels": {"one": "g"}}, {}, "labels of phase 0 are not those of the network"),
+        (
+            {"labels": {"one": "g"}},
+            {},
+            "labels of phase 0 are not those of the network",
+        ),
         ({}, {"norm": "eval"}, "unknown norm mode 'eval'"),
     ],
 )
@@ -207,7 +210,7 @@ def test_dropout_keys_differ_by_step_and_stage():
         tuple(Stage(n, stage) for n in names), params, {n: {} for n in names}, {}
     )
     phase = Phase(select(network, {"g": [".*"]}), sgd(1e-3), 3)
-    fit(network, phase, toy.points(8), key=KEY, batch_size=8)
+    fit(network, phase, toy.points(8), key=KEY, settings=Settings(batch_size=8))
     jax.effects_barrier()
     assert len(set(seen)) == 6
 

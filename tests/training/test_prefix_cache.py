@@ -101,11 +101,17 @@ def test_twenty_steps_in_float64_are_those_without_the_cache(entry):
         wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), network.params)
         network = network._replace(params=wide)
         phase = Phase(
-            select(network, {"g": [entry]}), adamw(1e-2, weight_decay=0.1, clip_norm=1.0), 20
+            select(network, {"g": [entry]}),
+            adamw(1e-2, weight_decay=0.1, clip_norm=1.0),
+            20,
         )
         results = [
             fit(
-                network, phase, toy.images(), key=KEY, batch_size=8, cache_bytes=n
+                network,
+                phase,
+                toy.images(),
+                key=KEY,
+                settings=Settings(batch_size=8, cache_bytes=n),
             ).trainable
             for n in (0, 2**30)
         ]
@@ -120,9 +126,15 @@ def test_a_phase_that_comes_after_another_caches_what_the_first_trained(norm):
     network = toy.small_resnet("batch")
     first, second = (select(network, {"g": [e]}) for e in ("block1", "head"))
     phases = [Phase(first, adam(1e-2), 6), Phase(second, adam(1e-2), 12)]
-    settings = {"key": KEY, "batch_size": 8, "norm": norm}
+    settings = Settings(batch_size=8, norm=norm)
     runs = [
-        fit(network, phases, toy.images(), cache_bytes=n, **settings).network
+        fit(
+            network,
+            phases,
+            toy.images(),
+            key=KEY,
+            settings=settings._replace(cache_bytes=n),
+        ).network
         for n in (0, 2**30)
     ]
     for plain, cached in zip(*(jax.tree.leaves(r.params) for r in runs), strict=True):
@@ -138,7 +150,13 @@ def test_augmented_inputs_are_never_cached():
 
     network = toy.small_resnet("group")
     phase = Phase(select(network, {"g": ["head"]}), adam(1e-2), 9)
-    fit(network, phase, toy.images(), key=KEY, batch_size=8, augment=augment)
+    fit(
+        network,
+        phase,
+        toy.images(),
+        key=KEY,
+        settings=Settings(batch_size=8, augment=augment),
+    )
     assert len(calls) >= 9
 
 
@@ -173,7 +191,7 @@ def test_the_prefix_is_computed_once(monkeypatch):
     monkeypatch.setattr("subtune_jax.training.loop.features", counted)
     network = toy.small_resnet("group")
     phase = Phase(select(network, {"g": ["head"]}), adam(1e-2), 30)
-    fit(network, phase, toy.images(), key=KEY, batch_size=8)
+    fit(network, phase, toy.images(), key=KEY, settings=Settings(batch_size=8))
     assert calls == [6]
     assert tree.count(network.params["head"]) == 51
     assert isinstance(toy.images(), Dataset)
@@ -244,8 +262,7 @@ def test_cached_texts_train_as_texts_do_whatever_their_padding(tuned, stages):
                 Phase(labels, sgd(0.1), 20),
                 data,
                 key=jax.random.key(1),
-                batch_size=5,
-                cache_bytes=room,
+                settings=Settings(batch_size=5, cache_bytes=room),
             )
             for room in (0, 2**30)
         ]

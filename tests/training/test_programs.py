@@ -1,5 +1,7 @@
 """What is another program and what is another value."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,8 +40,15 @@ def test_a_loss_is_known_by_what_it_reads(tmp_path):
     network = toy.mlp()
     phase = Phase(select(network, {"g": ["head"]}), adam(1e-2), 5)
 
-    def run(loss, **settings):
-        fitted = fit(network, phase, toy.points(), key=KEY, loss=loss, **settings)
+    def run(loss, **more):
+        fitted = fit(
+            network,
+            phase,
+            toy.points(),
+            key=KEY,
+            settings=Settings(loss=loss),
+            **more,
+        )
         return np.asarray(fitted.network.params["head"]["bias"])
 
     WEIGHTS = np.ones(3, "float32")
@@ -86,10 +95,14 @@ def test_networks_and_layers_with_dropout_share_their_programs():
 def test_narrow_weights_move_under_small_rates():
     network = toy.mlp(dtype=jnp.bfloat16)
     phase = Phase(select(network, {"g": ["two/kernel"]}), sgd(1e-4), 200)
-    fitted = fit(network, phase, toy.points(), key=KEY, batch_size=16)
+    fitted = fit(
+        network, phase, toy.points(), key=KEY, settings=Settings(batch_size=16)
+    )
     wide = toy.mlp()
-    wide = wide._replace(params=jax.tree.map(lambda x: x.astype("float32"), network.params))
-    right = fit(wide, phase, toy.points(), key=KEY, batch_size=16)
+    wide = wide._replace(
+        params=jax.tree.map(lambda x: x.astype("float32"), network.params)
+    )
+    right = fit(wide, phase, toy.points(), key=KEY, settings=Settings(batch_size=16))
     moved, expected = (
         np.asarray(f.network.params["two"]["kernel"], "float32")
         - np.asarray(network.params["two"]["kernel"], "float32")
@@ -102,14 +115,24 @@ def test_narrow_weights_move_under_small_rates():
 
 def test_a_finite_float16_gradient_is_not_divergence():
     x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
-    half = nnx.Linear(4, 1, rngs=nnx.Rngs(0), dtype=jnp.float16, param_dtype=jnp.float16)
+    half = nnx.Linear(
+        4, 1, rngs=nnx.Rngs(0), dtype=jnp.float16, param_dtype=jnp.float16
+    )
     network = from_nnx(half)
 
     def loss(outputs, targets):
         return ((outputs.astype(jnp.float32) - targets) ** 2).mean(1)
 
-    phase = Phase(select(network, {"t": ["kernel"]}), adam(1e-3, clip_norm=1.0), steps=3)
-    fitted = fit(network, phase, Dataset(x, 300 * x[:, :1]), key=KEY, loss=loss)
+    phase = Phase(
+        select(network, {"t": ["kernel"]}), adam(1e-3, clip_norm=1.0), steps=3
+    )
+    fitted = fit(
+        network,
+        phase,
+        Dataset(x, 300 * x[:, :1]),
+        key=KEY,
+        settings=Settings(loss=loss),
+    )
     moved = fitted.network.params["model"]["kernel"] - network.params["model"]["kernel"]
     np.testing.assert_allclose(np.abs(moved).ravel()[:1], 3e-3, rtol=0.1)
 
@@ -134,7 +157,7 @@ def test_a_run_that_diverges_late_has_its_best_epoch():
             phases,
             toy.points(),
             key=KEY,
-            batch_size=16,
+            settings=Settings(batch_size=16),
             validate=lambda net: evaluate(net, toy.points(seed=1)),
         )
     kept = error.value.kept
@@ -146,8 +169,16 @@ def test_a_run_that_diverges_late_has_its_best_epoch():
 def test_the_lowest_score_is_kept_where_lower_is_better():
     network, scores = toy.mlp(), iter([0.0, 3.0, 1.0, np.nan, 1.0, 2.0])
     phase = Phase(select(network, {"g": ["head"]}), adam(1e-2), 15)
-    settings = {"batch_size": 16, "validate": lambda net: next(scores), "mode": "min"}
-    assert fit(network, phase, toy.points(), key=KEY, **settings).epoch == 2
+    result = fit(
+        network,
+        phase,
+        toy.points(),
+        key=KEY,
+        validate=lambda net: next(scores),
+        mode="min",
+        settings=Settings(batch_size=16),
+    )
+    assert result.epoch == 2
     with pytest.raises(InputError, match="unknown mode 'least'"):
         fit(network, phase, toy.points(), key=KEY, mode="least")
     with pytest.raises(InputError, match="validate must return a number, got dict"):
@@ -157,8 +188,10 @@ def test_the_lowest_score_is_kept_where_lower_is_better():
 def test_a_selection_that_cannot_learn_is_an_error():
     network = replace_head(toy.mlp(), 3, KEY)
     phase = Phase(select(network, {"g": ["two"]}), adam(1e-2), 6)
-    with pytest.raises(InputError, match="exactly 0 in steps 1 to 3.*nothing can learn"):
-        fit(network, phase, toy.points(), key=KEY, batch_size=16)
+    with pytest.raises(
+        InputError, match="exactly 0 in steps 1 to 3.*nothing can learn"
+    ):
+        fit(network, phase, toy.points(), key=KEY, settings=Settings(batch_size=16))
 
 
 @pytest.mark.parametrize("rule", [sgd(0.5, schedule="linear"), sgd(0.5, warmup=1)])
@@ -176,8 +209,16 @@ def test_a_warm_up_that_never_reaches_its_rate_is_refused():
     phase = Phase(labels, adam(1e-2, warmup=10), 40)
     fit(network, phase, toy.points(), key=KEY)
     with pytest.raises(InputError, match="takes 10 updates and its phase has 5"):
-        fit(network, phase, toy.points(), key=KEY, accumulate=8, batch_size=4)
-    with pytest.raises(InputError, match="warmup is a whole number of updates, got 0.1"):
+        fit(
+            network,
+            phase,
+            toy.points(),
+            key=KEY,
+            settings=Settings(accumulate=8, batch_size=4),
+        )
+    with pytest.raises(
+        InputError, match="warmup is a whole number of updates, got 0.1"
+    ):
         adam(1e-2, warmup=0.1)
 
 
@@ -191,8 +232,16 @@ def test_a_warm_up_that_never_reaches_its_rate_is_refused():
 def test_a_loss_of_another_shape_is_refused_when_traced(loss, shape):
     network = toy.mlp()
     phase = Phase(select(network, {"g": ["two"]}), adam(1e-2), 2)
-    with pytest.raises(InputError, match=rf"returned shape {shape}.*expected one number"):
-        fit(network, phase, toy.points(), key=KEY, loss=loss, batch_size=48)
+    with pytest.raises(
+        InputError, match=rf"returned shape {shape}.*expected one number"
+    ):
+        fit(
+            network,
+            phase,
+            toy.points(),
+            key=KEY,
+            settings=Settings(loss=loss, batch_size=48),
+        )
 
 
 def test_only_tuned_stages_drop_out_and_phases_may_say_otherwise():
@@ -214,7 +263,13 @@ def test_only_tuned_stages_drop_out_and_phases_may_say_otherwise():
     def drawn(**phase):
         seen.clear()
         one = Phase(labels, sgd(1e-3), 1, **phase)
-        fit(network, one, data, key=KEY, batch_size=8, loss=squared_error)
+        fit(
+            network,
+            one,
+            data,
+            key=KEY,
+            settings=Settings(batch_size=8, loss=squared_error),
+        )
         return {name for name, key in seen if key}
 
     assert drawn() == {"b"}
@@ -239,14 +294,18 @@ def test_leaves_of_every_type_are_trained_or_refused_by_name(tuning):
     }
     network = Network((Stage("one", scaled),), {"one": params}, {"one": {}}, {})
     data = Dataset(np.ones((8, 2), np.float32), np.zeros((8, 1), np.float32))
-    phase = Phase(select(network, {"g": ["w", "none"]}), adam(1e-2, clip_norm=1.0), 4, tuning)
-    settings = {"loss": squared_error, "batch_size": 4}
-    moved = fit(network, phase, data, key=KEY, **settings).network.params["one"]["w"]
+    phase = Phase(
+        select(network, {"g": ["w", "none"]}), adam(1e-2, clip_norm=1.0), 4, tuning
+    )
+    run = partial(fit, key=KEY, settings=Settings(loss=squared_error, batch_size=4))
+    moved = run(network, phase, data).network.params["one"]["w"]
     assert moved.dtype == jnp.float16 and np.all(np.asarray(moved) < 3)
     assert step_cost(network, phase, padded(data, 8), loss=squared_error).trainable == 2
     table = cost_table(network, {"w": phase}, padded(data, 8), loss=squared_error)
     assert "| all | 2 |" in table
     for name, dtype in (("times", "int32"), ("phase", "complex64")):
         labels = select(network, {"g": [name]})
-        with pytest.raises(InputError, match=f"leaf 'one/{name}.*' is {dtype}: only real"):
-            fit(network, phase._replace(labels=labels), data, key=KEY, **settings)
+        with pytest.raises(
+            InputError, match=f"leaf 'one/{name}.*' is {dtype}: only real"
+        ):
+            run(network, phase._replace(labels=labels), data)

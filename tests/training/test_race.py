@@ -9,6 +9,7 @@ from subtune_jax.data.task import Sealed, Task
 from subtune_jax.errors import InputError
 from subtune_jax.training.optimizers import adam
 from subtune_jax.training.race import race
+from subtune_jax.training.settings import Settings
 from subtune_jax.training.tune import tune
 from tests import toy
 
@@ -27,15 +28,15 @@ def phases(rate, steps):
 
 def test_the_best_go_on_and_end_where_a_whole_run_ends():
     told = []
-    settings = {"key": KEY, "batch_size": 16}
+    how = {"key": KEY, "settings": Settings(batch_size=16)}
     won = race(
         toy.mlp(), phases, RATES, task(), rungs=(3, 6, 12), halving=2,
-        progress=lambda trial: told.append((trial.variant, trial.steps)), **settings,
+        progress=lambda trial: told.append((trial.variant, trial.steps)), **how,
     )  # fmt: skip
     # Five run for 3 steps, three of them to 6, two to 12.
     assert [steps for _, steps in told] == [3] * 5 + [6] * 3 + [12] * 2
     assert [rate for rate, _ in told[:5]] == RATES
-    whole = tune(toy.mlp(), lambda rate: phases(rate, 12), RATES, task(), **settings)
+    whole = tune(toy.mlp(), lambda rate: phases(rate, 12), RATES, task(), **how)
     by_rate = {trial.variant: trial for trial in whole.trials}
     finished = [trial for trial in won.trials if trial.steps == 12]
     assert len(won.trials) == 5 and len(finished) == 2
@@ -53,10 +54,24 @@ def test_the_best_go_on_and_end_where_a_whole_run_ends():
 
 def test_what_diverges_never_goes_on():
     won = race(
-        toy.mlp(), phases, [1e38, 1e-2], task(), rungs=(3, 6), key=KEY, batch_size=16
+        toy.mlp(),
+        phases,
+        [1e38, 1e-2],
+        task(),
+        rungs=(3, 6),
+        key=KEY,
+        settings=Settings(batch_size=16),
     )
     assert won.best.variant == 1e-2
-    lost = race(toy.mlp(), phases, [1e38], task(), rungs=(3, 6), key=KEY, batch_size=16)
+    lost = race(
+        toy.mlp(),
+        phases,
+        [1e38],
+        task(),
+        rungs=(3, 6),
+        key=KEY,
+        settings=Settings(batch_size=16),
+    )
     assert lost.best is None and len(lost.trials) == 1
 
 

@@ -16,6 +16,7 @@ from subtune_jax.selection import greedy
 from subtune_jax.training.loop import fit
 from subtune_jax.training.optimizers import adam
 from subtune_jax.training.predict import evaluate
+from subtune_jax.training.settings import Settings
 from subtune_jax.training.subset_score import subset_score
 from tests import toy
 
@@ -32,8 +33,9 @@ def phases(network, units, examples, steps=5):
     return recipes.tune_units(network, ["head", *units], adam(1e-2), steps)
 
 
-def scored(**options):
-    return subset_score(task(), phases, key=KEY, folds=3, batch_size=8, **options)
+def scored(settings=Settings(norm="tuned"), **options):
+    settings = settings._replace(batch_size=8)
+    return subset_score(task(), phases, key=KEY, folds=3, settings=settings, **options)
 
 
 def test_the_score_is_that_of_a_run_on_the_other_folds():
@@ -46,8 +48,7 @@ def test_the_score_is_that_of_a_run_on_the_other_folds():
         phases(one.network, ("two",), 32),
         train,
         key=key,
-        norm="tuned",
-        batch_size=8,
+        settings=Settings(norm="tuned", batch_size=8),
         progress=False,
     )
     value = evaluate(run.network, one.train.take(folds[1]))
@@ -57,7 +58,9 @@ def test_the_score_is_that_of_a_run_on_the_other_folds():
 
 def test_without_folds_it_is_validated_on_the_task():
     one = task()._replace(metrics={"validation": lambda outputs, y: float(len(y))})
-    score = subset_score(one, phases, key=KEY, folds=None, batch_size=8)
+    score = subset_score(
+        one, phases, key=KEY, folds=None, settings=Settings(batch_size=8)
+    )
     assert score((), 0, 0).value == 9
 
 
@@ -91,8 +94,7 @@ def test_a_warm_subset_starts_from_the_one_before_it():
             phases(network, units, 32),
             train,
             key=key,
-            norm="tuned",
-            batch_size=8,
+            settings=Settings(norm="tuned", batch_size=8),
             progress=False,
         ).network
     score = scored(warm=True)
@@ -116,21 +118,28 @@ def test_a_search_on_real_runs_is_the_same_with_and_without_sharing():
 
 
 def test_what_acts_in_a_frozen_prefix_cannot_be_shared():
-    for options, problem in {
-        "augmentation changes the inputs": {"augment": lambda x, rng: x},
-        "norm 'batch' may use batch statistics": {"norm": "batch"},
-        "dropout 'all' may act": {"dropout": "all"},
+    for problem, settings in {
+        "augmentation changes the inputs": Settings(augment=lambda x, rng: x),
+        "norm 'batch' may use batch statistics": Settings(norm="batch"),
+        "dropout 'all' may act": Settings(dropout="all"),
     }.items():
-        with pytest.raises(InputError, match=f"{options}.*share=False"):
-            scored(**problem)
-    assert scored(share=False, norm="batch")((), 0, 0).value >= 0
+        with pytest.raises(InputError, match=f"{problem}.*share=False"):
+            scored(settings)
+    assert scored(Settings(norm="batch"), share=False)((), 0, 0).value >= 0
     for folds, problem in ((1, "from 2 to 48"), (17, "17 folds need 17 examples")):
         with pytest.raises(InputError, match=problem):
             subset_score(task(), phases, key=KEY, folds=folds)
     groups = task()._replace(metric="worst-group accuracy")
     with pytest.raises(InputError, match="and the task by worst-group accuracy"):
         subset_score(groups, phases, key=KEY)
-    few = subset_score(task(), phases, key=KEY, folds=17, balanced=False, batch_size=99)
+    few = subset_score(
+        task(),
+        phases,
+        key=KEY,
+        folds=17,
+        balanced=False,
+        settings=Settings(batch_size=99),
+    )
     assert 0 <= few((), 0, 0).value <= 100
     with pytest.raises(InputError, match="matches no unit and no path: nearest units"):
         scored()(("three",), 0, 0)
@@ -140,7 +149,9 @@ def test_a_run_that_diverged_has_no_score():
     def wild(network, units, examples):
         return recipes.tune_units(network, ["head"], adam(1e38), 20)
 
-    score = subset_score(task(), wild, key=KEY, folds=2, batch_size=8, warm=True)
+    score = subset_score(
+        task(), wild, key=KEY, folds=2, settings=Settings(batch_size=8), warm=True
+    )
     assert np.isnan(score((), 0, 0).value) and np.isnan(score(("one",), 0, 0).value)
 
 

@@ -1,5 +1,7 @@
 """The part of a network past a frozen prefix is a network, and trains as in the whole."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,7 @@ from subtune_jax.training.loop import fit
 from subtune_jax.training.optimizers import adamw
 from subtune_jax.training.phases import Phase
 from subtune_jax.training.predict import predict
+from subtune_jax.training.settings import Settings
 from subtune_jax.training.suffix import cut, kept_cuts, rejoin
 from tests import toy
 
@@ -60,10 +63,11 @@ def test_a_suffix_on_features_trains_as_the_whole_run_in_float64():
             }
         )
         data = toy.images(32)
-        settings = {"key": KEY, "batch_size": 8, "norm": "tuned", "cache_bytes": 0}
-        whole = fit(network, phase_of(network), data, **settings).network
+        settings = Settings(batch_size=8, norm="tuned", cache_bytes=0)
+        run = partial(fit, key=KEY, settings=settings)
+        whole = run(network, phase_of(network), data).network
         suffix, (features,) = cut(network, STOP, data)
-        part = fit(suffix, phase_of(suffix), features, **settings).network
+        part = run(suffix, phase_of(suffix), features).network
         joined = rejoin(network, part)
         assert_near((whole.params, whole.stats), (joined.params, joined.stats), 1e-9)
         moved = whole.params["block3_0"]["conv1"]["kernel"]
@@ -111,7 +115,13 @@ def test_keys_of_dropout_are_those_of_the_whole_network():
 
     def outputs(part, x):
         phase = Phase(select(part, {"g": ["layer_1", "head"]}), adamw(1e-2), 3)
-        run = fit(part, phase, x, key=KEY, batch_size=4, cache_bytes=0)
+        run = fit(
+            part,
+            phase,
+            x,
+            key=KEY,
+            settings=Settings(batch_size=4, cache_bytes=0),
+        )
         return run.network.params["layer_1"]
 
     chosen = outputs(network, data), outputs(suffix, features)

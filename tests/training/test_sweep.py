@@ -17,6 +17,7 @@ from subtune_jax.training.loop import DivergedError, fit
 from subtune_jax.training.optimizers import adam, sgd
 from subtune_jax.training.phases import Phase
 from subtune_jax.training.predict import evaluate
+from subtune_jax.training.settings import Settings
 from subtune_jax.training.sweep import Run, sweep
 from subtune_jax.tuning.anchor import l2_sp
 from tests import toy
@@ -30,9 +31,10 @@ def lanes(make, rates=RATES):
     return [Run(make(rate), jax.random.key(seed)) for rate in rates for seed in SEEDS]
 
 
-def compare(network, data, found, made, tolerance, **settings):
+def compare(network, data, found, made, tolerance, batch_size, **how):
+    settings = Settings(batch_size=batch_size, cache_bytes=0)
     for lane, result in zip(made, found, strict=True):
-        alone = fit(network, lane.phases, data, key=lane.key, cache_bytes=0, **settings)
+        alone = fit(network, lane.phases, data, key=lane.key, settings=settings, **how)
         assert result.epoch == alone.epoch and result.scores == alone.scores
         one, other = (tree.flatten(r.trainable) for r in (result, alone))
         assert one.keys() == other.keys()
@@ -48,10 +50,12 @@ def test_first_gradients_of_a_convolutional_network_equal_those_of_the_loop():
         return Phase(chosen, sgd(rate, momentum=0.0), 1)
 
     made = lanes(make, rates=(1.0, 0.5))
-    found = sweep(network, made, data, batch_size=6)
+    found = sweep(network, made, data, settings=Settings(batch_size=6))
     base = tree.flatten(network.params)
     for lane, result in zip(made, found, strict=True):
-        alone = fit(network, lane.phases, data, key=lane.key, batch_size=6)
+        alone = fit(
+            network, lane.phases, data, key=lane.key, settings=Settings(batch_size=6)
+        )
         for name, leaf in tree.flatten(result.trainable).items():
             other = tree.flatten(alone.trainable)[name]
             ours, looped = (base[name] - moved for moved in (leaf, other))
@@ -69,12 +73,12 @@ def test_all_lanes_are_the_looped_runs_in_float64():
         def make(rate):
             return [Phase(head, adam(10 * rate), 5), Phase(every, adam(rate), 11)]
 
-        settings = {
-            "batch_size": 6,
-            "validate": lambda net: evaluate(net, data),
-        }
-        found = sweep(network, lanes(make), data, chunk=3, **settings)
-        compare(network, data, found, lanes(make), {"atol": 1e-9}, **settings)
+        settings, how = (
+            Settings(batch_size=6),
+            {"validate": lambda n: evaluate(n, data)},
+        )
+        found = sweep(network, lanes(make), data, chunk=3, settings=settings, **how)
+        compare(network, data, found, lanes(make), {"atol": 1e-9}, 6, **how)
 
 
 def test_rows_of_different_lengths_come_in_the_order_of_the_loop():
@@ -88,9 +92,9 @@ def test_rows_of_different_lengths_come_in_the_order_of_the_loop():
     network = Network((Stage("head", summed),), params, {"head": {}}, {})
     labels = select(network, {"g": ["head"]})
     made = lanes(lambda rate: Phase(labels, sgd(rate, momentum=0.0), 12))
-    settings = {"batch_size": 4, "validate": lambda net: evaluate(net, data)}
-    found = sweep(network, made, data, **settings)
-    compare(network, data, found, made, {"rtol": 1e-4, "atol": 1e-5}, **settings)
+    settings, how = Settings(batch_size=4), {"validate": lambda n: evaluate(n, data)}
+    found = sweep(network, made, data, settings=settings, **how)
+    compare(network, data, found, made, {"rtol": 1e-4, "atol": 1e-5}, 4, **how)
 
 
 def test_multipliers_are_refreshed_lane_by_lane():
@@ -101,7 +105,7 @@ def test_multipliers_are_refreshed_lane_by_lane():
         rule = auto_rgn(cross_entropy)
         return Phase(every, sgd(rate), 6, multipliers=rule, reset_moments=True)
 
-    found = sweep(network, lanes(make), data, batch_size=6)
+    found = sweep(network, lanes(make), data, settings=Settings(batch_size=6))
     compare(network, data, found, lanes(make), {"atol": 1e-5}, batch_size=6)
 
 
@@ -113,7 +117,7 @@ def test_a_plain_lane_may_stand_beside_one_with_multipliers():
         Run(p, jax.random.key(0))
         for p in (plain, plain._replace(multipliers=auto_rgn(cross_entropy)))
     ]
-    found = sweep(network, made, data, batch_size=6)
+    found = sweep(network, made, data, settings=Settings(batch_size=6))
     compare(network, data, found, made, {"atol": 1e-5}, batch_size=6)
     one, two = (result.trainable["one"]["kernel"] for result in found)
     assert np.abs(one - two).max() > 1e-3
@@ -132,10 +136,10 @@ def test_other_rates_seeds_and_data_do_not_trace_again():
     network = toy.mlp(traces=traces)
     every = select(network, {"g": [".*"]})
     make = [Run(Phase(every, adam(r), 8), jax.random.key(0)) for r in RATES]
-    sweep(network, make, toy.points(24), batch_size=6)
+    sweep(network, make, toy.points(24), settings=Settings(batch_size=6))
     before = len(traces)
     again = [Run(Phase(every, adam(3 * r), 8), jax.random.key(7)) for r in RATES]
-    sweep(network, again, toy.points(24, seed=1), batch_size=6)
+    sweep(network, again, toy.points(24, seed=1), settings=Settings(batch_size=6))
     assert len(traces) == before
 
 
@@ -144,12 +148,20 @@ def test_a_lane_that_diverges_leaves_the_others_alone():
     every = select(network, {"g": [".*"]})
     rates = (1e-2, 1e38, 1e-3)
     made = [Run(Phase(every, sgd(r), 6), jax.random.key(0)) for r in rates]
-    good, lost, other = sweep(network, made, data, batch_size=6)
+    good, lost, other = sweep(network, made, data, settings=Settings(batch_size=6))
     with pytest.raises(DivergedError) as alone:
-        fit(network, made[1].phases, data, key=made[1].key, batch_size=6)
+        fit(
+            network,
+            made[1].phases,
+            data,
+            key=made[1].key,
+            settings=Settings(batch_size=6),
+        )
     assert isinstance(lost, DivergedError) and lost.step == alone.value.step
     for lane, result in ((made[0], good), (made[2], other)):
-        alone = fit(network, lane.phases, data, key=lane.key, batch_size=6)
+        alone = fit(
+            network, lane.phases, data, key=lane.key, settings=Settings(batch_size=6)
+        )
         for name, leaf in tree.flatten(result.trainable).items():
             np.testing.assert_allclose(
                 leaf, tree.flatten(alone.trainable)[name], atol=1e-5

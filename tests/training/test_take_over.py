@@ -15,6 +15,7 @@ from subtune_jax.training.loop import epochs, fit
 from subtune_jax.training.optimizers import adam
 from subtune_jax.training.phases import Phase
 from subtune_jax.training.plan import make_plan
+from subtune_jax.training.settings import Settings
 from subtune_jax.training.step import compiled_step
 from subtune_jax.tuning.fixed_mask import fixed_mask, largest_changes
 from subtune_jax.tuning.method import Parts, Tuning, leaf_groups, no_penalty
@@ -53,7 +54,7 @@ def two_phases(network, k=11):
 
 def test_a_mask_of_the_largest_changes_takes_over_from_gates():
     network = toy.mlp()
-    run = partial(fit, network, data=toy.points(), batch_size=16)
+    run = partial(fit, network, data=toy.points(), settings=Settings(batch_size=16))
     counts = []
     for seed in (0, 1):
         key = jax.random.key(seed)
@@ -62,7 +63,9 @@ def test_a_mask_of_the_largest_changes_takes_over_from_gates():
         base, after = (tree.flatten(n.params) for n in (network, masked.network))
         changed = {p: np.asarray(after[p] != base[p]).ravel() for p in base}
         assert sum(c.sum() for c in changed.values()) == 11
-        sizes = {p: np.abs(np.ravel(tree.flatten(gated.params)[p] - base[p])) for p in base}
+        sizes = {
+            p: np.abs(np.ravel(tree.flatten(gated.params)[p] - base[p])) for p in base
+        }
         least = min(sizes[p][c].min() for p, c in changed.items() if c.any())
         assert least >= max(sizes[p][~c].max(initial=0) for p, c in changed.items())
         counts.append({p: int(c.sum()) for p, c in changed.items()})
@@ -75,7 +78,7 @@ def test_a_mask_of_the_largest_changes_takes_over_from_gates():
 def test_stopped_in_either_phase_it_ends_bit_for_bit_the_same(steps, tmp_path):
     network, calls = toy.mlp(), []
     run = partial(fit, network, two_phases(network), toy.points(), key=KEY)
-    run = partial(run, batch_size=16, checkpoint_seconds=0)
+    run = partial(run, settings=Settings(batch_size=16), checkpoint_seconds=0)
     whole = run()
 
     class Stop(Exception):
@@ -108,7 +111,7 @@ def test_epochs_of_a_phase_that_does_not_keep_are_not_scored():
         two_phases(network),
         toy.points(),
         key=KEY,
-        batch_size=16,
+        settings=Settings(batch_size=16),
         validate=lambda net: -1.0,
     )
     assert (len(result.scores), result.epoch) == (2, 3)
@@ -120,7 +123,13 @@ def test_a_mask_of_changes_needs_a_phase_before_it_and_enough_elements():
     with pytest.raises(InputError, match="needs a phase before it"):
         fit(network, second, toy.points(), key=KEY)
     with pytest.raises(InputError, match="asks for 10000 of 72 elements"):
-        fit(network, [first, second], toy.points(), key=KEY, batch_size=16)
+        fit(
+            network,
+            [first, second],
+            toy.points(),
+            key=KEY,
+            settings=Settings(batch_size=16),
+        )
 
 
 RESTING = {
@@ -137,11 +146,13 @@ def test_what_rests_trains_on_from_its_own_values(name):
     network, tuning = toy.mlp(), RESTING[name]
     both = select(network, {"b": ["two/kernel", "head"]})
     head = select(network, {"b": ["head"]})
-    phases = [
-        Phase(labels, adam(1e-2), 3, tuning) for labels in (both, head, both)
-    ]
+    phases = [Phase(labels, adam(1e-2), 3, tuning) for labels in (both, head, both)]
     points = list(
-        epochs(make_plan(network, phases, toy.points(), key=KEY, batch_size=16))
+        epochs(
+            make_plan(
+                network, phases, toy.points(), key=KEY, settings=Settings(batch_size=16)
+            )
+        )
     )
     first, rested, last = (tree.flatten(p.trainable) for p in points)
     own = [path for path in first if path.startswith("two/kernel")]
@@ -172,13 +183,17 @@ def test_a_leaf_whose_values_change_their_form_is_taken_over_or_refused():
     together = select(network, {"all": ["two", "head"]})
     scaled = [Phase(labels, adam(1e-2), 3, rescaled()) for labels in (apart, together)]
     with pytest.raises(InputError, match="phase 1 changes the tuning"):
-        fit(network, scaled, toy.points(), key=KEY, batch_size=16)
+        fit(network, scaled, toy.points(), key=KEY, settings=Settings(batch_size=16))
     one = fixed_mask({"two/kernel": np.arange(5)})
     both = fixed_mask({"two/kernel": np.arange(5), "head/kernel": np.arange(3)})
     for tunings in ((one, both), (both, one)):
         phases = [Phase(apart, adam(1e-2), 3, tuning) for tuning in tunings]
-        first = fit(network, phases[:1], toy.points(), key=KEY, batch_size=16)
-        made = fit(network, phases, toy.points(), key=KEY, batch_size=16)
+        first = fit(
+            network, phases[:1], toy.points(), key=KEY, settings=Settings(batch_size=16)
+        )
+        made = fit(
+            network, phases, toy.points(), key=KEY, settings=Settings(batch_size=16)
+        )
         base, before, after = (
             np.ravel(n.params["two"]["kernel"])
             for n in (network, first.network, made.network)
@@ -194,11 +209,16 @@ def test_a_learnt_mask_follows_a_given_one_and_trains_on():
     rules = (adam(1e-2), adam(1e-2), adam(1e-3))
     tunings = (fixed_mask({"two/kernel": np.arange(9)}), learnt, learnt)
     phases = [
-        Phase(labels, rule, 3, tuning) for rule, tuning in zip(rules, tunings, strict=True)
+        Phase(labels, rule, 3, tuning)
+        for rule, tuning in zip(rules, tunings, strict=True)
     ]
-    made = fit(network, phases, toy.points(), key=KEY, batch_size=16)
+    made = fit(network, phases, toy.points(), key=KEY, settings=Settings(batch_size=16))
     moved = sum(
-        int(np.sum(np.asarray(made.network.params["two"][n]) != network.params["two"][n]))
+        int(
+            np.sum(
+                np.asarray(made.network.params["two"][n]) != network.params["two"][n]
+            )
+        )
         for n in ("kernel", "bias")
     )
     assert moved == 4

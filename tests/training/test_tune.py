@@ -13,6 +13,7 @@ from subtune_jax.selection.select import select
 from subtune_jax.training.mesh import placement
 from subtune_jax.training.optimizers import adam, sgd
 from subtune_jax.training.phases import Phase
+from subtune_jax.training.settings import Settings
 from subtune_jax.training.tune import Trial, best_of, slug, tune
 from tests import toy
 
@@ -33,9 +34,11 @@ def phases(*rules):
     return [Phase(labels, rule, 3) for rule in rules]
 
 
-def tuned(one, phases_of, variants=(1.0,), **settings):
-    settings = {"key": KEY, "batch_size": 16} | settings
-    return tune(one.network, phases_of, variants, one, **settings)
+def tuned(one, phases_of, variants=(1.0,), place=None, **how):
+    settings = Settings(batch_size=16, place=place)
+    return tune(
+        one.network, phases_of, variants, one, key=KEY, settings=settings, **how
+    )
 
 
 def test_the_best_variant_and_epoch_on_validation_data_are_chosen():
@@ -147,8 +150,7 @@ def test_the_norm_is_that_of_all_runs():
             [1e-3],
             one,
             key=KEY,
-            batch_size=8,
-            norm=norm,
+            settings=Settings(batch_size=8, norm=norm),
         )
         leaves = (jax.tree.leaves(n.stats) for n in (network, found.network))
         moved[norm] = any(np.any(a != b) for a, b in zip(*leaves, strict=True))

@@ -9,6 +9,7 @@ from subtune_jax.selection.select import select
 from subtune_jax.training.loop import fit
 from subtune_jax.training.optimizers import adam
 from subtune_jax.training.phases import Phase
+from subtune_jax.training.settings import Settings
 from subtune_jax.training.watch import early_then_log, rule_of
 from tests import toy
 
@@ -24,10 +25,10 @@ def first_bias(network):
     return float(network.params["head"]["bias"][0])
 
 
-def run(*steps, watch=first_bias, **settings):
+def run(*steps, watch=first_bias, **how):
     """Four steps an epoch: 48 examples in batches of 12."""
-    settings = {"key": KEY, "batch_size": 12} | settings
-    return fit(toy.mlp(), phases(*steps), toy.points(48), watch=watch, **settings)
+    how = {"key": KEY, "settings": Settings(batch_size=12)} | how
+    return fit(toy.mlp(), phases(*steps), toy.points(48), watch=watch, **how)
 
 
 def test_records_are_of_the_start_the_epochs_and_the_ends_of_phases():

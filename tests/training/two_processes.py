@@ -13,6 +13,7 @@ from subtune_jax.training.loop import fit  # noqa: E402
 from subtune_jax.training.mesh import placement  # noqa: E402
 from subtune_jax.training.optimizers import adam  # noqa: E402
 from subtune_jax.training.phases import Phase  # noqa: E402
+from subtune_jax.training.settings import Settings  # noqa: E402
 from tests import toy  # noqa: E402
 
 network = toy.mlp()
@@ -22,8 +23,7 @@ fitted = fit(
     phase,
     toy.points(),
     key=jax.random.key(0),
-    batch_size=16,
-    place=placement(2),
+    settings=Settings(batch_size=16, place=placement(2)),
     checkpoint=folder,
     checkpoint_seconds=0.2 + number,  # clocks that differ: one of them decides
 )

@@ -84,7 +84,9 @@ def test_materialized_at_the_start_it_is_the_pretrained_function(name, dtype):
 def test_frozen_leaves_are_bit_identical_the_loss_falls_and_the_base_survives(name):
     network, phase = setup(name)
     before = tree.fingerprint(network.params)
-    result = fit(network, phase, toy.points(), key=KEY, batch_size=16)
+    result = fit(
+        network, phase, toy.points(), key=KEY, settings=Settings(batch_size=16)
+    )
     assert_frozen(network.params, result.network.params, phase.labels)
     assert tree.fingerprint(network.params) == before
     data = toy.points()
@@ -96,7 +98,9 @@ def test_frozen_leaves_are_bit_identical_the_loss_falls_and_the_base_survives(na
 @every_tuning
 def test_dtypes_are_kept_through_training_and_moments_are_float32(name):
     network, phase = setup(name, toy.mlp(dtype=jnp.bfloat16))
-    result = fit(network, phase, toy.points(), key=KEY, batch_size=16)
+    result = fit(
+        network, phase, toy.points(), key=KEY, settings=Settings(batch_size=16)
+    )
     for old, new in zip(
         *map(jax.tree.leaves, (network.params, result.network.params)), strict=True
     ):
@@ -135,8 +139,7 @@ def test_one_trace_whatever_the_rate_seed_and_data(name):
             again,
             toy.points(seed=seed),
             key=jax.random.key(seed),
-            batch_size=16,
-            cache_bytes=0,
+            settings=Settings(batch_size=16, cache_bytes=0),
         )
         counts.append(len(traces))
     assert counts == [1, 1, 1]
@@ -145,7 +148,7 @@ def test_one_trace_whatever_the_rate_seed_and_data(name):
 @every_tuning
 def test_the_same_seed_gives_the_same_result(name):
     network, phase = setup(name)
-    run = partial(fit, network, phase, toy.points(), batch_size=16)
+    run = partial(fit, network, phase, toy.points(), settings=Settings(batch_size=16))
     prints = [tree.fingerprint(run(key=jax.random.key(s)).trainable) for s in (1, 1, 2)]
     assert prints[0] == prints[1] != prints[2]
 
@@ -157,7 +160,13 @@ def test_what_freezes_and_trains_again_keeps_its_values(name):
     phase = phase._replace(steps=4)
     head = phase._replace(labels=select(network, {"head": ["head/bias"]}))
     ends = [
-        fit(network, [phase, head, phase][:n], toy.points(), key=KEY, batch_size=16)
+        fit(
+            network,
+            [phase, head, phase][:n],
+            toy.points(),
+            key=KEY,
+            settings=Settings(batch_size=16),
+        )
         for n in (1, 2, 3)
     ]
     one, two, three = (tree.fingerprint(end.network.params["two"]) for end in ends)

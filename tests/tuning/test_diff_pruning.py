@@ -145,7 +145,9 @@ def test_the_constraint_holds_at_the_end(share):
         "multiplier": ascent(0.4),
     }
     phase = Phase(labels, rules, 240, constrained_diff_pruning(share))
-    result = fit(network, phase, toy.points(), key=KEY, batch_size=16)
+    result = fit(
+        network, phase, toy.points(), key=KEY, settings=Settings(batch_size=16)
+    )
     size = sum(
         network.params[s][n].size for s in ("one", "two") for n in ("kernel", "bias")
     )
@@ -154,7 +156,9 @@ def test_the_constraint_holds_at_the_end(share):
 
 
 def run(network, phases, **how):
-    return fit(network, phases, toy.points(), key=KEY, batch_size=16, **how).network
+    return fit(
+        network, phases, toy.points(), key=KEY, settings=Settings(batch_size=16), **how
+    ).network
 
 
 def differing(network, tuned):
@@ -220,7 +224,11 @@ def test_one_realisation_is_drawn_from_the_run_s_key():
     prints = {
         tree.fingerprint(
             fit(
-                network, phases, toy.points(), key=jax.random.key(s), batch_size=16
+                network,
+                phases,
+                toy.points(),
+                key=jax.random.key(s),
+                settings=Settings(batch_size=16),
             ).network.params["one"]
         )
         for s in (0, 0, 1)
@@ -305,7 +313,9 @@ def test_gates_that_rest_keep_their_values_and_train_on():
     rules = {"body": adam(1e-2), "gates": adam(0.1)}
     phases = [Phase(labels, rules, 10, tuning) for labels in (both, last, both)]
     first, second, third = (
-        fit(network, phases[:n], toy.points(), key=KEY, batch_size=16)
+        fit(
+            network, phases[:n], toy.points(), key=KEY, settings=Settings(batch_size=16)
+        )
         for n in (1, 2, 3)
     )
     one = [tree.fingerprint(r.trainable["one"]) for r in (first, second, third)]
@@ -320,7 +330,9 @@ def test_a_mask_says_how_many_elements_the_gates_had_changed():
     """All gates open, all elements move: the mask of 18 is made from 72."""
     network = toy.mlp()
     phases = recipe(network, 0.25, adam(1e-2), 4, strength=1e-9)
-    result = fit(network, phases, toy.points(), key=KEY, batch_size=16)
+    result = fit(
+        network, phases, toy.points(), key=KEY, settings=Settings(batch_size=16)
+    )
     changed = int(result.fixed["realisation"]["changed"])
     assert 60 < changed <= 72
     indices = mask_indices(result.trainable, result.fixed)

@@ -22,7 +22,9 @@ def test_chosen_elements_move_and_no_other():
     network, index = toy.mlp(), np.array([3, 0, 17])
     labels = select(network, {"g": ["two/kernel", "head"]})
     phase = Phase(labels, adam(1e-2), 5, fixed_mask({"two/kernel": index}))
-    made = fit(network, phase, toy.points(), key=KEY, batch_size=16).network
+    made = fit(
+        network, phase, toy.points(), key=KEY, settings=Settings(batch_size=16)
+    ).network
     moved = np.ravel(made.params["two"]["kernel"] != network.params["two"]["kernel"])
     assert np.flatnonzero(moved).tolist() == [0, 3, 17]
     assert np.all(made.params["head"]["kernel"] != network.params["head"]["kernel"])

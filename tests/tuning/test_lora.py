@@ -11,6 +11,7 @@ from subtune_jax.selection.select import select
 from subtune_jax.training.loop import fit
 from subtune_jax.training.optimizers import sgd
 from subtune_jax.training.phases import Phase
+from subtune_jax.training.settings import Settings
 from subtune_jax.tuning.lora import lora, materialize
 from tests import toy
 
@@ -30,7 +31,7 @@ def test_changes_of_dense_and_convolution_kernels_have_the_rank(rank):
     network = toy.small_resnet()
     labels = select(network, {"body": ["block1_0", "block2_0"], "head": ["head"]})
     phase = Phase(labels, sgd(0.1), 8, lora(rank, scale=2.0))
-    result = fit(network, phase, toy.images(), key=KEY, batch_size=8)
+    result = fit(network, phase, toy.images(), key=KEY, settings=Settings(batch_size=8))
     before, after = tree.flatten(network.params), tree.flatten(result.network.params)
     moved = {p for p in before if bool((before[p] != after[p]).any())}
     body = {p for p in moved if not p.startswith("head")}

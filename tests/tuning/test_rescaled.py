@@ -8,6 +8,7 @@ from subtune_jax.selection.select import select
 from subtune_jax.training.loop import fit
 from subtune_jax.training.optimizers import adam
 from subtune_jax.training.phases import Phase
+from subtune_jax.training.settings import Settings
 from subtune_jax.tuning.rescaled import rescaled
 from tests import toy
 
@@ -38,7 +39,13 @@ def test_a_weight_of_zero_stays_and_one_step_of_adam_moves_all_by_the_same_share
     network = network._replace(params=params)
     labels = select(network, {"g": ["two/kernel"]})
     phase = Phase(labels, adam(0.01), 1, rescaled())
-    made = fit(network, phase, Dataset(*points), key=jax.random.key(0), batch_size=16)
+    made = fit(
+        network,
+        phase,
+        Dataset(*points),
+        key=jax.random.key(0),
+        settings=Settings(batch_size=16),
+    )
     moved = np.asarray(made.network.params["two"]["kernel"])
     assert moved[0, 0] == 0.0
     old = np.ravel(kernel)[1:]

@@ -9,61 +9,56 @@ import jax
 
 from subtune_jax.errors import InputError
 from subtune_jax.models.bert import BertConfig, bert
-from subtune_jax.models.files.convert import (
-    Family,
-    Name,
-    layer_norm_names,
-    linear_names,
-    unused,
-    with_options,
-)
+from subtune_jax.models.files import convert
 
 _BODY = r"(?:bert\.|roberta\.)?"
 _LAYER = _BODY + r"encoder\.layer\.(\d+)\."
 
 
-def _embedding(name: str, path: str) -> Name:
-    return Name(
+def _embedding(name: str, path: str) -> convert.Name:
+    return convert.Name(
         rf"{_BODY}embeddings\.{name}_embeddings\.weight",
         f"params/embeddings/{path}/embedding",
     )
 
 
-def bert_names(dense_pooler: bool) -> list[Name]:
+def bert_names(dense_pooler: bool) -> list[convert.Name]:
     """Returns the table of BERT and RoBERTa files (Hugging Face's names).
 
     A pooler's tensors are read where the network has one; heads of pretraining and
     position ids are passed over.
     """
-    passed = partial(unused, beside="params/embeddings/norm/scale")
+    passed = partial(convert.unused, beside="params/embeddings/norm/scale")
     pooler = rf"(?:{_BODY}pooler\.dense|classifier\.dense)"
     return [
         _embedding("word", "word"),
         _embedding("position", "position"),
         _embedding("token_type", "token_type"),
-        *layer_norm_names(rf"{_BODY}embeddings\.LayerNorm", "embeddings/norm"),
+        *convert.layer_norm_names(rf"{_BODY}embeddings\.LayerNorm", "embeddings/norm"),
         *(
             name
             for part in ("query", "key", "value")
-            for name in linear_names(
+            for name in convert.linear_names(
                 rf"{_LAYER}attention\.self\.{part}", rf"layer_\1/attention/{part}"
             )
         ),
-        *linear_names(
+        *convert.linear_names(
             rf"{_LAYER}attention\.output\.dense", r"layer_\1/attention/output"
         ),
-        *layer_norm_names(
+        *convert.layer_norm_names(
             rf"{_LAYER}attention\.output\.LayerNorm", r"layer_\1/attention/norm"
         ),
-        *linear_names(rf"{_LAYER}intermediate\.dense", r"layer_\1/intermediate"),
-        *linear_names(rf"{_LAYER}output\.dense", r"layer_\1/output"),
-        *layer_norm_names(rf"{_LAYER}output\.LayerNorm", r"layer_\1/norm"),
+        *convert.linear_names(
+            rf"{_LAYER}intermediate\.dense", r"layer_\1/intermediate"
+        ),
+        *convert.linear_names(rf"{_LAYER}output\.dense", r"layer_\1/output"),
+        *convert.layer_norm_names(rf"{_LAYER}output\.LayerNorm", r"layer_\1/norm"),
         *(
-            linear_names(pooler, "pooler/dense")
+            convert.linear_names(pooler, "pooler/dense")
             if dense_pooler
             else [passed(rf"{pooler}\.(?:weight|bias)")]
         ),
-        *linear_names(r"(?:classifier(?:\.out_proj)?|qa_outputs)", "head"),
+        *convert.linear_names(r"(?:classifier(?:\.out_proj)?|qa_outputs)", "head"),
         passed(rf"{_BODY}embeddings\.(?:position_ids|token_type_ids)"),
         passed(r"(?:cls|lm_head)\..*"),
     ]
@@ -72,7 +67,9 @@ def bert_names(dense_pooler: bool) -> list[Name]:
 ROBERTA_TYPES = ("roberta", "xlm-roberta", "camembert")
 
 
-def bert_family(config: Mapping[str, Any], options: Mapping[str, Any]) -> Family:
+def bert_family(
+    config: Mapping[str, Any], options: Mapping[str, Any]
+) -> convert.Family:
     """Returns an encoder of the BERT or RoBERTa kind."""
     roberta, pad = config["model_type"] in ROBERTA_TYPES, config.get("pad_token_id")
     if config.get("position_embedding_type", "absolute") != "absolute":
@@ -95,9 +92,9 @@ def bert_family(config: Mapping[str, Any], options: Mapping[str, Any]) -> Family
         roberta=roberta,
         num_classes=len(config.get("id2label") or (0, 0)),
     )
-    full = with_options(full, options, ("pooling", "head", "dropout", "dtype"))
+    full = convert.with_options(full, options, ("pooling", "head", "dropout", "dtype"))
     dense = full.pooling == "dense" and full.head == "outputs"
-    return Family(bert(full, jax.random.key(0)), bert_names(dense), one_pooler)
+    return convert.Family(bert(full, jax.random.key(0)), bert_names(dense), one_pooler)
 
 
 def one_pooler(tensors: Mapping[str, Any]) -> dict[str, Any]:

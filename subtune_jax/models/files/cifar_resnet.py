@@ -6,19 +6,19 @@ from typing import Any
 import jax
 
 from subtune_jax.errors import InputError, unknown
-from subtune_jax.models.files.convert import CONV, LINEAR, Family, Name, norm_names
+from subtune_jax.models.files.convert import (
+    CONV,
+    LINEAR,
+    RESNET_BODY,
+    Family,
+    Name,
+    norm_names,
+)
 from subtune_jax.models.resnet import ResNetConfig, resnet
 from subtune_jax.network import Pixels, Source
 
 CIFAR_RESNET = [
-    Name(r"conv1\.weight", "params/stem/conv/kernel", CONV),
-    *norm_names("bn1", "stem/norm"),
-    Name(
-        r"layer(\d)\.(\d+)\.conv(\d)\.weight",
-        r"params/block\1_\2/conv\3/kernel",
-        CONV,
-    ),
-    *norm_names(r"layer(\d)\.(\d+)\.bn(\d)", r"block\1_\2/norm\3"),
+    *RESNET_BODY,
     *norm_names("bn", "pool/norm"),
     Name(r"(?:fc|linear)\.weight", "params/head/kernel", LINEAR),
     Name(r"(?:fc|linear)\.bias", "params/head/bias"),

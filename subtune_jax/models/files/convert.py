@@ -223,3 +223,15 @@ def with_options(
         if name not in allowed:
             raise unknown("option", name, allowed)
     return config._replace(**options)
+
+
+RESNET_BODY = [  # the stem and the blocks' convolutions, as torchvision names them
+    Name(r"conv1\.weight", "params/stem/conv/kernel", CONV),
+    *norm_names("bn1", "stem/norm"),
+    Name(
+        r"layer(\d)\.(\d+)\.conv(\d)\.weight",
+        r"params/block\1_\2/conv\3/kernel",
+        CONV,
+    ),
+    *norm_names(r"layer(\d)\.(\d+)\.bn(\d)", r"block\1_\2/norm\3"),
+]

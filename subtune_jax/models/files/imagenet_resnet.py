@@ -10,7 +10,14 @@ from typing import Any
 import jax
 
 from subtune_jax.errors import InputError, unknown
-from subtune_jax.models.files.convert import CONV, LINEAR, Family, Name, norm_names
+from subtune_jax.models.files.convert import (
+    CONV,
+    LINEAR,
+    RESNET_BODY,
+    Family,
+    Name,
+    norm_names,
+)
 from subtune_jax.models.imagenet_resnet import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -22,14 +29,7 @@ from subtune_jax.models.imagenet_resnet import (
 from subtune_jax.network import Pixels, Source
 
 TORCHVISION = [
-    Name(r"conv1\.weight", "params/stem/conv/kernel", CONV),
-    *norm_names("bn1", "stem/norm"),
-    Name(
-        r"layer(\d)\.(\d+)\.conv(\d)\.weight",
-        r"params/block\1_\2/conv\3/kernel",
-        CONV,
-    ),
-    *norm_names(r"layer(\d)\.(\d+)\.bn(\d)", r"block\1_\2/norm\3"),
+    *RESNET_BODY,
     Name(
         r"layer(\d)\.(\d+)\.downsample\.0\.weight",
         r"params/block\1_\2/shortcut/conv/kernel",
