@@ -12,7 +12,6 @@ os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true",
 )
-COMPUTES = ("data", "experiments", "test_demo", "test_load", "test_readme")
 
 import jax
 import pytest
@@ -21,6 +20,8 @@ from experiments.common.study import main
 from subtune_jax.demo import digits, docstrings
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+COMPUTES = ("data", "experiments", "test_demo", "test_load", "test_readme")
 
 
 @pytest.fixture(scope="session", autouse=True)

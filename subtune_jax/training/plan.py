@@ -63,12 +63,10 @@ def make_plan(
     if phases and not any(phase.keeps for phase in phases):
         raise InputError("no phase keeps its epochs: the run would have no result")
     programs = check(network, phases, settings)
-    drop = (
-        settings.accumulate > 1
-        or any(  # padding would count in a batch's statistics
-            _batch_stats(network, phase, program, settings)
-            for phase, program in zip(phases, programs, strict=True)
-        )
+    # Padding would count in a batch's statistics.
+    drop = settings.accumulate > 1 or any(
+        _batch_stats(network, phase, program, settings)
+        for phase, program in zip(phases, programs, strict=True)
     )
     place = placement() if settings.place is None else settings.place
     # Once: a base in NumPy would travel to the device again at every step.
