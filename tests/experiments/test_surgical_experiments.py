@@ -61,9 +61,9 @@ def test_a_race_of_blocks_is_a_method_that_says_what_won_and_what_it_took(
     assert call(surgical_shifts, f"{flags} --epochs 4 --head-learning-rates 1e-2") == 0
     *ran, test = rows(tmp_path / "out")
     # Two rates of each block and of everything, one of the head, two strengths of L1-SP;
-    # an image batch an epoch. One in four of the 11 has three epochs, and one of those four.
+    # an image batch an epoch. One in four of the 11 has two epochs, and one of those four.
     assert len(ran) == 11
-    assert sorted(row["steps"] for row in ran) == [1] * 8 + [3] * 2 + [4]
+    assert sorted(row["steps"] for row in ran) == [1] * 8 + [2] * 2 + [4]
     assert test["split"] == "test" and test["method"] == "race"
     (winner,) = [row for row in ran if row["steps"] == 4]
     assert all(test[k] == winner[k] for k in ("tuned", "learning_rate", "setting"))
