@@ -33,6 +33,14 @@ def test_normalization(how, expected):
     assert normalized(SCORE, how) == expected
 
 
+def test_equal_scores_are_factors_of_one():
+    same, zero = {"a": 2.0, "b": 2.0}, {"a": 0.0, "b": 0.0}
+    ones = {"a": 1.0, "b": 1.0}
+    assert normalized(same, "minmax") == normalized(same, "max") == ones
+    assert normalized(zero, "max") == normalized(zero, "minmax") == ones
+    assert normalized(zero, "none") == zero
+
+
 def test_a_tensor_of_zeros_counts_as_the_highest_and_sets_no_scale():
     zero = {**SCORE, "z": float("inf"), "still": 0.0}
     for how, others in (
