@@ -122,8 +122,8 @@ MUTATIONS = [
     Mutation(
         "auto.equal_scores_zero",
         "subtune_jax/selection/rate_multipliers.py",
-        'return score if how == "none" else {name: 1.0 for name in score}',
-        'return score if how == "none" else {name: 0.0 for name in score}',
+        "return {name: 1.0 for name in score}",
+        "return {name: 0.0 for name in score}",
         "tests/selection/test_rate_multipliers.py",
     ),
     Mutation(

@@ -119,14 +119,17 @@ def _groups(
 def normalized(score: Score, how: str) -> Score:
     """Returns r / max r (`max`), (r - min) / (max - min) (`minmax`), or r (`none`).
 
-    A tensor that is 0 has an infinite RGN and counts as the highest finite one: at a
-    factor of 0 it would stay 0 for ever.
+    Scores that are all equal under `minmax`, or all 0, are factors of 1. A tensor that is
+    0 has an infinite RGN and counts as the highest finite one: at a factor of 0 it would
+    stay 0 for ever.
     """
     finite = [value for value in score.values() if np.isfinite(value)]
     low, high = (min(finite), max(finite)) if any(finite) else (0.0, 1.0)
     score = {name: min(value, high) for name, value in score.items()}
-    if how == "none" or high == 0 or (how == "minmax" and high == low):
-        return score if how == "none" else {name: 1.0 for name in score}
+    if how == "none":
+        return score
+    if not any(score.values()) or (how == "minmax" and high == low):
+        return {name: 1.0 for name in score}
     base = low if how == "minmax" else 0.0
     return {name: (value - base) / (high - base) for name, value in score.items()}
 
