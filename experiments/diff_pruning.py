@@ -17,7 +17,7 @@ What is tested is the network that the stored delta gives. The paper's way (stru
 plain) has a fixed strength of the penalty; constrained is ours, and needs none.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
@@ -33,7 +33,7 @@ from experiments.common import sparse
 from experiments.common.flags import Common, Flags, Positive, Share, one_of
 from experiments.common.modules import ModuleRecipe, ModuleRecipeFlags, loss_of
 from experiments.common.report import results, tables
-from experiments.common.report.intervals import Interval, paired_interval
+from experiments.common.report.intervals import paired_interval
 from experiments.common.report.plots import curves, heat_maps
 from experiments.common.report.results import Row
 from experiments.common.sparse import DENSE, GATED, SPARSE
@@ -80,7 +80,8 @@ class Settings:
     one for each tensor), constrained (gates held to the target), outputs (that on the
     layers' output projections alone), fixed_gates (constrained, its gates then fixed in the
     place of a mask); non_adaptive (the largest changes of full), random and top_magnitude
-    (masks chosen before tuning); lora (of the rank with as many values)."""
+    (masks chosen before tuning); lora (of the highest rank with no more values). Methods
+    of two phases move all weights at the rates of full, and then few at the others."""
     sparsity: tuple[Share, ...] = (0.005,)
     """Share of the weights that change, outside the head (paper: 0.001 to 0.01)."""
     diff: DiffFlags = field(default_factory=Diff)
@@ -115,7 +116,8 @@ def jobs(settings: Settings, task: st.Task) -> Iterator[Job]:
         for share in ((1.0,) if method in DENSE else settings.sparsity)
     ]
     few, all_ = settings.recipe.learning_rates, settings.recipe.full_learning_rates
-    if len(few or ()) != len(all_ or ()):
+    two = {*settings.methods} & {*GATED, "non_adaptive"}
+    if two and len(few or ()) != len(all_ or ()):
         raise st.InputError(
             f"--learning-rates has {len(few or ())} values and --full-learning-rates "
             f"{len(all_ or ())}: methods of two phases take one of each, so give as many"
@@ -217,7 +219,7 @@ COLUMNS = (
     "differ",
     "before the mask",
     "untouched tensors",
-    "seconds a step",
+    "seconds a step, compilation included",
 )
 
 
@@ -230,14 +232,17 @@ def by_method(rows: Sequence[Row], config: Config) -> str:
         group = [r for r in tests if same(r, method, sparsity) and r["task"] == task]
         score = tables.cells(group, "task", "method")[task, method]
         held = [r for r in rows if r["split"] == "stored" and same(r, method, sparsity)]
-        paces = [r["seconds"] / r["steps"] for r in group if r.get("steps")]
+        tries = [
+            r for r in rows if r["split"] == "validation" and same(r, method, sparsity)
+        ]
+        paces = [r["seconds"] / r["steps"] for r in tries if r["steps"]]
         values = [task, method, f"{100 * sparsity:g} %", tables.text_of(score)]
         values += [
             mean_of(held, "value"),
             mean_of(held, "stored"),
             mean_of(held, "bytes_a_value", 2),
             mean_of(held, "differ"),
-            mean_of(held, "pruned"),
+            mean_of(held, "before_mask"),
             f"{mean_of(held, 'untouched')} of {held[0]['tensors']}" if held else "",
             f"{np.mean(paces):.2f}" if paces else "",
         ]
@@ -252,49 +257,51 @@ def mean_of(rows: Sequence[Row], name: str, digits: int = 0) -> str:
 
 
 def differences(rows: Sequence[Row], config: Config) -> str:
-    """Returns the differences of the gated method's scores from all others, with their 95 %
-    intervals over seeds and test examples."""
+    """Returns a gated method's score minus that of every other method, with the 95 %
+    interval over the seeds that both have and their test examples."""
     tested = [row for row in rows if row["split"] == "outputs"]
-    ours = [m for m in ("structured", "constrained", "plain") if of(tested, m)]
-    if not ours:
+    gated = [m for m in ("structured", "constrained", "plain") if of(tested, m)]
+    if not gated:
         return ""
-    lines = [f"| sparsity | {ours[0]} less | difference | 95 % interval |"]
-    lines.append("|---" * 4 + "|")
-    for sparsity in dict.fromkeys(r["sparsity"] for r in of(tested, ours[0])):
-        mine = of(tested, ours[0], sparsity)
+    head = "sparsity", f"{gated[0]} minus", "seeds", "difference", "95 % interval"
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for sparsity in dict.fromkeys(
+        r["sparsity"] for r in tested if r["method"] == gated[0]
+    ):
+        mine = of(tested, gated[0], sparsity)
         for method in dict.fromkeys(r["method"] for r in tested):
-            theirs = of(tested, method, sparsity) or of(tested, method, 1.0)
-            if method == ours[0] or len(theirs) != len(mine):
-                continue
-            mean, low, high = interval(mine, theirs)
-            cells = (
-                f"{100 * sparsity:g} %",
-                method,
-                f"{mean:.1f}",
-                f"{low:.1f} to {high:.1f}",
-            )
-            lines.append(f"| {' | '.join(cells)} |")
+            if method != gated[0]:
+                theirs = of(tested, method, sparsity) or of(tested, method, 1.0)
+                cells = f"{100 * sparsity:g} %", method, *interval_cells(mine, theirs)
+                lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def of(rows: Sequence[Row], method: str, sparsity: float | None = None) -> list[Row]:
-    """Returns the rows of a method, at a sparsity if there is one, by seed."""
+def of(
+    rows: Sequence[Row], method: str, sparsity: float | None = None
+) -> dict[int, Row]:
+    """Returns the rows of a method by seed, at a sparsity if there is one."""
     own = [row for row in rows if row["method"] == method]
-    own = [row for row in own if sparsity in (None, row["sparsity"])]
-    return sorted(own, key=lambda row: row["seed"])
+    return {row["seed"]: row for row in own if sparsity in (None, row["sparsity"])}
 
 
-def interval(mine: Sequence[Row], theirs: Sequence[Row]) -> Interval:
-    """Returns the paired interval of two methods' scores, each with a row a seed."""
-    metric = st.metrics.METRICS[mine[0]["metric"]]
-    one, other, labels = (
-        [np.asarray(row[name]) for row in rows]
-        for rows, name in ((mine, "outputs"), (theirs, "outputs"), (mine, "labels"))
-    )
+def interval_cells(
+    mine: Mapping[int, Row], theirs: Mapping[int, Row]
+) -> tuple[str, str, str]:
+    """Returns the number of common seeds, the difference and its interval; a run that
+    diverged has no outputs, and its seed is left out."""
+    seeds = sorted(mine.keys() & theirs.keys())
+    if not seeds:
+        return "0", "", ""
+    pairs = [(mine[seed], theirs[seed]) for seed in seeds]
+    metric = st.metrics.METRICS[pairs[0][0]["metric"]]
+    one, other = ([np.asarray(p[i]["outputs"]) for p in pairs] for i in (0, 1))
+    labels = [np.asarray(pair[0]["labels"]) for pair in pairs]
     if labels[0].dtype.kind in "iu":  # classes were chosen: a metric reads logits
         count = 1 + max(int(array.max()) for array in (*one, *other, *labels))
         one, other = ([np.eye(count)[a] for a in arrays] for arrays in (one, other))
-    return paired_interval(metric, one, other, labels)
+    mean, low, high = paired_interval(metric, one, other, labels)
+    return f"{len(seeds)}", f"{mean:.1f}", f"{low:.1f} to {high:.1f}"
 
 
 def same(row: Row, method: str, sparsity: float) -> bool:

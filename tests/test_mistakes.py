@@ -547,6 +547,16 @@ def fit(phase=PHASE, **settings):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (
+            lambda: fit(settings={"batch_size": 8}),
+            "settings must be a Settings, got dict",
+        ),
+        (
+            lambda: st.tune(
+                NETWORK, lambda _: PHASE, [1], TASK, key=KEY, settings=None
+            ),
+            "settings must be a Settings, got NoneType",
+        ),
         (lambda: fit(key=nnx.Rngs(0)), "key must be one jax.random.key.*, got Rngs"),
         (lambda: st.count_trainable(NETWORK, {"g": ["two"]}), "labels are a tree like"),
         (lambda: st.coverage(NETWORK, {"g": ["two"]}), "labels are a tree like"),

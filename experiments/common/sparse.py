@@ -8,7 +8,8 @@ import numpy as np
 
 from experiments.common.report.results import Row
 from subtune_jax import tree
-from subtune_jax.deltas import apply, extract, from_bytes, to_bytes
+from subtune_jax.deltas import Delta, apply, extract, from_bytes, to_bytes
+from subtune_jax.deltas.codec import encode
 from subtune_jax.errors import InputError
 from subtune_jax.network import Labels, Network
 from subtune_jax.recipes import diff_pruning, masked_elements
@@ -193,37 +194,54 @@ def form_of(trial: Trial) -> dict[str, Any]:
     fixed = tree.flatten(trial.fixed)
     if "lora" in fixed:
         return {"factors": lora_factors(trial.trainable, float(fixed["lora"]))}
-    if fixed.keys() & tree.flatten(trial.trainable).keys():
+    try:
         return {"indices": mask_indices(trial.trainable, trial.fixed)}
-    return {}
+    except InputError:
+        return {}
 
 
 def stored_rows(base: Network, values: str, trial: Trial) -> Iterator[Row]:
     """Yields the bytes of a trial's delta, how many values outside the head it holds, how
     many elements differ, in which share of each stage, and how many tensors it leaves alone.
 
-    bytes_a_value: of indices and values, without header and head. pruned: how many elements
-    the gates had changed when the mask was made, `None` without gates or a mask.
+    bytes_a_value: of the places and values of elements, without header and head.
+    before_mask: how many elements had changed when the mask was made of the largest.
     """
     assert trial.network is not None
     delta = extract(base, trial.network, values=values, **form_of(trial))
-    stored = {path: len(some.places) for path, some in delta.elements.items()}
+    elements, sizes = delta.elements.values(), _stored(delta)
     counts = _changed(base, trial.network)
-    body = delta._replace(whole={}, factors={})
-    empty = delta._replace(whole={}, factors={}, elements={})
-    size = len(to_bytes(body)) - len(to_bytes(empty))
+    streams = sum(
+        coded.unary.nbytes + coded.low.nbytes + some.values.nbytes
+        for some in elements
+        for coded in [encode(some.places)]
+    )
     changed = tree.flatten(trial.fixed).get("realisation/changed")
     yield {
         "split": "stored",
         "metric": "bytes",
         "value": len(to_bytes(delta)),
-        "stored": sum(stored.values()),
-        "bytes_a_value": size / sum(stored.values()) if stored else None,
+        "stored": sum(sizes.values()),
+        "bytes_a_value": streams / sizes["elements"] if sizes["elements"] else None,
         "differ": sum(counts.values()),
-        "pruned": None if changed is None else int(changed),
+        "before_mask": None if changed is None else int(changed),
         "untouched": sum(n == 0 for n in counts.values()),
         "tensors": len(counts),
         "shares": _shares(base, counts),
+    }
+
+
+def _stored(delta: Delta) -> dict[str, int]:
+    """Returns how many parameters outside the head a delta holds, by how it holds them."""
+    whole = [
+        array.size
+        for path, array in delta.whole.items()
+        if path.startswith("params/") and not path.startswith(f"params/{HEAD}/")
+    ]
+    return {
+        "whole": sum(whole),
+        "elements": sum(len(some.places) for some in delta.elements.values()),
+        "factors": sum(f.a.size + f.b.size for f in delta.factors.values()),
     }
 
 

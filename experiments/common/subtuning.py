@@ -151,6 +151,13 @@ def steps_of(network: st.Network, recipe: Recipe, examples: int, normed: bool) -
     return recipe.epochs * st.data.steps_per_epoch(examples, size, drop=drop)
 
 
+def settings_of(recipe: Recipe, examples: int | None = None) -> st.Settings:
+    """Returns what all runs share, of a search and of its subset afterwards: norms that
+    train use the statistics of the batch, all others stored ones."""
+    size = min(recipe.batch_size, examples or recipe.batch_size)
+    return st.Settings(norm="tuned", batch_size=size)
+
+
 def scorer(
     task: st.Task,
     recipe: Recipe,
@@ -185,7 +192,7 @@ def scorer(
         balanced=balanced,
         share=share,
         warm=warm,
-        settings=st.Settings(batch_size=recipe.batch_size),
+        settings=settings_of(recipe),
     )
 
     def told(units: Subset, fold: int, seed: int) -> st.selection.Score:
@@ -251,9 +258,7 @@ def tuned(
         phase(task.network, units, recipe, steps, **how),
         task.train,
         key=jax.random.fold_in(jax.random.key(1), seed),
-        settings=st.Settings(
-            norm="tuned", batch_size=min(recipe.batch_size, len(task.train.y))
-        ),
+        settings=settings_of(recipe, len(task.train.y)),
         progress=False,
     )
 

@@ -110,8 +110,8 @@ class Entrant(NamedTuple):
 
 
 # The race of blocks: two variants of each, of which one in four goes on after half an epoch
-# and after two. Of 15 epochs, that takes less than one and a half full runs whoever wins:
-# (12 / 2 + 3 * 1.5 + 13) / 15 if all steps cost as much as those of all, and most do not.
+# and after two. Of 15 epochs that is at most (12 / 2 + 3 * 1.5 + 13) / 15 = 1.57 full runs,
+# and less as far as steps below some blocks cost less than those of all.
 RACE = ("block1", "block2", "block3", "last", "all", "l1_sp")
 RACE_EPOCHS, RACE_HALVING, RACE_TRIES = (0.5, 2), 4, 2
 

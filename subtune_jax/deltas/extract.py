@@ -202,6 +202,10 @@ def _require_inside(new: Mapping[str, Any], chosen: Mapping[str, np.ndarray]) ->
     for path, index in chosen.items():
         if path not in new:
             raise unknown("tensor with indices", path, new)
+        if np.asarray(index).dtype.kind not in "iu" or np.ndim(index) != 1:
+            raise InputError(
+                f"the indices of {path!r} must be whole numbers in one row"
+            )
         if np.max(index, initial=0) >= new[path].size or np.min(index, initial=0) < 0:
             raise InputError(
                 f"the indices of {path!r} must be from 0 to {new[path].size - 1}: give those "

@@ -119,9 +119,9 @@ def _groups(
 def normalized(score: Score, how: str) -> Score:
     """Returns r / max r (`max`), (r - min) / (max - min) (`minmax`), or r (`none`).
 
-    Scores that are all equal under `minmax`, or all 0, are factors of 1. A tensor that is
-    0 has an infinite RGN and counts as the highest finite one: at a factor of 0 it would
-    stay 0 for ever.
+    Where that has no value (all are 0, or under `minmax` equal) all are 1. A tensor that
+    is 0 has an infinite RGN and counts as the highest finite one: at a factor of 0 it
+    would stay 0 for ever.
     """
     finite = [value for value in score.values() if np.isfinite(value)]
     low, high = (min(finite), max(finite)) if any(finite) else (0.0, 1.0)

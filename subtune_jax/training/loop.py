@@ -99,7 +99,7 @@ def fit(
 
     Best is the highest score, or under mode `min` the lowest; the first of equal scores
     is kept, and a score that is NaN never. Epochs of phases with `keeps=False` are not
-    scored. The base `network` is left as it is.
+    scored. The base `network` is left as it is. settings: see `Settings`.
 
     With a `checkpoint` folder the run is saved every `checkpoint_seconds` and at its end,
     and the same call continues it, or returns at once when it had ended; with more steps

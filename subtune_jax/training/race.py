@@ -14,8 +14,8 @@ from subtune_jax.network import Network, require_network
 from subtune_jax.training.loop import FitResult, fit
 from subtune_jax.training.phases import Phase
 from subtune_jax.training.predict import evaluate
-from subtune_jax.training.settings import Settings
-from subtune_jax.training.tune import Trial, Tuned, best_of, slug, trial_of
+from subtune_jax.training.settings import Settings, require_settings
+from subtune_jax.training.tune import Trial, Tuned, best_of, lean, slug, trial_of
 
 
 def race(
@@ -43,6 +43,7 @@ def race(
     that do not rise.
     """
     require_network(network)
+    require_settings(settings)
     require_type(Task, task=task)
     require_function(2, phases_of=phases_of)
     _require_rungs(variants, rungs, halving)
@@ -80,7 +81,7 @@ def race(
             ended += [trials[i] for i in range(len(trials)) if i not in going]
             running = [trials[i].variant for i in going]
         last = [_told(trial(one, rungs[-1], home), progress) for one in running]
-    return Tuned(best_of(last), (*ended, *last))
+    return Tuned(best_of(last), lean((*ended, *last)))
 
 
 def _told(trial: Trial, progress: Callable[[Trial], None]) -> Trial:

@@ -20,7 +20,7 @@ from subtune_jax.training.loop import fit
 from subtune_jax.training.phases import Phase
 from subtune_jax.training.plan import require_key
 from subtune_jax.training.predict import evaluate
-from subtune_jax.training.settings import Settings
+from subtune_jax.training.settings import Settings, require_settings
 from subtune_jax.training.suffix import Cut, kept_cuts, rejoin
 
 PhasesOf = Callable[[Network, Subset, int], Sequence[Phase]]
@@ -45,7 +45,7 @@ def subset_score(
     balanced: bool = True,
     share: bool = True,
     warm: bool = False,
-    settings: Settings = Settings(norm="tuned"),
+    settings: Settings = Settings(),
     share_bytes: int = 2**30,
 ) -> ScoreOf:
     """Returns the function that scores a subset of units, as `greedy` and `profile` ask.
@@ -63,7 +63,8 @@ def subset_score(
     that. share_bytes: what activations may take; a prefix whose own take more is cut
     earlier, and cuts that do not fit beside each other are made again. warm: a subset
     starts from the trained network of all its units but the last, so that phases can be
-    short; search with `order="added"`. The other arguments are those of `fit`.
+    short; search with `order="added"`. settings: those of all runs, but for `cache_bytes`
+    (SubTuning's have `norm="tuned"`).
 
     Raises `InputError` for fewer than 2 folds, or more than there are examples of a class,
     for folds of a task whose metric is of groups, and for `share` with augmentation, or
@@ -72,6 +73,7 @@ def subset_score(
     require_type(Task, task=task)
     require_function(3, phases_of=phases_of)
     require_key(key)
+    require_settings(settings)
     if share:
         _require_deterministic(settings)
     if folds is not None and task.metric != "accuracy":

@@ -32,7 +32,7 @@ from subtune_jax.training.loop import (
 from subtune_jax.training.phases import Phase, Program
 from subtune_jax.training.plan import Plan, make_plan
 from subtune_jax.training.resume import Epoch
-from subtune_jax.training.settings import Settings
+from subtune_jax.training.settings import Settings, require_settings
 from subtune_jax.training.state import (
     Running,
     State,
@@ -79,6 +79,9 @@ def sweep(
     """
     require_positive(runs=len(runs), chunk=chunk)
     require_mode(mode)
+    require_settings(settings)
+    if settings.place is not None:
+        raise InputError("lanes fill one device: leave place out of the settings")
     require_data(network, data)
     sizes = lengths(data.x)
     if sizes is not None:

@@ -15,7 +15,7 @@ from subtune_jax.network import Network, require_network
 from subtune_jax.training.loop import DivergedError, FitResult, fit
 from subtune_jax.training.phases import Phase
 from subtune_jax.training.predict import evaluate, predict
-from subtune_jax.training.settings import Settings
+from subtune_jax.training.settings import Settings, require_settings
 from subtune_jax.training.sweep import Run, sweep
 
 
@@ -24,7 +24,8 @@ class Trial(NamedTuple):
 
     value: that epoch's score, `None` where no epoch had one. status: `ok` or `diverged`.
     steps: those of the run, up to where it diverged. seconds: of a lane, its share.
-    trainable, fixed: the values of that epoch, as `FitResult` has them.
+    trainable, fixed: the values of that epoch, as `FitResult` has them; in `Tuned`, the
+    best trial's alone.
     """
 
     variant: Any
@@ -85,6 +86,7 @@ def tune(
         raise InputError(f"variants must be a list, got {type(variants).__name__}")
     if not variants:
         raise InputError("tune needs at least one variant to try")
+    require_settings(settings)
     place = settings.place
     if lanes and (place is not None or checkpoint is not None):
         raise InputError("lanes fill one device: leave place and checkpoint out")
@@ -100,7 +102,7 @@ def tune(
         trials = _in_lanes(network, runs, variants, task.train, score, settings)
         for trial in trials:
             progress(trial)
-        return Tuned(best_of(trials), trials)
+        return Tuned(best_of(trials), lean(trials))
 
     def run(variant: Any, phases: Phase | Sequence[Phase]) -> FitResult:
         return fit(
@@ -114,7 +116,9 @@ def tune(
             settings=settings,
         )
 
-    trials = tuple(_one_by_one(run, variants, phases_of, progress))
+    trials = ()
+    for trial in _one_by_one(run, variants, phases_of, progress):
+        trials = lean((*trials, trial))
     return Tuned(best_of(trials), trials)
 
 
@@ -134,6 +138,16 @@ def _one_by_one(
         trial = trial_of(variant, phases, result, time.perf_counter() - begin)
         progress(trial)
         yield trial
+
+
+def lean(trials: tuple[Trial, ...]) -> tuple[Trial, ...]:
+    """Returns the trials, of which only the best has its tuning's values: they may be as
+    many as the network's."""
+    best = best_of(trials)
+    return tuple(
+        one if one is best else one._replace(trainable=None, fixed=None)
+        for one in trials
+    )
 
 
 def slug(variant: Any) -> str:

@@ -99,8 +99,13 @@ def mask_indices(trainable: Params, fixed: Any) -> Indices:
     Raises `InputError` for a run without a mask.
     """
     values, others = tree.flatten(trainable), tree.flatten(fixed)
-    # Other tunings' fixed values have no trainable ones at their own path.
-    indices = {path: np.asarray(x) for path, x in others.items() if path in values}
+    # Places are as many as their values; other tunings' fixed values at the path of a leaf
+    # (the strengths of an anchor) are no integers.
+    indices = {
+        path: np.asarray(x)
+        for path, x in others.items()
+        if path in values and x.dtype.kind == "i" and x.shape == values[path].shape
+    }
     if not indices:
         raise InputError("these values have no mask: tune with fixed_mask(indices)")
     return indices

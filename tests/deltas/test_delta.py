@@ -385,6 +385,8 @@ def test_the_chosen_elements_are_stored_whether_or_not_they_moved():
             "the indices of 'params/two/kernel' must be from 0 to 35",
         ),
         ({"two/kernel": [-1]}, "must be from 0 to 35"),
+        ({"two/kernel": [True, False]}, "must be whole numbers in one row"),
+        ({"two/kernel": 0.5}, "must be whole numbers in one row"),
     ],
 )
 def test_indices_of_another_network_are_refused(indices, message):

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,7 +18,7 @@ from experiments import (
 )
 from experiments.common.flags import Common
 from experiments.common.search import by_search, regret
-from experiments.common.subtuning import Recipe, new_task, scorer, tuned
+from experiments.common.subtuning import Recipe, new_task, phase, scorer, tuned
 
 TWO = "--shift contrast --units block1_0 block3_0"
 
@@ -143,6 +144,25 @@ def test_a_folder_has_no_splits_and_its_parts_are_disjoint(tmp_path, real_data):
     shown = []
     st.test_once(lambda data: shown.append(data.x) or np.zeros((26, 2)), task)
     assert len(seen) == 14 and not seen & {image.tobytes() for image in shown[0]}
+
+
+def test_a_search_trains_as_the_subset_does_afterwards():
+    """Of a network with batch norms: those of the tuned block use the batch."""
+    task = st.demo.digits_task("contrast", norm="batch")
+    recipe, units = Recipe(epochs=1, batch_size=32, folds=2), ("block3_0",)
+    first, second = st.data.balanced_folds(task.train.y, 2, 0)
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 0), 0)
+    result = st.fit(
+        task.network,
+        phase(task.network, units, recipe, 1),
+        task.train.take(second),
+        key=key,
+        settings=st.Settings(norm="tuned", batch_size=32),
+    )
+    prints = {st.tree.fingerprint(n.stats) for n in (result.network, task.network)}
+    assert len(prints) == 2
+    value = st.evaluate(result.network, task.train.take(first))
+    assert scorer(task, recipe, lambda text: None)(units, 0, 0).value == value
 
 
 def test_a_head_alone_scores_the_same_on_shared_features():

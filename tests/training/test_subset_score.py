@@ -59,7 +59,11 @@ def test_the_score_is_that_of_a_run_on_the_other_folds():
 def test_without_folds_it_is_validated_on_the_task():
     one = task()._replace(metrics={"validation": lambda outputs, y: float(len(y))})
     score = subset_score(
-        one, phases, key=KEY, folds=None, settings=Settings(batch_size=8)
+        one,
+        phases,
+        key=KEY,
+        folds=None,
+        settings=Settings(norm="tuned", batch_size=8),
     )
     assert score((), 0, 0).value == 9
 
@@ -138,7 +142,7 @@ def test_what_acts_in_a_frozen_prefix_cannot_be_shared():
         key=KEY,
         folds=17,
         balanced=False,
-        settings=Settings(batch_size=99),
+        settings=Settings(norm="tuned", batch_size=99),
     )
     assert 0 <= few((), 0, 0).value <= 100
     with pytest.raises(InputError, match="matches no unit and no path: nearest units"):
@@ -150,7 +154,12 @@ def test_a_run_that_diverged_has_no_score():
         return recipes.tune_units(network, ["head"], adam(1e38), 20)
 
     score = subset_score(
-        task(), wild, key=KEY, folds=2, settings=Settings(batch_size=8), warm=True
+        task(),
+        wild,
+        key=KEY,
+        folds=2,
+        settings=Settings(norm="tuned", batch_size=8),
+        warm=True,
     )
     assert np.isnan(score((), 0, 0).value) and np.isnan(score(("one",), 0, 0).value)
 

@@ -14,6 +14,7 @@ from subtune_jax.network import Network, Stage
 from subtune_jax.selection.rate_multipliers import auto_rgn
 from subtune_jax.selection.select import select
 from subtune_jax.training.loop import DivergedError, fit
+from subtune_jax.training.mesh import placement
 from subtune_jax.training.optimizers import adam, sgd
 from subtune_jax.training.phases import Phase
 from subtune_jax.training.predict import evaluate
@@ -189,3 +190,10 @@ def test_a_sweep_checks_its_score_as_fit_does():
         sweep(network, lanes, toy.points(), validate=lambda n: 1.0, mode="maximum")
     with pytest.raises(InputError, match="validate must return a number, got str"):
         sweep(network, lanes, toy.points(), validate=lambda n: "high")
+
+
+def test_lanes_are_not_split_over_devices():
+    network, data = toy.mlp(), toy.points(12)
+    lane = Run(Phase(select(network, {"g": ["head"]}), sgd(0.1), 3), jax.random.key(0))
+    with pytest.raises(InputError, match="lanes fill one device: leave place out"):
+        sweep(network, [lane], data, settings=Settings(place=placement(1)))

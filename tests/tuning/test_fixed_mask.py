@@ -12,7 +12,10 @@ from subtune_jax.training.loop import fit
 from subtune_jax.training.optimizers import adam
 from subtune_jax.training.phases import Phase, Settings
 from subtune_jax.training.state import start
+from subtune_jax.tuning.anchor import l2_sp
 from subtune_jax.tuning.fixed_mask import fixed_mask, mask_indices
+from subtune_jax.tuning.rescaled import rescaled
+from subtune_jax.tuning.subset import subset
 from tests import toy
 
 KEY = jax.random.key(0)
@@ -90,9 +93,10 @@ def test_the_mask_of_a_run_comes_back_with_it_and_from_its_checkpoint(tmp_path):
         }
 
 
-def test_a_run_without_a_mask_says_so():
+@pytest.mark.parametrize("tuning", [subset(), l2_sp(0.1), rescaled()])
+def test_a_run_without_a_mask_says_so(tuning):
     network = toy.mlp()
-    phase = Phase(select(network, {"g": ["head"]}), adam(1e-2), 1)
+    phase = Phase(select(network, {"g": ["two", "head"]}), adam(1e-2), 1, tuning)
     result = fit(network, phase, toy.points(), key=KEY)
     with pytest.raises(InputError, match="these values have no mask: tune with"):
         mask_indices(result.trainable, result.fixed)
