@@ -52,9 +52,8 @@ class Diff:
     """Factor of the expected number of changes, for structured and plain (paper: 1.25e-7
     for BERT-large; it goes with the number of weights, and with that of steps)."""
     gates_learning_rate: Positive[float] = 0.1
-    """Learning rate of the gates (official code)."""
-    multiplier_learning_rate: Positive[float] = 0.4
-    """Learning rate of the multiplier of constrained."""
+    """Learning rate of the gates, by Adam (official code), or of constrained by normalized
+    SGD."""
     l0: Annotated[str, *one_of("product", "additive")] = "product"
     """How gates of elements and groups count together (paper: product; official code:
     additive)."""

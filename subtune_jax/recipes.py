@@ -6,6 +6,8 @@ those of the whole run. A unit is a name of `Network.units`, `table:unit` or a p
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from subtune_jax import tree
 from subtune_jax.errors import InputError, require_positive
 from subtune_jax.labels import FROZEN
@@ -13,9 +15,9 @@ from subtune_jax.losses import cross_entropy
 from subtune_jax.network import Labels, Network, require_network
 from subtune_jax.selection import rate_multipliers
 from subtune_jax.selection.select import match, select
-from subtune_jax.training.optimizers import Rule, adam, ascent
+from subtune_jax.training.optimizers import Rule, adam, ascent, normalized_sgd
 from subtune_jax.training.phases import Phase
-from subtune_jax.tuning.diff_pruning import constrained_diff_pruning
+from subtune_jax.tuning.diff_pruning import CUT, constrained_diff_pruning
 from subtune_jax.tuning.diff_pruning import diff_pruning as gated_differences
 from subtune_jax.tuning.fixed_mask import largest_changes
 
@@ -131,7 +133,7 @@ def diff_pruning(
     strength: float | None = None,
     head_rule: Rule | None = None,
     gates_rule: Rule | None = None,
-    multiplier_rule: Rule = ascent(0.4),
+    multiplier_rule: Rule | None = None,
     mask_rule: Rule | None = None,
     mask_share: float = 0.5,
     structure: str = "leaf",
@@ -147,12 +149,14 @@ def diff_pruning(
     `head_rule`; in the second phase, `mask_share` of the steps, the chosen elements have
     `mask_rule` (default: the same). strength: the fixed factor of E[L0] (paper: 1.25e-7
     for 3e8 parameters; it goes with their number); `None`: none, but the constraint of
-    `constrained_diff_pruning`. gates_rule: default Adam at 0.1, constant with a strength
-    (official code), and falling to 0 under the constraint, which then holds to a percent.
+    `constrained_diff_pruning`. gates_rule: default Adam at 0.1 with a strength (official
+    code), and under the constraint `normalized_sgd` at 0.1, falling to 0. multiplier_rule:
+    default ascent at a rate that reaches the share in half of the gated steps.
     gated: what may change beside the head. structure, l0 and start: see
     `tuning.diff_pruning` and `tuning.largest_changes`. Epochs of the first phase are not
     kept: they are not sparse. Raises `InputError` for a share that is not in (0, 1] or
-    leaves no element, a network without this head, and where a phase would have no step.
+    leaves no element, a network without this head, and where a phase would have no step,
+    or too few for the multiplier to reach the share.
     """
     require_network(network)
     if not any(stage.name == head for stage in network.stages):
@@ -164,20 +168,36 @@ def diff_pruning(
     k = masked_elements(network, labels, share)
     second = int(steps * mask_share)
     require_positive(gated_steps=steps - second, mask_steps=second)
-    schedule = "linear" if strength is None else "constant"
-    gates = gates_rule or adam(0.1, clip_norm=1.0, schedule=schedule)
     rules = {GROUP: rule, "head": head_rule or rule}
     mask_rules = rules | {GROUP: mask_rule or rule}
-    rules |= {"gates": gates}
     if strength is None:
         tuning = constrained_diff_pruning(share, structure=structure)
-        rules |= {"multiplier": multiplier_rule}
+        multiplier_rule = multiplier_rule or _reaching(share, steps - second)
+        gates = gates_rule or normalized_sgd(0.1, schedule="linear")
+        rules |= {"gates": gates, "multiplier": multiplier_rule}
     else:
         tuning = gated_differences(strength, structure=structure, l0=l0)
+        rules |= {"gates": gates_rule or adam(0.1, clip_norm=1.0)}
     return [
         Phase(labels, rules, steps - second, tuning, keeps=False),
         Phase(labels, mask_rules, second, largest_changes(k, start=start)),
     ]
+
+
+def _reaching(share: float, steps: int) -> Rule:
+    """Returns the multiplier's rule: half of the steps take it to the share, or all that
+    there are; raises `InputError` where these are too few."""
+    # From log alpha 5 all gates have to come down to logit(share), and a step is at most
+    # the rate times `CUT`. Near the share the error is multiplied by 1 - rate at every
+    # step: a rate above 1 would swing.
+    distance = 5.0 - np.log(share) + np.log1p(-min(share, 0.99))
+    least = int(np.ceil(distance / CUT))
+    if steps < least:
+        raise InputError(
+            f"the constraint takes at least {least} steps with gates to reach a share of "
+            f"{share}, and there are {steps}: give more steps, or a strength"
+        )
+    return ascent(min(1.0, 2 * distance / (CUT * steps)))
 
 
 def masked_elements(network: Network, labels: Labels, share: float) -> int:

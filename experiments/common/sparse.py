@@ -15,7 +15,7 @@ from subtune_jax.network import Labels, Network
 from subtune_jax.recipes import diff_pruning, masked_elements
 from subtune_jax.selection import elements
 from subtune_jax.selection.select import count_trainable, select
-from subtune_jax.training.optimizers import Rule, adam, ascent
+from subtune_jax.training.optimizers import Rule, adam, normalized_sgd
 from subtune_jax.training.phases import Phase
 from subtune_jax.training.tune import Trial, Tuned, tune
 from subtune_jax.tuning import (
@@ -85,7 +85,7 @@ def _gated(
     network: Network, method: str, share: float, diff: Any, budget: Budget
 ) -> list[Phase]:
     held = method in ("constrained", "fixed_gates", "outputs")
-    schedule = "linear" if held else "constant"
+    rate = diff.gates_learning_rate
     if method == "outputs":  # as many elements as the others, of those that have gates
         labels = labels_of(network, method)
         share = count_of(network, share) / masked_elements(network, labels, 1.0)
@@ -96,8 +96,9 @@ def _gated(
         budget.steps,
         strength=None if held else diff.strength,
         head_rule=budget.head,
-        gates_rule=adam(diff.gates_learning_rate, clip_norm=1.0, schedule=schedule),
-        multiplier_rule=ascent(diff.multiplier_learning_rate),
+        gates_rule=normalized_sgd(rate, schedule="linear")
+        if held
+        else adam(rate, clip_norm=1.0),
         mask_rule=budget.mask,
         mask_share=budget.masked / budget.steps,
         structure="none" if method == "plain" else "leaf",

@@ -7,6 +7,7 @@ from subtune_jax.training.optimizers import (
     adam,
     adamw,
     ascent,
+    normalized_sgd,
     sgd,
     uncorrected_epsilon,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "evaluate",
     "fit",
     "memo",
+    "normalized_sgd",
     "placement",
     "predict",
     "race",

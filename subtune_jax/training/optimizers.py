@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from subtune_jax import tree
@@ -27,8 +28,9 @@ class Rule(NamedTuple):
     u = direction(clip(g) + l2 * w) + weight_decay * w
     w <- w - learning_rate * s(t) * multiplier * u
 
-    direction: `sgd`, `adam`, `hf_adam` or `ascent`. clip_norm: the largest L2 norm of the
-    group's gradient; groups of one `clip_group` are clipped by the norm over all of them.
+    direction: `sgd`, `normalized`, `adam`, `hf_adam` or `ascent`. clip_norm: the largest
+    L2 norm of the group's gradient; groups of one `clip_group` are clipped by the norm
+    over all of them.
     schedule: `constant`, `cosine` or `linear` (both to 0 at the end of the phase).
     warmup: the number of updates over which the learning rate rises linearly from 0.
     eps: what Adam adds to the root of the second moment; another one is another program.
@@ -72,6 +74,25 @@ def sgd(
             clip_group=clip_group,
         )
     )
+
+
+def normalized_sgd(
+    learning_rate: float,
+    *,
+    momentum: float = 0.9,
+    schedule: str = "constant",
+    warmup: int = 0,
+) -> Rule:
+    """SGD on the gradient in units of its root mean square over all of the group:
+
+    t <- momentum * t + (1 - momentum) * g / rms(g),   w <- w - learning_rate * t
+
+    A step is of the learning rate, as Adam's is, but goes to the elements in proportion to
+    their gradients: where those decide which elements win (gates), Adam, which divides
+    each by its own size, lets noise decide. Raises `InputError` for a number out of range.
+    """
+    rule = sgd(learning_rate, momentum=momentum, schedule=schedule, warmup=warmup)
+    return rule._replace(direction="normalized")
 
 
 def adam(
@@ -268,6 +289,8 @@ def _moves(rule: Rule, updates: int) -> optax.GradientTransformation:
             u, direction = optax.scale_by_adam(eps=eps).update(u, s.direction)
         elif rule.direction == "ascent":
             u, direction = jax.tree.map(jnp.negative, u), s.direction
+        elif rule.direction == "normalized":
+            u = direction = _averaged(u, s)
         else:
             u = jax.tree.map(
                 lambda g, t: g + s.momentum.astype(t.dtype) * t, u, s.direction
@@ -285,6 +308,17 @@ def _moves(rule: Rule, updates: int) -> optax.GradientTransformation:
         return u, s._replace(count=s.count + 1, direction=direction)
 
     return optax.GradientTransformation(init, update)
+
+
+def _averaged(grads: Tree, s: MoveState) -> Tree:
+    """Returns the running mean of gradients in units of their root mean square."""
+    rms = optax.tree.norm(grads) / np.sqrt(tree.count(grads))
+    scale = (1 - s.momentum) * jnp.where(rms > 0, 1 / rms, 0)
+    return jax.tree.map(
+        lambda g, t: scale.astype(g.dtype) * g + s.momentum.astype(t.dtype) * t,
+        grads,
+        s.direction,
+    )
 
 
 def _schedule(shape: str, s: MoveState) -> jax.Array:

@@ -11,6 +11,7 @@ from subtune_jax.training.optimizers import (
     adam,
     adamw,
     ascent,
+    normalized_sgd,
     optimizer,
     sgd,
     uncorrected_epsilon,
@@ -158,6 +159,23 @@ def test_epsilon_before_the_bias_correction():
     by_hand = -1e-9 * root / (1e-9 * root + 1e-8)
     early = uncorrected_epsilon(adamw(1.0, weight_decay=0))
     assert first(early) == pytest.approx(by_hand, 1e-4)
+
+
+def test_normalized_steps_are_in_proportion_and_of_the_rate_in_the_mean():
+    """g = (3, 4) and (0, 0), rms 2.5; half of 1.2 and 1.6 at the first step, then 3/4."""
+    rule = normalized_sgd(0.1, momentum=0.5)
+    names = {"a": "g", "b": "g"}
+    tx = optimizer({"g": rule}, names, dict.fromkeys(names, 0), 10)
+    grads = {"a": jnp.array([3.0, 4.0]), "b": jnp.zeros(2)}
+    params, state = jax.tree.map(jnp.zeros_like, grads), None
+    state = tx.init(params)
+    for share in (0.5, 0.75):
+        updates, state = tx.update(grads, state, params)
+        expected = -0.1 * share * np.array([1.2, 1.6])
+        np.testing.assert_allclose(updates["a"], expected, rtol=1e-6)
+        assert not np.any(updates["b"])
+    still, _ = tx.update(jax.tree.map(jnp.zeros_like, grads), tx.init(params), params)
+    assert not np.any(still["a"])
 
 
 def test_only_adam_has_an_epsilon():

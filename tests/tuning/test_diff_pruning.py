@@ -135,6 +135,19 @@ def test_the_multiplier_rises_by_the_error_and_moves_nothing_else():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("share", [0.05, 0.25])
+def test_the_constraint_of_the_recipe_holds_at_the_end(share):
+    network = toy.mlp(40)
+    first, _ = recipe(network, share, adam(1e-3), 480)
+    data = toy.points()
+    first = first._replace(keeps=True)
+    result = fit(network, first, data, key=KEY, settings=Settings(batch_size=16))
+    size = tree.count({s: network.params[s] for s in ("one", "two")})
+    expected = float(expected_nonzero(result.trainable))
+    assert expected == pytest.approx(share * size, rel=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0.05, 0.25])
 def test_the_constraint_holds_at_the_end(share):
     network = toy.mlp(40)
     labels = select(network, {"head": ["head"], "body": [".*"]})
@@ -256,11 +269,16 @@ def test_bytes_of_a_step_s_state():
     """w, gates, and two moments of each: six times the parameters, and little more."""
     network = toy.mlp(200)
     labels = select(network, {"head": ["head"], "body": [".*"]})
-    phase = recipe(network, 0.01, adam(1e-3), 20)[0]
     del labels
-    _, state = start(network, phase, Settings(cross_entropy), KEY)
-    beyond = tree.nbytes(state._replace(key=None, stats={}))
-    assert 5.9 < beyond / tree.nbytes(network.params) <= 6.1
+
+    def times(**how):
+        phase = recipe(network, 0.01, adam(1e-3), 100, **how)[0]
+        _, state = start(network, phase, Settings(cross_entropy), KEY)
+        beyond = tree.nbytes(state._replace(key=None, stats={}))
+        return beyond / tree.nbytes(network.params)
+
+    assert 5.9 < times(strength=1e-3) <= 6.1
+    assert 4.9 < times() <= 5.1  # the constraint's gates have one moment
 
 
 @pytest.mark.parametrize(
@@ -324,6 +342,14 @@ def test_gates_that_rest_keep_their_values_and_train_on():
     assert len(set(two)) == 3
     pair = (tree.fingerprint(r.network.params["one"]) for r in (first, second))
     assert next(pair) == next(pair)
+
+
+def test_too_few_steps_for_the_constraint_are_said():
+    """From log alpha 5 to logit(0.005) = -5.29, a quarter a step."""
+    with pytest.raises(
+        InputError, match="at least 42 steps .* 0.005, and there are 20"
+    ):
+        recipe(toy.mlp(40), 0.005, adam(1e-2), 40)
 
 
 def test_a_mask_says_how_many_elements_the_gates_had_changed():
