@@ -28,6 +28,7 @@ from subtune_jax.models.bert import BertConfig, bert
 from subtune_jax.models.load import PACKAGES
 from subtune_jax.network import Source, Tokens
 from subtune_jax.training.optimizers import adamw
+from subtune_jax.training.tune import Trial
 from tests import toy
 
 pytestmark = pytest.mark.slow
@@ -227,7 +228,8 @@ def test_what_is_carried_is_the_tuned_body_with_the_other_tasks_head(monkeypatch
     monkeypatch.setattr(study, "module_rows", spy)
     setting = setting_of("docstrings", Path("unused"))
     job = modules.Job("query", 0)
-    (row,) = study.carried_rows(settings, job, setting, tuned)
+    trial = Trial(None, 1.0, 1, "ok", 1, 0.0, tuned)
+    (row,) = study.carried_rows(settings, job, setting, trial)
     assert row["module"] == "query" and row["task"] == "docstrings to docstrings_other"
     ((task, module),) = seen
     assert module == "frozen" and len(set(task.train.y.tolist())) == 4

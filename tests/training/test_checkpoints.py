@@ -176,6 +176,17 @@ def test_more_steps_on_the_same_run_continue_it(tmp_path):
         longer(tmp_path / "short", 9, rule)
 
 
+def test_a_run_with_a_key_of_another_kind_goes_on(tmp_path):
+    network, key = toy.mlp(), jax.random.key(1, impl="rbg")
+
+    def to(steps, **how):
+        phase = Phase(select(network, {"g": ["two", "head"]}), adam(1e-2), steps)
+        return fit(network, phase, toy.points(32), key=key, **how).network.params
+
+    to(3, checkpoint=tmp_path)
+    chex.assert_trees_all_equal(to(8, checkpoint=tmp_path), to(8))
+
+
 def test_a_schedule_ends_with_its_steps_and_cannot_be_continued(tmp_path):
     rule = adam(1e-2, schedule="cosine")
     longer(tmp_path, 9, rule)

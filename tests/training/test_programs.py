@@ -309,3 +309,15 @@ def test_leaves_of_every_type_are_trained_or_refused_by_name(tuning):
             InputError, match=f"leaf 'one/{name}.*' is {dtype}: only real"
         ):
             run(network, phase._replace(labels=labels), data)
+
+
+def test_costs_under_accumulation_are_those_of_a_micro_batch():
+    network, batch = toy.mlp(), padded(toy.points(8), 8)
+    phase = Phase(select(network, {"g": ["head"]}), adam(1e-2), 5)
+    one, two = (step_cost(network, phase, batch, accumulate=n) for n in (1, 2))
+    assert (one.trainable, one.floor, one.flops) == (
+        two.trainable,
+        two.floor,
+        two.flops,
+    )
+    assert "| head |" in cost_table(network, {"head": phase}, batch, accumulate=2)
