@@ -36,7 +36,7 @@ from experiments.common.report import results, tables
 from experiments.common.report.intervals import paired_interval
 from experiments.common.report.plots import curves, heat_maps
 from experiments.common.report.results import Row
-from experiments.common.sparse import DENSE, GATED, SPARSE
+from experiments.common.sparse import DENSE, SPARSE, TWO_PHASES
 from experiments.common.study import Config, Context, Study, choice_of_first_seed, main
 from experiments.common.texts import TextTarget, TextTargetFlags
 from experiments.common.trials import on_mesh, trial_rows
@@ -114,12 +114,11 @@ def jobs(settings: Settings, task: st.Task) -> Iterator[Job]:
         for seed, method in product(range(settings.common.seeds), settings.methods)
         for share in ((1.0,) if method in DENSE else settings.sparsity)
     ]
-    few, all_ = settings.recipe.learning_rates, settings.recipe.full_learning_rates
-    two = {*settings.methods} & {*GATED, "non_adaptive"}
-    if two and len(few or ()) != len(all_ or ()):
+    dense, few = rates_of(settings.recipe)
+    if {*settings.methods} & {*TWO_PHASES} and len(dense) != len(few):
         raise st.InputError(
-            f"--learning-rates has {len(few or ())} values and --full-learning-rates "
-            f"{len(all_ or ())}: methods of two phases take one of each, so give as many"
+            f"--learning-rates has {len(few)} values and --full-learning-rates "
+            f"{len(dense)}: methods of two phases take one of each, so give as many"
         )
     for job in every:
         if job.seed == 0:  # refuses what cannot be; the numbers of a rule do not matter
@@ -134,7 +133,7 @@ def phases_of(
     recipe, diff = settings.recipe, settings.diff
     steps = recipe.epochs * -(-len(task.train.y) // recipe.batch_size)
     masked = int(steps * diff.mask_share)
-    two = job.method in (*GATED, "non_adaptive")
+    two = job.method in TWO_PHASES
     if two and not 0 < masked < steps:
         raise st.InputError(
             f"--mask-share {diff.mask_share} leaves {steps - masked} steps before the mask "
@@ -152,13 +151,18 @@ def phases_of(
     return sparse.phases_of(task.network, job.method, job.sparsity, diff, budget)
 
 
+def rates_of(recipe: ModuleRecipe) -> tuple[Sequence[float], Sequence[float]]:
+    """Returns the learning rates at which all weights move, and those of a few."""
+    return recipe.full_learning_rates or (), recipe.learning_rates or ()
+
+
 def variants_of(method: str, recipe: ModuleRecipe) -> list[Variant]:
     """Returns what is tried. All weights move at the rates of full, also where a mask of
     few comes after them at the rates of few (paper: 1e-5, then 5e-5)."""
-    few, all_ = recipe.learning_rates or (), recipe.full_learning_rates or ()
-    if method in (*GATED, "non_adaptive"):
-        return list(map(Variant, all_, few))
-    return list(map(Variant, all_ if method in ("full", "last_layer") else few))
+    dense, few = rates_of(recipe)
+    if method in TWO_PHASES:
+        return list(map(Variant, dense, few))
+    return list(map(Variant, dense if method in ("full", "last_layer") else few))
 
 
 def rows(
@@ -259,7 +263,7 @@ def differences(rows: Sequence[Row], config: Config) -> str:
     """Returns a gated method's score minus that of every other method, with the 95 %
     interval over the seeds that both have and their test examples."""
     tested = [row for row in rows if row["split"] == "outputs"]
-    gated = [m for m in ("structured", "constrained", "plain") if of(tested, m)]
+    gated = [m for m in ("structured", "constrained", "plain") if by_seed(tested, m)]
     if not gated:
         return ""
     head = "sparsity", f"{gated[0]} minus", "seeds", "difference", "95 % interval"
@@ -267,16 +271,18 @@ def differences(rows: Sequence[Row], config: Config) -> str:
     for sparsity in dict.fromkeys(
         r["sparsity"] for r in tested if r["method"] == gated[0]
     ):
-        mine = of(tested, gated[0], sparsity)
+        mine = by_seed(tested, gated[0], sparsity)
         for method in dict.fromkeys(r["method"] for r in tested):
             if method != gated[0]:
-                theirs = of(tested, method, sparsity) or of(tested, method, 1.0)
+                theirs = by_seed(tested, method, sparsity) or by_seed(
+                    tested, method, 1.0
+                )
                 cells = f"{100 * sparsity:g} %", method, *interval_cells(mine, theirs)
                 lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def of(
+def by_seed(
     rows: Sequence[Row], method: str, sparsity: float | None = None
 ) -> dict[int, Row]:
     """Returns the rows of a method by seed, at a sparsity if there is one."""

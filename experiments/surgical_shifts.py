@@ -36,12 +36,14 @@ from experiments.common.surgical import (
     RecipeFlags,
     Variant,
     derived,
+    is_block,
     phases,
     require_runnable,
     tuned_rows,
 )
 
 GRAY = {"none": "#bab0ab", "all": "#bab0ab"}
+CHOICES = ("race", "cross_val", "automatic")
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,25 @@ def by_method(rows: Sequence[Row], config: Config) -> str:
     return tables.markdown(cells | ranked, "tuned", bold=False)
 
 
+def by_choice(rows: Sequence[Row], config: Config) -> str:
+    """Returns what each way to choose a block has as its mean over the targets, beside the
+    blocks chosen for all of them, and the full runs that a race took, of every seed."""
+    tests = [row for row in rows if row["split"] == "test"]
+    cells = tables.cells([*tests, *derived(rows)], "method", "task")
+    chosen = [
+        m for m in dict.fromkeys(m for m, _ in cells) if m in CHOICES or is_block(m)
+    ]
+    taken = [row["full_runs"] for row in tests if "full_runs" in row]
+    lines = ["| tuned | mean over targets | full runs |", "|---|---|---|"]
+    for method in chosen:
+        mean = np.mean(
+            [cell.mean for (name, _), cell in cells.items() if name == method]
+        )
+        runs = f"{min(taken):.2f} to {max(taken):.2f}" if method == "race" else ""
+        lines.append(f"| {method} | {mean:.1f} | {runs} |")
+    return "\n".join(lines)
+
+
 def _cells(rows: Sequence[Row]) -> tables.Cells:
     tests = [row for row in rows if row["split"] == "test"]
     return tables.cells([*tests, *derived(rows)], "task", "method")
@@ -185,6 +206,7 @@ STUDY = Study(
         "by_target": by_target,
         "beside_reference": beside_reference,
         "by_method": by_method,
+        "by_choice": by_choice,
     },
     draw=draw,
     free=("methods", "shift"),

@@ -17,7 +17,7 @@ from subtune_jax.selection import rate_multipliers
 from subtune_jax.selection.select import match, select
 from subtune_jax.training.optimizers import Rule, adam, ascent, normalized_sgd
 from subtune_jax.training.phases import Phase
-from subtune_jax.tuning.diff_pruning import CUT, constrained_diff_pruning
+from subtune_jax.tuning.diff_pruning import CUT, LOG_ALPHA, constrained_diff_pruning
 from subtune_jax.tuning.diff_pruning import diff_pruning as gated_differences
 from subtune_jax.tuning.fixed_mask import largest_changes
 
@@ -151,7 +151,8 @@ def diff_pruning(
     for 3e8 parameters; it goes with their number); `None`: none, but the constraint of
     `constrained_diff_pruning`. gates_rule: default Adam at 0.1 with a strength (official
     code), and under the constraint `normalized_sgd` at 0.1, falling to 0. multiplier_rule:
-    default ascent at a rate that reaches the share in half of the gated steps.
+    default ascent at a rate that reaches the share in half of the gated steps, or, where
+    these are few, in all of them.
     gated: what may change beside the head. structure, l0 and start: see
     `tuning.diff_pruning` and `tuning.largest_changes`. Epochs of the first phase are not
     kept: they are not sparse. Raises `InputError` for a share that is not in (0, 1] or
@@ -187,10 +188,10 @@ def diff_pruning(
 def _reaching(share: float, steps: int) -> Rule:
     """Returns the multiplier's rule: half of the steps take it to the share, or all that
     there are; raises `InputError` where these are too few."""
-    # From log alpha 5 all gates have to come down to logit(share), and a step is at most
-    # the rate times `CUT`. Near the share the error is multiplied by 1 - rate at every
-    # step: a rate above 1 would swing.
-    distance = 5.0 - np.log(share) + np.log1p(-min(share, 0.99))
+    # From `LOG_ALPHA` all gates have to come down to logit(share), of 0.99 at the most (1
+    # has none), and a step is at most the rate times `CUT`. Near the share the error is
+    # multiplied by 1 - rate at every step: a rate above 1 would swing.
+    distance = LOG_ALPHA - np.log(share) + np.log1p(-min(share, 0.99))
     least = int(np.ceil(distance / CUT))
     if steps < least:
         raise InputError(

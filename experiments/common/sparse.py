@@ -32,7 +32,8 @@ OUTPUTS = ["layer_[0-9]+/attention/output/.*", "layer_[0-9]+/output/.*"]
 LAYERS = ["layer_[0-9]+/.*"]
 DENSE = ("full", "last_layer", "biases")
 GATED = ("structured", "plain", "constrained", "outputs", "fixed_gates")
-SPARSE = (*GATED, "non_adaptive", "random", "top_magnitude", "lora")
+TWO_PHASES = (*GATED, "non_adaptive")  # all weights move, then few
+SPARSE = (*TWO_PHASES, "random", "top_magnitude", "lora")
 
 
 class Budget(NamedTuple):

@@ -348,6 +348,11 @@ def _with_flops(
         yield row
 
 
+def is_block(method: str) -> bool:
+    """Returns whether a method tunes one block, or the last layer."""
+    return method.startswith("block") or method == "last"
+
+
 def derived(rows: Sequence[Row]) -> list[Row]:
     """Returns test rows of choices among methods, made by validation accuracy per seed.
 
@@ -355,7 +360,7 @@ def derived(rows: Sequence[Row]) -> list[Row]:
     of the automatic rules; of equals, the first. No test accuracy is read anew.
     """
     choices = {
-        "cross_val": lambda method: method.startswith("block") or method == "last",
+        "cross_val": is_block,
         "automatic": lambda method: method.startswith("auto_"),
     }
     validation: dict[tuple, float] = {}

@@ -31,6 +31,7 @@ from subtune_jax.tuning.subset import init as selected
 GATES, MULTIPLIER = "gates", "multiplier"  # groups of the optimizer
 STRUCTURES = ("none", "leaf", "neuron")
 L0 = ("product", "additive")
+LOG_ALPHA = 5.0  # of all gates at the start (paper): 99 % of them are not 0
 CUT = 0.25  # of the error: m moves by no more than a quarter of its rate in a step
 
 
@@ -39,7 +40,7 @@ def diff_pruning(
     *,
     structure: str = "leaf",
     l0: str = "product",
-    log_alpha: float = 5.0,
+    log_alpha: float = LOG_ALPHA,
     gate: HardConcrete = HardConcrete(),
     free: Sequence[str] = ("head",),
 ) -> Tuning:
@@ -68,7 +69,7 @@ def constrained_diff_pruning(
     share: float,
     *,
     structure: str = "leaf",
-    log_alpha: float = 5.0,
+    log_alpha: float = LOG_ALPHA,
     gate: HardConcrete = HardConcrete(),
     free: Sequence[str] = ("head",),
 ) -> Tuning:

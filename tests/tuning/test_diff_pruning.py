@@ -268,8 +268,6 @@ def test_groups_of_bert_large():
 def test_bytes_of_a_step_s_state():
     """w, gates, and two moments of each: six times the parameters, and little more."""
     network = toy.mlp(200)
-    labels = select(network, {"head": ["head"], "body": [".*"]})
-    del labels
 
     def times(**how):
         phase = recipe(network, 0.01, adam(1e-3), 100, **how)[0]

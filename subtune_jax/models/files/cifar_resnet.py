@@ -6,36 +6,37 @@ from typing import Any
 import jax
 
 from subtune_jax.errors import InputError, unknown
-from subtune_jax.models.files.convert import (
-    CONV,
-    LINEAR,
-    RESNET_BODY,
-    Family,
-    Name,
-    norm_names,
-)
+from subtune_jax.models.files import convert
 from subtune_jax.models.resnet import ResNetConfig, resnet
 from subtune_jax.network import Pixels, Source
 
 CIFAR_RESNET = [
-    *RESNET_BODY,
-    *norm_names("bn", "pool/norm"),
-    Name(r"(?:fc|linear)\.weight", "params/head/kernel", LINEAR),
-    Name(r"(?:fc|linear)\.bias", "params/head/bias"),
+    *convert.RESNET_BODY,
+    *convert.norm_names("bn", "pool/norm"),
+    convert.Name(r"(?:fc|linear)\.weight", "params/head/kernel", convert.LINEAR),
+    convert.Name(r"(?:fc|linear)\.bias", "params/head/bias"),
 ]
 
 
 # Zagoruyko's names, in RobustBench's networks among others.
 _WIDE = r"block(\d)\.layer\.(\d+)\."
 WIDE = [
-    Name(rf"{_WIDE}conv(\d)\.weight", r"params/block\1_\2/conv\3/kernel", CONV),
-    Name(rf"{_WIDE}convShortcut\.weight", r"params/block\1_\2/shortcut/kernel", CONV),
-    *norm_names(rf"{_WIDE}bn(\d)", r"block\1_\2/norm\3"),
-    *norm_names("bn1", "pool/norm"),
+    convert.Name(
+        rf"{_WIDE}conv(\d)\.weight", r"params/block\1_\2/conv\3/kernel", convert.CONV
+    ),
+    convert.Name(
+        rf"{_WIDE}convShortcut\.weight",
+        r"params/block\1_\2/shortcut/kernel",
+        convert.CONV,
+    ),
+    *convert.norm_names(rf"{_WIDE}bn(\d)", r"block\1_\2/norm\3"),
+    *convert.norm_names("bn1", "pool/norm"),
 ]
 
 
-def resnet_family(config: Mapping[str, Any], options: Mapping[str, Any]) -> Family:
+def resnet_family(
+    config: Mapping[str, Any], options: Mapping[str, Any]
+) -> convert.Family:
     """Returns a residual network; raises `InputError` for options, which it has none of.
 
     `"shortcut": "projection"` and `stem_width` describe a wide residual network.
@@ -69,4 +70,4 @@ def resnet_family(config: Mapping[str, Any], options: Mapping[str, Any]) -> Fami
     source = Source(Pixels(channels, (height, width), shape.mean, shape.std))
     # `bn1` is the stem's norm in one layout and the final one in the other.
     names = [*WIDE, *CIFAR_RESNET] if shape.projection else CIFAR_RESNET
-    return Family(network._replace(source=source), names)
+    return convert.Family(network._replace(source=source), names)
