@@ -221,6 +221,7 @@ COLUMNS = (
     "bytes a value",
     "differ",
     "before the mask",
+    "expected",
     "untouched tensors",
     "seconds a step, compilation included",
 )
@@ -246,6 +247,7 @@ def by_method(rows: Sequence[Row], config: Config) -> str:
             mean_of(held, "bytes_a_value", 2),
             mean_of(held, "differ"),
             mean_of(held, "before_mask"),
+            mean_of(held, "expected"),
             f"{mean_of(held, 'untouched')} of {held[0]['tensors']}" if held else "",
             f"{np.mean(paces):.2f}" if paces else "",
         ]

@@ -24,7 +24,7 @@ import numpy as np
 import subtune_jax as st
 from experiments.common import search
 from experiments.common.flags import Common, Flags, Positive, by_data, one_of
-from experiments.common.images import TargetFlags
+from experiments.common.images import TargetFlags, with_digits
 from experiments.common.report import tables
 from experiments.common.report.plots import curves
 from experiments.common.report.results import Row
@@ -36,7 +36,6 @@ from experiments.common.subtuning import (
     RecipeFlags,
     new_task,
     require_searchable,
-    with_digits,
 )
 
 

@@ -22,7 +22,7 @@ from typing import Annotated
 import subtune_jax as st
 from experiments.common import search
 from experiments.common.flags import Common, Flags, one_of
-from experiments.common.images import TargetFlags
+from experiments.common.images import TargetFlags, with_digits
 from experiments.common.report.results import Row
 from experiments.common.search import LORA, SEARCHES, Greedy, GreedyFlags
 from experiments.common.study import Config, Study, main
@@ -33,7 +33,6 @@ from experiments.common.subtuning import (
     RecipeFlags,
     new_task,
     require_searchable,
-    with_digits,
 )
 
 

@@ -25,7 +25,7 @@ import numpy as np
 
 import subtune_jax as st
 from experiments.common.flags import Common, Flags, Positive
-from experiments.common.images import TargetFlags
+from experiments.common.images import TargetFlags, with_digits
 from experiments.common.report import tables
 from experiments.common.report.plots import grouped_bars, heat_maps
 from experiments.common.report.results import Row
@@ -41,7 +41,6 @@ from experiments.common.subtuning import (
     require_searchable,
     scorer,
     units_of,
-    with_digits,
 )
 
 REFERENCES = {"head alone": (), "all blocks": ("blocks",)}

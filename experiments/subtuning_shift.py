@@ -21,7 +21,7 @@ from typing import Annotated
 import subtune_jax as st
 from experiments.common import search
 from experiments.common.flags import Common, Flags, one_of
-from experiments.common.images import TargetFlags
+from experiments.common.images import TargetFlags, with_digits
 from experiments.common.report import tables
 from experiments.common.report.plots import grouped_bars
 from experiments.common.report.results import Row
@@ -35,7 +35,6 @@ from experiments.common.subtuning import (
     new_task,
     require_searchable,
     units_of,
-    with_digits,
 )
 
 

@@ -32,7 +32,7 @@ from experiments.common.flags import (
     by_data,
     default,
 )
-from experiments.common.images import TargetFlags
+from experiments.common.images import TargetFlags, with_digits
 from experiments.common.report import tables
 from experiments.common.report.plots import grouped_bars
 from experiments.common.report.results import Row
@@ -46,7 +46,6 @@ from experiments.common.subtuning import (
     new_task,
     tuned,
     units_of,
-    with_digits,
 )
 
 

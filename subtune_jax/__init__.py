@@ -3,8 +3,9 @@
     import subtune_jax as st
 
 The names of the daily line stand here; all others in the namespaces `cost`, `data`,
-`deltas`, `demo`, `elements`, `losses`, `memory`, `metrics`, `models`, `recipes`,
-`scores`, `selection`, `training`, `tree` and `tuning`, which load when they are used.
+`deltas`, `demo`, `elements`, `evaluation`, `losses`, `memory`, `metrics`, `models`,
+`recipes`, `scores`, `selection`, `training`, `tree` and `tuning`, which load when they
+are used.
 """
 
 import importlib
@@ -43,6 +44,7 @@ NAMESPACES = {
     "deltas": "subtune_jax.deltas",
     "demo": "subtune_jax.demo",
     "elements": "subtune_jax.selection.elements",
+    "evaluation": "subtune_jax.evaluation",
     "losses": "subtune_jax.losses",
     "memory": "subtune_jax.memory",
     "metrics": "subtune_jax.metrics",

@@ -16,6 +16,14 @@ from subtune_jax.network import (
 )
 
 LECUN_NORMAL = jax.nn.initializers.lecun_normal()
+INITIALIZERS: dict[str, Callable] = {
+    "zero": jax.nn.initializers.zeros,
+    "normal": jax.nn.initializers.normal(0.01),
+    "torch": jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
+    "glorot": jax.nn.initializers.glorot_normal(),
+    "he": jax.nn.initializers.he_normal(),
+    "lecun": LECUN_NORMAL,
+}  # torch: U(-1/sqrt(d), 1/sqrt(d)), as torch.nn.Linear draws its weights
 NORMALIZE_MODES = ("batch", "batch_affine")
 EPSILON, MOMENTUM = 1e-5, 0.9
 Key = jax.Array | None
@@ -27,6 +35,11 @@ def linear(
     """The head stage x W + b: `kernel` [features, classes], `bias` [classes]."""
     del batch_stats, key
     return x @ params["kernel"] + params["bias"][None], stats
+
+
+def standardize(x: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
+    """Returns (x - mean) / sqrt(var + 1e-5) of features float[batch, features]."""
+    return (x - mean[None]) * jax.lax.rsqrt(var + EPSILON)[None]
 
 
 def normalized_linear(
@@ -47,7 +60,7 @@ def normalized_linear(
             "var": MOMENTUM * old["var"] + (1 - MOMENTUM) * var,
         }
         stats = {**stats, "norm": kept}
-    z = (x - mean[None]) * jax.lax.rsqrt(var + EPSILON)[None]
+    z = standardize(x, mean, var)
     if "norm" in params:
         z = z * params["norm"]["scale"][None] + params["norm"]["bias"][None]
     return linear(params, stats, z, batch_stats=batch_stats, key=key)

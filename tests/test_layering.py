@@ -17,7 +17,7 @@ RANKS = [
     {"labels", "head", "dry_run"},
     {"models", "data", "selection", "tuning", "stage_flops"},
     {"training", "deltas"},
-    {"serving", "cost", "recipes"},
+    {"serving", "cost", "evaluation", "recipes"},
     {"demo", "__main__"},
 ]
 

@@ -34,6 +34,7 @@ from subtune_jax.training.predict import evaluate
 
 PROBE_LEARNING_RATE, PROBE_EPOCHS = 1e-3, 30  # of a fresh head, from zeros; our choice
 VTAB = {"vtab": "official", "vtab_subtuning": "subtuning"}
+TWO_DIGITS_SHIFTS = ("contrast", "subpopulation")
 DIGITS_SHIFTS = ("contrast", "gaussian_noise", "subpopulation", "label_flip")
 
 
@@ -202,6 +203,15 @@ class Target:
         if name == "none":
             return dataset
         return f"{dataset}, {name}" if "corrupted" in self.dataset else name
+
+
+def with_digits(settings: Any) -> Any:
+    """Returns the settings with two shifts of the digits, where none was named: an early
+    layer is best for one, and late ones for the other."""
+    target = settings.target
+    if not target.embedded or target.shift is not None:
+        return settings
+    return replace(settings, target=replace(target, shift=TWO_DIGITS_SHIFTS))
 
 
 TargetFlags = Annotated[Target, tyro.conf.OmitArgPrefixes]

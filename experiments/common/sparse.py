@@ -207,7 +207,8 @@ def stored_rows(base: Network, values: str, trial: Trial) -> Iterator[Row]:
     many elements differ, in which share of each stage, and how many tensors it leaves alone.
 
     bytes_a_value: of the places and values of elements, without header and head.
-    before_mask: how many elements had changed when the mask was made of the largest.
+    before_mask: how many elements had changed when the mask was made of the largest, and
+    expected: E[L0] of the gates then.
     """
     assert trial.network is not None
     delta = extract(base, trial.network, values=values, **form_of(trial))
@@ -218,7 +219,7 @@ def stored_rows(base: Network, values: str, trial: Trial) -> Iterator[Row]:
         for some in elements
         for coded in [encode(some.places)]
     )
-    changed = tree.flatten(trial.fixed).get("realisation/changed")
+    counts = (trial.fixed or {}).get("realisation", {})
     yield {
         "split": "stored",
         "metric": "bytes",
@@ -226,7 +227,8 @@ def stored_rows(base: Network, values: str, trial: Trial) -> Iterator[Row]:
         "stored": sum(sizes.values()),
         "bytes_a_value": streams / sizes["elements"] if sizes["elements"] else None,
         "differ": sum(counts.values()),
-        "before_mask": None if changed is None else int(changed),
+        "before_mask": int(counts["changed"]) if counts else None,
+        "expected": float(counts["expected"]) if "expected" in counts else None,
         "untouched": sum(n == 0 for n in counts.values()),
         "tensors": len(counts),
         "shares": _shares(base, counts),

@@ -21,7 +21,6 @@ from experiments.common.study import Context
 Subset = tuple[str, ...]
 NAMES = {"linear probing": (), "full": ("blocks",), "full with stem": ("all",)}
 HEAD = "head"
-DIGITS = ("contrast", "subpopulation")
 RANKINGS = {
     "rgn": st.scores.relative_gradient_norm,
     "snr": partial(st.scores.signal_to_noise, mode="microbatch"),
@@ -33,15 +32,6 @@ def new_task() -> Target:
     """Returns the flags of a new task: its own test split, and a head that begins at zeros
     and trains with the rest."""
     return Target(split="train", test_split="test", head_start="zeros")
-
-
-def with_digits(settings: Any) -> Any:
-    """Returns the settings with two shifts of the digits, where none was named: an early
-    layer is best for one, and late ones for the other."""
-    target = settings.target
-    if not target.embedded or target.shift is not None:
-        return settings
-    return replace(settings, target=replace(target, shift=DIGITS))
 
 
 class Job(NamedTuple):

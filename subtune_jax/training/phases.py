@@ -10,6 +10,7 @@ import optax
 from subtune_jax import function_identity, tree
 from subtune_jax.data.batches import Batch
 from subtune_jax.errors import InputError, require_whole
+from subtune_jax.head import normalized_linear
 from subtune_jax.labels import (
     FROZEN,
     lowest_trainable,
@@ -107,6 +108,8 @@ def make_program(
     _require_floats(dtypes)
     norm = settings.norm if phase.norm is None else phase.norm
     dropout = settings.dropout if phase.dropout is None else phase.dropout
+    batch_stats = stages_with_batch_stats(network.stats, labels, norm)
+    _require_spread(network, batch_stats, settings.batch_size)
     tuning = phase.tuning
     functions = (network.stages, settings.loss, tuning.materialize, tuning.penalty)
     return Program(
@@ -121,11 +124,23 @@ def make_program(
         ),
         rules=tuple((group, _form(rule)) for group, rule in rules.items()),
         accumulate=settings.accumulate,
-        batch_stats=stages_with_batch_stats(network.stats, labels, norm),
+        batch_stats=batch_stats,
         dropout=stages_with_dropout(network.stages, labels, dropout),
         lowest=lowest_trainable(network.stages, labels),
         first=network.first,
     )
+
+
+def _require_spread(
+    network: Network, batch_stats: frozenset[str], batch_size: int
+) -> None:
+    """Raises `InputError` where a head normalizes features over one example."""
+    name, apply = network.stages[-1]
+    if apply is normalized_linear and name in batch_stats and batch_size == 1:
+        raise InputError(
+            f"stage {name!r} normalizes its features over the batch, and a batch of 1 "
+            "leaves none: take a larger batch_size, or a head without normalize"
+        )
 
 
 def check(

@@ -8,6 +8,15 @@ from subtune_jax.tuning.diff_pruning import (
     expected_nonzero,
     fixed_gates,
 )
+from subtune_jax.tuning.fast import (
+    EnergySplit,
+    contamination_energy,
+    energy_split,
+    maximum_entropy_head,
+    normalized_features,
+    output_error,
+    stalled_update,
+)
 from subtune_jax.tuning.fixed_mask import fixed_mask, largest_changes, mask_indices
 from subtune_jax.tuning.hard_concrete import HardConcrete
 from subtune_jax.tuning.lora import Factors, lora, lora_factors
@@ -17,12 +26,15 @@ from subtune_jax.tuning.subset import subset
 
 __all__ = [
     "Ended",
+    "EnergySplit",
     "Factors",
     "HardConcrete",
     "Parts",
     "Tuning",
     "constrained_diff_pruning",
+    "contamination_energy",
     "diff_pruning",
+    "energy_split",
     "expected_nonzero",
     "fixed_gates",
     "fixed_mask",
@@ -34,7 +46,11 @@ __all__ = [
     "leaf_groups",
     "lora",
     "lora_factors",
+    "maximum_entropy_head",
     "no_penalty",
+    "normalized_features",
+    "output_error",
     "rescaled",
+    "stalled_update",
     "subset",
 ]

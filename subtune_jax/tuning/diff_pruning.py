@@ -154,7 +154,7 @@ def materialize(
 ) -> Params:
     """Returns the base with its gated differences added, and free leaves in place."""
     values = tree.flatten(trainable)
-    gates = _gates_of(values, _gate_of(fixed), key)
+    gates = _gates_of(values, gate_of(fixed), key)
     return tree.map_with_path(
         lambda path, leaf: (
             leaf + gates[path] * values[f"{path}/w"]
@@ -181,7 +181,7 @@ def fixed_gates() -> Tuning:
         values = tree.flatten(ended.parts.trainable)
         if not any(path.endswith("/log_alpha") for path in values):
             raise InputError("fixed gates need a phase of diff pruning before them")
-        every = _gates_of(values, _gate_of(ended.parts.fixed), key)
+        every = _gates_of(values, gate_of(ended.parts.fixed), key)
         live = tree.flatten(ended.params)
         chosen = tree.flatten(selected(ended.params, labels).trainable)
         z = {p: every[p] for p in chosen if p in every}
@@ -232,7 +232,7 @@ def _strength_penalty(
     l0: str, trainable: Params, fixed: Any, params: Params
 ) -> jax.Array:
     del params
-    return fixed[GATES]["strength"] * expected_nonzero(trainable, _gate_of(fixed), l0)
+    return fixed[GATES]["strength"] * expected_nonzero(trainable, gate_of(fixed), l0)
 
 
 def _multiplier_penalty(trainable: Params, fixed: Any, params: Params) -> jax.Array:
@@ -247,12 +247,13 @@ def _multiplier_penalty(trainable: Params, fixed: Any, params: Params) -> jax.Ar
     )
     if not size:  # all gates rest, and so does the constraint
         return 0 * trainable[MULTIPLIER]
-    expected = expected_nonzero(rest, _gate_of(fixed))
+    expected = expected_nonzero(rest, gate_of(fixed))
     error = jnp.log(expected) - jnp.log(fixed[GATES]["share"] * size)
     return trainable[MULTIPLIER] * jnp.clip(error, -CUT, CUT)
 
 
-def _gate_of(fixed: Any) -> HardConcrete:
+def gate_of(fixed: Any) -> HardConcrete:
+    """Returns the gate of a run, from its fixed values."""
     return HardConcrete(*(fixed[GATES][name] for name in HardConcrete._fields))
 
 

@@ -15,6 +15,7 @@ from subtune_jax import tree
 from subtune_jax.errors import InputError, require_positive, unknown
 from subtune_jax.labels import FROZEN
 from subtune_jax.network import Labels, Params
+from subtune_jax.tuning.diff_pruning import GATES, expected_nonzero, gate_of
 from subtune_jax.tuning.method import Ended, Parts, Tuning, leaf_groups, no_penalty
 
 Indices = Mapping[str, np.ndarray]  # {path: int[k], places in the flattened leaf}
@@ -55,7 +56,8 @@ def largest_changes(
     The k largest |w - w_0| over all trainable leaves outside the `free` groups, ties to
     the lower index; free leaves train on as a whole. Of random gates (diff pruning) one
     realisation counts, drawn once, as in the paper (its section 3.2); how many elements it
-    changed stands in the fixed values, at `realisation/changed`. start: from where
+    changed stands in the fixed values, at `realisation/changed`, and beside it E[L0] of
+    the gates, at `realisation/expected`. start: from where
     the chosen elements train on: `change`, as they were compared; `ungated`, from w_0 + w
     of diff pruning whatever their gates (official code); or `base`, from w_0. It can only
     take over: how many elements a leaf has is not known before.
@@ -86,9 +88,7 @@ def largest_changes(
         kept = set(largest)
         begins = tree.map_with_path(lambda p, a, b: a if p in kept else b, begins, live)
         trainable, places = _parts(largest, begins, labels)
-        changed = sum(int(np.count_nonzero(values)) for values in changes.values())
-        fixed = {**places, "realisation": {"changed": jnp.int32(changed)}}
-        return Parts(trainable, fixed)
+        return Parts(trainable, {**places, "realisation": _counts(ended, changes)})
 
     return Tuning(init, leaf_groups, materialize_learnt, no_penalty, take_over)
 
@@ -121,6 +121,16 @@ def _realisation(ended: Ended, params: Params, key: jax.Array | None) -> Params:
         ended.params,
         drawn,
     )
+
+
+def _counts(ended: Ended, changes: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Returns how many elements changed, and how many the gates, if any, expect to."""
+    changed = sum(int(np.count_nonzero(values)) for values in changes.values())
+    counts = {"changed": jnp.int32(changed)}
+    if GATES in ended.parts.fixed:
+        gate = gate_of(ended.parts.fixed)
+        counts["expected"] = expected_nonzero(ended.parts.trainable, gate)
+    return counts
 
 
 def _changes(

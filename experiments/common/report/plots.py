@@ -107,6 +107,30 @@ def _heat_map(axis, cells: Mapping[tuple[str, str], float]) -> None:
         axis.text(j, i, f"{value:.3g}", ha="center", va="center", fontsize=8)
 
 
+def surfaces(panels: Mapping[str, tuple], file: Path) -> None:
+    """Draws `{panel: (xs, ys, values [ys, xs], {point: (x, y)})}`, two panels beside each
+    other, to a PNG: darker is lower, and the points are marked by name."""
+    rows = -(-len(panels) // 2)
+    figure = Figure(figsize=(10.0, 4.0 * rows), layout="constrained")
+    axes = figure.subplots(rows, 2, squeeze=False).ravel()
+    for axis, (title, (xs, ys, values, points)) in zip(
+        axes, panels.items(), strict=False
+    ):
+        # Losses rise steeply at the rim: by their logarithm the valley shows.
+        drawn = axis.contourf(xs, ys, np.log10(values), levels=20, cmap="viridis")
+        figure.colorbar(drawn, ax=axis, label="log10 of the loss")
+        for name, (x, y) in points.items():
+            axis.plot(x, y, "o", color="white", markeredgecolor="black")
+            axis.annotate(
+                name, (x, y), (4, 6), textcoords="offset points", color="white"
+            )
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("distance from the base, towards ordinary fine-tuning")
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
+    _save(figure, file)
+
+
 def _save(figure: Figure, file: Path) -> None:
     FigureCanvasAgg(figure)
     temporary = file.with_name(f".{file.name}.{os.getpid()}")

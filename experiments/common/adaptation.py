@@ -1,0 +1,269 @@
+"""Strategies for a new head on a pretrained body: how they start, what trains when, and
+the curves of learning and forgetting that they leave."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, NamedTuple
+
+import jax
+import tyro
+
+from experiments.common.flags import Positive, by_data, first, one_of
+from experiments.common.report import results
+from experiments.common.report.results import Row
+from experiments.common.study import Context, choice_of_first_seed
+from experiments.common.trials import on_mesh
+from subtune_jax import recipes
+from subtune_jax.data.task import Task, test_once
+from subtune_jax.errors import InputError
+from subtune_jax.evaluation import watch_forgetting
+from subtune_jax.head import INITIALIZERS, replace_head
+from subtune_jax.network import Network
+from subtune_jax.selection.select import count_trainable, select
+from subtune_jax.training.loop import DivergedError, FitResult, fit
+from subtune_jax.training.optimizers import Rule, adam, sgd
+from subtune_jax.training.phases import Phase
+from subtune_jax.training.predict import predict
+from subtune_jax.training.settings import Settings
+from subtune_jax.training.watch import Record, early_then_log
+from subtune_jax.tree import count
+
+HEAD = "head"
+CURVES = (
+    "target",
+    "source",
+    "loss",
+    "entropy",
+    "energy",
+    "energy_initial",
+    "energy_learnt",
+)
+
+
+class Strategy(NamedTuple):
+    """How a new head starts, and what trains when.
+
+    init: of its weights (`head.INITIALIZERS`). normalize: of its features, none, batch or
+    batch_affine. stall: updates of the head alone at the start. probe: the share of the
+    steps that train the head alone first. gradual: units join from the last to the first.
+    body: the factor of the learning rate below the head.
+    """
+
+    init: str = "torch"
+    normalize: str = "none"
+    stall: int = 0
+    probe: float = 0.0
+    gradual: bool = False
+    body: float = 1.0
+
+
+STRATEGIES = {
+    "fast": Strategy("zero", "batch", stall=1),
+    "entame": Strategy("normal", "batch", stall=1),
+    "torch": Strategy("torch"),
+    "he": Strategy("he"),
+    "zero": Strategy("zero"),
+    "head_only": Strategy(probe=1.0),
+    "lp_ft": Strategy(probe=0.5),
+    "warm_up": Strategy(probe=0.1),
+    "gradual": Strategy(gradual=True),
+    "small_rate": Strategy(body=0.1),
+}
+
+
+class Job(NamedTuple):
+    """A strategy on a target task under a seed."""
+
+    shift: str | None
+    method: str
+    seed: int
+
+
+class Variant(NamedTuple):
+    """What is tried: a learning rate."""
+
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a strategy is run; all of it is our choice: the paper could not be read."""
+
+    learning_rates: Annotated[
+        tuple[Positive[float], ...] | None,
+        *by_data((1e-3, 3e-3, 1e-2), (3e-4, 1e-3, 3e-3)),
+    ] = None
+    """Learning rates tried; the best after the last step on validation data is tested."""
+    optimizer: Annotated[str, *one_of("adam", "sgd")] = "adam"
+    """The rule of all that trains: Adam, or SGD with a momentum of 0.9."""
+    steps: Annotated[Positive[int] | None, *by_data(150, 1000)] = None
+    """Updates of a run."""
+    batch_size: Annotated[Positive[int] | None, *by_data(20, 64)] = None
+    """Examples per step."""
+    choose: Annotated[str, *one_of("each", "first")] = "first"
+    """Which seeds choose a learning rate: each, or the first for all."""
+
+    SMOKE: ClassVar = {"steps": 4, "learning_rates": first}
+
+
+RecipeFlags = Annotated[Recipe, tyro.conf.OmitArgPrefixes]
+Remembered = Callable[[Network], float]
+
+
+def new_network(network: Network, strategy: Strategy, key: jax.Array) -> Network:
+    """Returns the network with the fresh head of a strategy, of as many classes."""
+    kernel = network.params[network.stages[-1].name]["kernel"]
+    normalize = None if strategy.normalize == "none" else strategy.normalize
+    init = INITIALIZERS[strategy.init]
+    return replace_head(network, kernel.shape[1], key, init=init, normalize=normalize)
+
+
+def phases_of(
+    network: Network, strategy: Strategy, recipe: Recipe, rate: float
+) -> Sequence[Phase]:
+    """Returns the phases of a strategy: all have the same number of updates."""
+    make = adam if recipe.optimizer == "adam" else sgd
+    head, body, steps = make(rate), make(rate * strategy.body), recipe.steps
+    if strategy.gradual:
+        return _gradual(network, head, steps)
+    if strategy.probe == 1:
+        return recipes.tune_units(network, [HEAD], head, steps)
+    if strategy.probe:
+        share = strategy.probe
+        return recipes.linear_probe_then_finetune(
+            network, head, head, steps, head=HEAD, probe_share=share
+        )
+    return recipes.fast(network, body, steps, stall=strategy.stall, head_rule=head)
+
+
+def _gradual(network: Network, rule: Rule, steps: int) -> list[Phase]:
+    """Returns gradual unfreezing by surgical blocks, else by stages; at last everything."""
+    table = network.units.get("surgical") or [s.name for s in network.stages]
+    units = [unit for unit in reversed(list(table)) if unit in table]
+    named = [
+        f"surgical:{u}" if "surgical" in network.units else f"{u}/.*" for u in units
+    ]
+    trains = [u for u in named if _matches(network, u)]
+    return recipes.gradual_unfreezing(network, [*trains[:-1], ".*"], rule, steps)
+
+
+def _matches(network: Network, unit: str) -> bool:
+    try:
+        return bool(select(network, {"g": [unit]}))
+    except InputError:  # a stage without parameters
+        return False
+
+
+def adapted(
+    task: Task,
+    strategy: Strategy,
+    recipe: Recipe,
+    rate: float,
+    remembered: Remembered,
+    seed: int,
+    mesh: int = 1,
+) -> tuple[FitResult | DivergedError, Network]:
+    """Returns a run, or how it diverged, and the network that it started from."""
+    start = new_network(task.network, strategy, jax.random.key(seed))
+    held = task.validation
+    try:
+        run: FitResult | DivergedError = fit(
+            start,
+            phases_of(start, strategy, recipe, rate),
+            task.train,
+            key=jax.random.key(seed),
+            watch=watch_forgetting(start, held, remembered),
+            watch_at=early_then_log(),
+            progress=False,
+            settings=Settings(
+                batch_size=recipe.batch_size,
+                norm=[HEAD] if strategy.normalize != "none" else "stored",
+                place=on_mesh(mesh),
+            ),
+        )
+    except DivergedError as error:
+        run = error
+    return run, start
+
+
+def curve_of(records: Sequence[Record]) -> list[list[float]]:
+    """Returns what a row holds of a run: for each record its step and `CURVES`."""
+    return [
+        [r.step, *(float(f"{r.value[name]:.4g}") for name in CURVES)] for r in records
+    ]
+
+
+def records_of(row: Row) -> list[Record]:
+    """Returns the records of a row."""
+    return [
+        Record(int(step), dict(zip(CURVES, values, strict=True)))
+        for step, *values in row["curve"]
+    ]
+
+
+def adapted_rows(
+    task: Task,
+    strategy: Strategy,
+    recipe: Recipe,
+    job: Any,
+    context: Context,
+    *,
+    remembered: Remembered,
+    about: Row,
+    mesh: int = 1,
+) -> Iterator[Row]:
+    """Yields a row for each learning rate that is tried, and the test row of the best: with
+    the curve of its run."""
+    choice = choice_of_first_seed(job, context, recipe.choose)
+    rates = recipe.learning_rates or ()
+    if choice is not None:
+        rates = (choice["learning_rate"],)
+    size = recipe.batch_size or 1
+    if len(task.train.y) < size:
+        raise InputError(
+            f"--batch-size {size} is more than the {len(task.train.y)} training examples"
+        )
+    about = about | {
+        "metric": task.metric,
+        "total_params": count(task.network.params),
+        "commit": results.commit(),
+    }
+    best: tuple[float, Row, FitResult] | None = None
+    for rate in rates:
+        began = time.perf_counter()
+        run, start = adapted(task, strategy, recipe, rate, remembered, job.seed, mesh)
+        ended = isinstance(run, FitResult)
+        row = {
+            "split": "validation",
+            "learning_rate": rate,
+            "value": run.records[-1].value["target"] if ended else None,
+            "status": "ok" if ended else "diverged",
+            "steps": recipe.steps if ended else run.step,
+            "trainable_params": _trained(start, strategy, recipe),
+            "seconds": time.perf_counter() - began,
+        }
+        context.progress(f"learning_rate {rate:g}: {_shown(row)}")
+        yield about | row
+        if ended and (best is None or row["value"] > best[0]):
+            best = row["value"], row, run
+    if best is None:
+        yield about | row | {"split": "test", "learning_rate": None, "curve": []}
+        return
+    _, row, run = best
+    score = test_once(lambda data: predict(run.network, data), task)[task.metric]
+    row = (
+        about | row | {"split": "test", "value": score, "curve": curve_of(run.records)}
+    )
+    context.keep(task.network, run.network, row)
+    yield row
+
+
+def _trained(network: Network, strategy: Strategy, recipe: Recipe) -> int:
+    last = phases_of(network, strategy, recipe, 1.0)[-1]
+    return count_trainable(network, last.labels)
+
+
+def _shown(row: Row) -> str:
+    score = "diverged" if row["value"] is None else f"{row['value']:.1f}"
+    return f"{score} on validation data, {row['seconds']:.0f} s"

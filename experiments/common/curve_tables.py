@@ -1,0 +1,168 @@
+"""Tables and pictures of learning and forgetting, from the curves in rows."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from experiments.common.adaptation import records_of
+from experiments.common.report.plots import curves
+from experiments.common.report.results import Row
+from experiments.common.report.tables import Cell, mean_and_error, text_of
+from experiments.common.study import Config
+from subtune_jax.errors import InputError
+from subtune_jax.evaluation import area, at_step, forgotten, series
+
+LEARNS = 5.0  # points above chance: the task is being learnt
+
+
+def tested(rows: Sequence[Row], task: str) -> dict[str, list[Row]]:
+    """Returns the test rows with a curve of a task by method."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        if row["split"] == "test" and row["task"] == task and row["curve"]:
+            groups.setdefault(row["method"], []).append(row)
+    return groups
+
+
+def tasks_of(rows: Sequence[Row]) -> list[str]:
+    """Returns the tasks of rows in order of appearance."""
+    return list(dict.fromkeys(row["task"] for row in rows if row["split"] == "test"))
+
+
+def equal_level(groups: dict[str, list[Row]], seed: int) -> float:
+    """Returns the target accuracy that every good strategy reached under a seed: good is
+    to end within 1 point of the best mean, and it is the lowest of their highest values."""
+    ends = {
+        method: np.mean([series(records_of(r), "target")[1][-1] for r in rows])
+        for method, rows in groups.items()
+    }
+    good = [m for m, end in ends.items() if end >= max(ends.values()) - 1]
+    tops = [
+        series(records_of(row), "target")[1].max()
+        for method in good
+        for row in groups[method]
+        if row["seed"] == seed
+    ]
+    return min(tops, default=np.inf)
+
+
+def measured(groups: dict[str, list[Row]], row: Row) -> dict[str, float | None]:
+    """Returns what the curve of a row says, by the name of its column."""
+    records = records_of(row)
+    steps, target = series(records, "target")
+    source = series(records, "source")[1]
+    learnt = 100 / row["classes"] + LEARNS
+
+    def under(name: str, end: int) -> float | None:
+        return area(records, name, end) if steps[-1] >= end else None
+
+    return {
+        "test": row["value"],
+        "target at the end": float(target[-1]),
+        "target, first 100": under("target", 100),
+        "target, first 1,000": under("target", 1000),
+        "source before": float(source[0]),
+        "source, first 100": under("source", 100),
+        "source at the end": float(source[-1]),
+        "lowest source": float(source.min()),
+        "drop when learning": forgotten(records, learnt),
+        "drop at equal target": forgotten(records, equal_level(groups, row["seed"])),
+    }
+
+
+def by_strategy(rows: Sequence[Row], config: Config) -> str:
+    """Returns accuracy, areas under the curves and forgetting, by task and method."""
+    return _table(rows, measured)
+
+
+def at_the_start(rows: Sequence[Row], config: Config) -> str:
+    """Returns the entropy of the outputs, as a share of log K, and the contamination
+    energy, after the first steps."""
+
+    def starts(groups: dict[str, list[Row]], row: Row) -> dict[str, float | None]:
+        records = records_of(row)
+        names = {
+            "entropy": (0, 1, 5, 10),
+            "energy": (0, 1, 10),
+            "energy_initial": (10,),
+        }
+        return {
+            f"{name.replace('_', ', ')}, step {step}": _at(records, name, step)
+            for name, steps in names.items()
+            for step in steps
+        }
+
+    return _table(rows, starts, digits=3)
+
+
+def _at(records, name: str, step: int) -> float | None:
+    try:
+        return at_step(records, name, step)
+    except InputError:  # a run shorter than that
+        return None
+
+
+def _table(rows: Sequence[Row], measure: Callable, digits: int = 1) -> str:
+    lines: list[str] = []
+    for task in tasks_of(rows):
+        groups = tested(rows, task)
+        for method, group in groups.items():
+            cells = [measure(groups, row) for row in group]
+            if not lines:
+                lines.append(f"| task | tuned | {' | '.join(cells[0])} |")
+                lines.append("|---" * (2 + len(cells[0])) + "|")
+            shown = (_cell([c[name] for c in cells], digits) for name in cells[0])
+            lines.append(f"| {task} | {method} | {' | '.join(shown)} |")
+    return "\n".join([*lines, *_lost(rows)])
+
+
+def _cell(values: Sequence[float | None], digits: int) -> str:
+    """Returns mean (standard error); `never` where no seed has a value."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    text = text_of(Cell(*mean_and_error(known)), digits)
+    return (
+        text if len(known) == len(values) else f"{text}, {len(known)} of {len(values)}"
+    )
+
+
+def _lost(rows: Sequence[Row]) -> list[str]:
+    lost = [r for r in rows if r["split"] == "test" and not r["curve"]]
+    return [f"\n{len(lost)} runs diverged."] if lost else []
+
+
+def draw_curves(out: Path, rows: Sequence[Row]) -> None:
+    """Draws learning.png, forgetting.png (accuracy by step, means over seeds) and
+    plane.png (target accuracy against source accuracy, a line for each method)."""
+    panels: dict[str, dict[str, dict]] = {"target": {}, "source": {}, "plane": {}}
+    for task in tasks_of(rows):
+        for method, group in tested(rows, task).items():
+            steps = series(records_of(group[0]), "target")[0]
+            means = {
+                name: np.mean([series(records_of(r), name)[1] for r in group], axis=0)
+                for name in ("target", "source")
+            }
+            for name, mean in means.items():
+                panels[name].setdefault(task, {})[method] = (steps[1:], mean[1:])
+            plane = means["target"], means["source"]
+            panels["plane"].setdefault(task, {})[method] = plane
+    if not panels["plane"]:
+        return
+    labels = {"target": "target accuracy (%)", "source": "source accuracy (%)"}
+    names = {"target": "learning", "source": "forgetting"}
+    for name, file in names.items():
+        curves(
+            panels[name],
+            out / f"{file}.png",
+            xlabel="step",
+            ylabel=labels[name],
+            log=True,
+        )
+    curves(
+        panels["plane"],
+        out / "plane.png",
+        xlabel=labels["target"],
+        ylabel=labels["source"],
+    )

@@ -1,0 +1,131 @@
+"""The source task of a network of images: its kept head, and images to remember it by."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Annotated, Any
+
+import jax
+import numpy as np
+import tyro
+
+from experiments.common.adaptation import (
+    HEAD,
+    Strategy,
+    adapted_rows,
+    new_network,
+    phases_of,
+)
+from experiments.common.flags import Common, Positive, default
+from experiments.common.images import Target, drawn_pool, loaded
+from experiments.common.report.results import Row
+from experiments.common.study import Context
+from subtune_jax.data.batches import Dataset
+from subtune_jax.data.shifts import shift
+from subtune_jax.data.splits import balanced_indices
+from subtune_jax.data.task import Task
+from subtune_jax.data.tfds import CIFAR10
+from subtune_jax.demo.digits import digits_halves, digits_network
+from subtune_jax.errors import InputError
+from subtune_jax.evaluation import source_score
+from subtune_jax.network import Network
+from subtune_jax.training.mesh import placement
+
+
+@dataclass(frozen=True)
+class SourceTask:
+    """What is forgotten."""
+
+    source_dataset: Annotated[
+        str | None,
+        default("the digits' own; cifar10 for weights of its classes", "TFDS"),
+    ] = None
+    """What the weights were trained on: a prepared TFDS image set, or a folder, of the
+    classes that they know."""
+    source_split: str = "test"
+    """Its split: images that the weights were not trained on."""
+    source_examples: Positive[int] = 256
+    """Its images that are classified at every recorded step, drawn by class."""
+
+    def check(self, settings: Any) -> None:
+        """Raises `InputError` where a source is named beside that of the digits."""
+        if settings.target.embedded and self.source_dataset is not None:
+            raise InputError("digits are embedded, and so is their source task")
+
+
+SourceFlags = Annotated[SourceTask, tyro.conf.OmitArgPrefixes]
+
+
+def new_task() -> Target:
+    """Returns the flags of a target task with a head that begins anew, and 256 images for
+    the curves."""
+    return Target(head_start="zeros", validation_examples=256)
+
+
+@lru_cache(2)
+def source_of(
+    target: Target, source: SourceTask, common: Common, name: str
+) -> tuple[Network, Dataset]:
+    """Returns the network with its own head, and held images of its task."""
+    rng, sizes = np.random.default_rng(0), {"source": source.source_examples}
+    if target.embedded:
+        chosen = shift(name)
+        network = digits_network(chosen, target.network_norm)
+        held = chosen.source(digits_halves()["target"])
+        return network, held.take(balanced_indices(held.y, sizes, rng)["source"])
+    network = loaded(common.weights)
+    dataset = source.source_dataset
+    if dataset is None and network.source.classes == CIFAR10:
+        dataset = "cifar10"
+    if dataset is None:
+        raise InputError(
+            "--source-dataset names the images that the weights were trained on, as "
+            "imagenet2012: forgetting is measured on them"
+        )
+    own = replace(
+        target,
+        dataset=dataset,
+        split=source.source_split,
+        new_head=False,
+        breeds=None,
+        groups=False,
+    )
+    return network, drawn_pool(own, common, network, sizes, rng).data
+
+
+def target_rows(
+    settings: Any, task: Task, job: Any, context: Context, strategy: Strategy
+) -> Iterator[Row]:
+    """Yields the rows of a strategy on a target of images."""
+    target = settings.target
+    about = {
+        "dataset": target.dataset,
+        "task": target.name_of(job.shift),
+        "classes": task.network.params[HEAD]["kernel"].shape[1],
+    }
+    yield from adapted_rows(
+        task,
+        strategy,
+        settings.recipe,
+        job,
+        context,
+        remembered=remembered(settings, job.shift),
+        about=about,
+        mesh=settings.common.mesh,
+    )
+
+
+def remembered(settings: Any, name: str) -> Callable[[Network], float]:
+    """Returns the accuracy of a network on its source task, by the kept head."""
+    return source_score(
+        *source_of(settings.target, settings.source, settings.common, name)
+    )
+
+
+def require_runnable(settings: Any, task: Task, strategies: Sequence[Strategy]) -> None:
+    """Raises `InputError` for a source of other classes, and strategies that cannot be."""
+    placement(settings.common.mesh)(np.zeros(settings.recipe.batch_size))
+    remembered(settings, settings.target.shifts[0])
+    for strategy in strategies:
+        network = new_network(task.network, strategy, jax.random.key(0))
+        phases_of(network, strategy, settings.recipe, 1.0)

@@ -1,0 +1,111 @@
+"""What each ingredient of FAST gives: the start of the head, its normalization, the stall.
+
+Claim (FAST's abstract; the parts are named in that of ENTAME): maximum entropy,
+normalization and the stall belong together. Counter-claim (Ren et al. 2023): some energy is
+good, and a head that was trained a little first does better than one at zeros.
+
+    python -m experiments.fast_ablation      # embedded digits
+    python -m experiments.fast_ablation --dataset cifar100 --new-head \\
+        --weights resnet20_cifar10 --data-dir DATA --steps 100
+
+Two CPU cores: TIME. A stall of k updates is a head that was trained for k updates: 1 is
+FAST's, 10 and 50 are the counter-claim's. Ours are in the documentation, made from
+results/.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any
+
+import subtune_jax as st
+from experiments.common.adaptation import Job, Recipe, RecipeFlags, Strategy
+from experiments.common.curve_tables import at_the_start, by_strategy, draw_curves
+from experiments.common.flags import Common, Flags, one_of
+from experiments.common.images import TargetFlags, with_digits
+from experiments.common.report.results import Row
+from experiments.common.source import (
+    SourceFlags,
+    SourceTask,
+    new_task,
+    require_runnable,
+    target_rows,
+)
+from experiments.common.study import Config, Context, Study, main
+
+INITS, NORMALIZES = ("zero", "torch"), ("none", "batch")
+GRID = {
+    f"{init}-{normalize}-{stall}": Strategy(init, normalize, stall)
+    for init, normalize, stall in product(INITS, NORMALIZES, (0, 1))
+}
+MORE = {
+    f"zero-{normalize}-{stall}": Strategy("zero", normalize, stall)
+    for normalize, stall in (("batch_affine", 1), ("batch", 10), ("batch", 50))
+}
+STRATEGIES = GRID | MORE
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Flags; a default without a source is our choice."""
+
+    target: TargetFlags = field(default_factory=new_task)
+    ingredients: Annotated[tuple[str, ...], *one_of(*STRATEGIES)] = tuple(STRATEGIES)
+    """START-NORMALIZATION-STALL: the head's weights (zero or torch), what normalizes its
+    features (none, batch, batch_affine), and how many updates it has alone."""
+    source: SourceFlags = field(default_factory=SourceTask)
+    recipe: RecipeFlags = field(default_factory=Recipe)
+    common: Flags = field(default_factory=Common)
+
+    completed = with_digits
+
+
+def jobs(settings: Settings, task: st.Task) -> Iterator[Job]:
+    """Returns every combination on every target, the first seed first."""
+    require_runnable(
+        settings, task, [STRATEGIES[name] for name in settings.ingredients]
+    )
+    seeds = range(settings.common.seeds)
+    every = product(settings.target.shifts, seeds, settings.ingredients)
+    return (Job(shift, method, seed) for shift, seed, method in every)
+
+
+def rows(
+    settings: Settings, task: st.Task, job: Job, context: Context
+) -> Iterator[Row]:
+    """Yields the rows of a combination on a target under a seed."""
+    return target_rows(settings, task, job, context, STRATEGIES[job.method])
+
+
+def summary(rows: Sequence[Row], config: Config) -> str:
+    """Returns what the curves of every combination say."""
+    note = (
+        "START-NORMALIZATION-STALL. Accuracy in percent, mean (standard error) over seeds; "
+        "columns as in fast_adaptation."
+    )
+    return f"{note}\n\n{by_strategy(rows, config)}\n\n{at_the_start(rows, config)}"
+
+
+def draw(out: Path, rows: Sequence[Row], settings: Any, task: st.Task) -> None:
+    """Draws learning.png, forgetting.png and plane.png."""
+    draw_curves(out, rows)
+
+
+STUDY = Study(
+    settings=Settings,
+    job=Job,
+    name="fast_ablation",
+    jobs=jobs,
+    rows=rows,
+    tables={
+        "summary": summary,
+        "by_strategy": by_strategy,
+        "at_the_start": at_the_start,
+    },
+    draw=draw,
+    free=("shift", "ingredients"),
+)
+
+if __name__ == "__main__":
+    main(STUDY, __doc__)

@@ -1,0 +1,116 @@
+"""How fast a task is learnt, and how much of the source is forgotten meanwhile (FAST, Varno
+et al. 2020).
+
+Claim (their abstract): a new head that starts at maximum entropy, on normalized features,
+and a backbone that is spared the first errors, learn the target faster and forget the
+source more slowly than prevailing practice.
+
+    python -m experiments.fast_adaptation      # embedded digits
+    python -m experiments.fast_adaptation --dataset cifar100 --new-head \\
+        --weights resnet20_cifar10 --source-dataset cifar10 --data-dir DATA
+
+Two CPU cores: TIME. Only abstracts could be read: strategies, rates and measurements are
+our reconstruction (docs/methods.md), and there is no figure of the paper to compare with.
+Curves are of the validation part, on which the learning rate is chosen by the accuracy
+after the last step; the test part is read once.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any
+
+import subtune_jax as st
+from experiments.common.adaptation import (
+    STRATEGIES,
+    Job,
+    Recipe,
+    RecipeFlags,
+)
+from experiments.common.curve_tables import (
+    LEARNS,
+    at_the_start,
+    by_strategy,
+    draw_curves,
+)
+from experiments.common.flags import Common, Flags, one_of
+from experiments.common.images import TargetFlags, with_digits
+from experiments.common.report.results import Row
+from experiments.common.source import (
+    SourceFlags,
+    SourceTask,
+    new_task,
+    require_runnable,
+    target_rows,
+)
+from experiments.common.study import Config, Context, Study, main
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Flags; a default without a source is our choice."""
+
+    target: TargetFlags = field(default_factory=new_task)
+    strategies: Annotated[tuple[str, ...], *one_of(*STRATEGIES)] = tuple(STRATEGIES)
+    """fast (zeros on normalized features, a stall of one update), entame (our reading of
+    it: weights of deviation 0.01 in their place), ordinary fine-tuning from a head of
+    torch, he or zero; head_only; lp_ft and warm_up (the head alone for half or a tenth of
+    the steps); gradual (unfreezing from the last block); small_rate (a tenth below the
+    head)."""
+    source: SourceFlags = field(default_factory=SourceTask)
+    recipe: RecipeFlags = field(default_factory=Recipe)
+    common: Flags = field(default_factory=Common)
+
+    completed = with_digits
+
+
+def jobs(settings: Settings, task: st.Task) -> Iterator[Job]:
+    """Returns every strategy on every target, the first seed first."""
+    require_runnable(settings, task, [STRATEGIES[name] for name in settings.strategies])
+    seeds = range(settings.common.seeds)
+    every = product(settings.target.shifts, seeds, settings.strategies)
+    return (Job(shift, method, seed) for shift, seed, method in every)
+
+
+def rows(
+    settings: Settings, task: st.Task, job: Job, context: Context
+) -> Iterator[Row]:
+    """Yields the rows of a strategy on a target under a seed."""
+    return target_rows(settings, task, job, context, STRATEGIES[job.method])
+
+
+def summary(rows: Sequence[Row], config: Config) -> str:
+    """Returns what the curves of every strategy say."""
+    note = (
+        "Accuracy in percent, mean (standard error) over seeds. `first 100`: the mean "
+        "height of a curve over 100 steps. `drop`: what the source has lost where the "
+        f"target is {LEARNS:.0f} points above chance, and where it has an accuracy that "
+        "all strategies reach that end within a point of the best."
+    )
+    return f"{note}\n\n{by_strategy(rows, config)}\n\n{at_the_start(rows, config)}"
+
+
+def draw(out: Path, rows: Sequence[Row], settings: Any, task: st.Task) -> None:
+    """Draws learning.png, forgetting.png and plane.png."""
+    draw_curves(out, rows)
+
+
+STUDY = Study(
+    settings=Settings,
+    job=Job,
+    name="fast_adaptation",
+    jobs=jobs,
+    rows=rows,
+    tables={
+        "summary": summary,
+        "by_strategy": by_strategy,
+        "at_the_start": at_the_start,
+    },
+    draw=draw,
+    free=("shift", "strategies"),
+    keeps=True,
+)
+
+if __name__ == "__main__":
+    main(STUDY, __doc__)

@@ -1,0 +1,242 @@
+"""What lies between a pretrained network and what two ways of fine-tuning make of it (FAST,
+Varno et al. 2020).
+
+Claim (their abstract, in our words): the geometry of source and target loss shows why one
+way of transfer forgets what another keeps.
+
+    python -m experiments.fast_landscape      # embedded digits
+    python -m experiments.fast_landscape --dataset cifar100 --new-head \\
+        --weights resnet20_cifar10 --data-dir DATA --steps 300
+
+Two CPU cores: TIME. The plane goes through the body of the base (the origin), of ordinary
+fine-tuning (on the x axis) and of FAST, in units of the L2 norm of their weights. The
+source loss is that of the kept head on raw features; the target loss that of a head which
+is refitted at every point to the training part, on validation data. Norms have stored
+statistics, or such as are refitted at every point. The paper's recipe for its pictures is
+not known: this one is ours.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, NamedTuple
+
+import jax
+import numpy as np
+
+import subtune_jax as st
+from experiments.common.adaptation import (
+    STRATEGIES,
+    Recipe,
+    RecipeFlags,
+    adapted,
+)
+from experiments.common.flags import Common, Flags, Positive, one_of
+from experiments.common.images import TargetFlags, with_digits
+from experiments.common.report import results
+from experiments.common.report.plots import surfaces
+from experiments.common.report.results import Row
+from experiments.common.source import (
+    SourceFlags,
+    SourceTask,
+    new_task,
+    require_runnable,
+    source_of,
+)
+from experiments.common.study import Config, Context, Study, main
+
+PAIR = ("torch", "fast")  # ordinary fine-tuning and FAST
+NAMES = {"torch": "ordinary", "fast": "FAST"}
+
+
+def one_rate() -> Recipe:
+    """Returns the flags of training: both ways have the same learning rate."""
+    return Recipe(learning_rates=(3e-3,))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Flags; a default without a source is our choice."""
+
+    target: TargetFlags = field(default_factory=new_task)
+    points: Positive[int] = 11
+    """Points of the plane along each axis."""
+    statistics: Annotated[tuple[str, ...], *one_of("stored", "refit")] = ("stored",)
+    """Statistics of the norms at a point: those between the three networks', or refitted to
+    the training part (a network without batch norms has none: take stored)."""
+    source: SourceFlags = field(default_factory=SourceTask)
+    recipe: RecipeFlags = field(default_factory=one_rate)
+    common: Flags = field(default_factory=Common)
+
+    SMOKE: ClassVar = {"points": 2}
+
+    completed = with_digits
+
+
+class Job(NamedTuple):
+    """A plane under a seed."""
+
+    shift: str | None
+    seed: int
+    statistics: str
+
+
+def jobs(settings: Settings, task: st.Task) -> Iterator[Job]:
+    """Returns a plane for every target, seed and kind of statistics."""
+    require_runnable(settings, task, [STRATEGIES[name] for name in PAIR])
+    if len(settings.recipe.learning_rates) != 1:
+        raise st.InputError(
+            "--learning-rates needs one value here: both ways are tuned at the same rate"
+        )
+    for shift in settings.target.shifts:
+        for seed in range(settings.common.seeds):
+            for statistics in settings.statistics:
+                yield Job(shift, seed, statistics)
+
+
+def rows(
+    settings: Settings, task: st.Task, job: Job, context: Context
+) -> Iterator[Row]:
+    """Yields the plane, and the distances and losses of its networks."""
+    target = settings.target
+    base, held = source_of(target, settings.source, settings.common, job.shift)
+    (rate,) = settings.recipe.learning_rates
+    about = {"dataset": target.dataset, "task": target.name_of(job.shift)}
+    about |= {"commit": results.commit(), "steps": settings.recipe.steps}
+    bodies, tuned = [st.evaluation.with_head(base, base)], {}
+    for name in PAIR:
+        run, _ = adapted(
+            task, STRATEGIES[name], settings.recipe, rate, no_score, job.seed
+        )
+        if not isinstance(run, st.FitResult):
+            raise st.InputError(f"{name} diverged at --learning-rates {rate}: lower it")
+        tuned[name] = run.network
+        bodies.append(st.evaluation.with_head(run.network, base))
+        context.progress(f"{NAMES[name]} ended at {run.records[-1].value['target']:.1f}")
+    flat = st.evaluation.plane(*bodies)
+    corners = np.array(flat.corners)
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    edge = 0.25 * (high - low)
+    xs, ys = (
+        np.linspace(low[i] - edge[i], high[i] + edge[i], settings.points) for i in (0, 1)
+    )
+    losses = losses_of(task, held, job.statistics)
+    grids = np.array([[losses(flat.at(x, y)) for x in xs] for y in ys])
+    yield about | {
+        "split": "plane",
+        "value": None,
+        "xs": xs.tolist(),
+        "ys": ys.tolist(),
+        "corners": corners.tolist(),
+        "source": grids[..., 0].round(4).tolist(),
+        "target": grids[..., 1].round(4).tolist(),
+    }
+    for name, network in zip(("base", *PAIR), bodies, strict=True):
+        source, loss = losses(network)
+        score = None
+        if name in tuned:
+            score = st.test_once(lambda data: st.predict(tuned[name], data), task)
+        yield about | {
+            "split": "test",
+            "method": NAMES.get(name, name),
+            "metric": task.metric,
+            "value": None if score is None else score[task.metric],
+            "source": source,
+            "target": loss,
+            "distances": st.evaluation.distances(network, base),
+            "cka": cka(network, base, task.validation),
+        }
+
+
+def no_score(network: st.Network) -> float:
+    """Stands for the source score, which the planes do not need by step."""
+    return 0.0
+
+
+def losses_of(task: st.Task, held: st.Dataset, statistics: str) -> Any:
+    """Returns the function network -> (source loss, target loss)."""
+
+    def losses(network: st.Network) -> tuple[float, float]:
+        if statistics == "refit":
+            size = min(256, len(task.train.y))
+            network = st.evaluation.refit_statistics(network, task.train, batch_size=size)
+        classes = task.network.params["head"]["kernel"].shape[1]
+        refitted = st.evaluation.refit_head(network, task.train, classes)
+        return loss_of(network, held), loss_of(refitted, task.validation)
+
+    return losses
+
+
+def loss_of(network: st.Network, data: st.Dataset) -> float:
+    """Returns the mean cross-entropy of a network on data."""
+    return st.evaluate(network, data, mean_cross_entropy)
+
+
+def mean_cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Returns -log softmax(logits)[label], the mean over the examples."""
+    return float(st.losses.cross_entropy(jax.numpy.asarray(logits), labels).mean())
+
+
+def cka(network: st.Network, base: st.Network, data: st.Dataset) -> float:
+    """Returns the CKA of a network's features with those of the base."""
+    one, other = (st.predict(st.evaluation.body(n), data) for n in (network, base))
+    return st.evaluation.linear_cka(one, other)
+
+
+COLUMNS = (
+    "task",
+    "statistics",
+    "network",
+    "source loss",
+    "target loss, head refitted",
+    "test accuracy",
+    "distance",
+    "CKA with the base",
+)
+
+
+def summary(rows: Sequence[Row], config: Config) -> str:
+    """Returns losses and distances of the networks of each plane, means over seeds."""
+    lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+    tests = [row for row in rows if row["split"] == "test"]
+    kinds = dict.fromkeys((r["task"], r["statistics"], r["method"]) for r in tests)
+    for kind in kinds:
+        group = [r for r in tests if (r["task"], r["statistics"], r["method"]) == kind]
+        values = [np.mean([r[name] for r in group]) for name in ("source", "target")]
+        scores = [r["value"] for r in group if r["value"] is not None]
+        distance = np.mean(
+            [np.linalg.norm([*r["distances"].values()]) for r in group]
+        )
+        cells = [f"{value:.3f}" for value in values]
+        cells += [f"{np.mean(scores):.1f}" if scores else ""]
+        cells += [f"{distance:.2f}", f"{np.mean([r['cka'] for r in group]):.3f}"]
+        lines.append(f"| {' | '.join([*kind, *cells])} |")
+    return "\n".join(lines)
+
+
+def draw(out: Path, rows: Sequence[Row], settings: Any, task: st.Task) -> None:
+    """Draws landscape.png: source and target loss on the planes of the first seed."""
+    panels = {}
+    for row in rows:
+        if row["split"] == "plane" and row["seed"] == 0:
+            points = dict(zip(("base", *NAMES.values()), row["corners"], strict=True))
+            for name in ("source", "target"):
+                title = f"{row['task']}, {row['statistics']}: {name} loss"
+                panels[title] = (row["xs"], row["ys"], row[name], points)
+    if panels:
+        surfaces(panels, out / "landscape.png")
+
+
+STUDY = Study(
+    settings=Settings,
+    job=Job,
+    name="fast_landscape",
+    jobs=jobs,
+    rows=rows,
+    tables={"summary": summary},
+    draw=draw,
+    free=("shift", "statistics"),
+)
+
+if __name__ == "__main__":
+    main(STUDY, __doc__)

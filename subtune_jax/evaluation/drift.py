@@ -1,0 +1,69 @@
+"""How far a network has moved from its base, in weights and in features."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from subtune_jax import tree
+from subtune_jax.data.batches import Batch
+from subtune_jax.errors import InputError
+from subtune_jax.losses import cross_entropy
+from subtune_jax.network import Network, require_network
+from subtune_jax.selection.gradients import batch_gradient, scored_half
+
+
+def distances(network: Network, base: Network) -> dict[str, float]:
+    """Returns ||theta - theta_0||, the L2 norm by stage, of the stages that both have with
+    equal shapes (a new head has others)."""
+    require_network(network)
+    require_network(base)
+    moved = {}
+    for name, before in base.params.items():
+        pair = [tree.flatten(side) for side in (before, network.params.get(name, {}))]
+        shapes = [{p: jnp.shape(leaf) for p, leaf in side.items()} for side in pair]
+        if before and shapes[0] == shapes[1]:
+            squares = [
+                np.square(np.asarray(pair[1][p]) - x).sum() for p, x in pair[0].items()
+            ]
+            moved[name] = float(np.sqrt(np.sum(squares)))
+    return moved
+
+
+def gradient_norms(
+    network: Network, batch: Batch, loss: Callable = cross_entropy
+) -> dict[str, float]:
+    """Returns the L2 norm of the gradient of the mean loss by stage: stored statistics, no
+    dropout."""
+    require_network(network)
+    half = scored_half(network.params)
+    squares = batch_gradient(network, loss, _sum_of_squares, half, batch)
+    return {
+        stage: float(np.sqrt(np.sum(leaves)))
+        for stage, part in squares.items()
+        if (leaves := jax.tree.leaves(jax.device_get(part)))
+    }
+
+
+def _sum_of_squares(gradient: jax.Array) -> jax.Array:
+    return jnp.square(gradient).sum()
+
+
+def linear_cka(x: np.ndarray, y: np.ndarray) -> float:
+    """Returns the linear CKA of two feature matrices [examples, any] of the same examples.
+
+    ||Y^T X||_F^2 / (||X^T X||_F ||Y^T Y||_F) of centred columns (Kornblith et al. 2019): 1
+    for features that are equal up to rotation and scale. Raises `InputError` for other
+    shapes, and features that are the same for all examples.
+    """
+    if np.ndim(x) != 2 or np.ndim(y) != 2 or len(x) != len(y):
+        raise InputError(
+            f"features have shapes {list(np.shape(x))} and {list(np.shape(y))}: expected "
+            "[examples, any] of the same examples"
+        )
+    x, y = (np.asarray(z, float) - np.mean(z, axis=0, keepdims=True) for z in (x, y))
+    scale = np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y)
+    if not scale:
+        raise InputError("features that are the same for all examples have no CKA")
+    return float(np.linalg.norm(y.T @ x) ** 2 / scale)

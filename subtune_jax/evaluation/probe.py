@@ -1,0 +1,75 @@
+"""A head refitted to the features as they are: what a body is worth to a task."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.optimize import minimize
+
+from subtune_jax.data.batches import Dataset
+from subtune_jax.errors import require_positive
+from subtune_jax.evaluation.forgetting import body
+from subtune_jax.head import replace_head, standardize
+from subtune_jax.losses import cross_entropy
+from subtune_jax.network import Network
+from subtune_jax.training.predict import predict
+
+
+def refit_head(
+    network: Network,
+    data: Dataset,
+    num_classes: int,
+    *,
+    l2: float = 1e-2,
+    iterations: int = 100,
+) -> Network:
+    """Returns the network with the head that fits its features best.
+
+    min over W, b of the mean cross-entropy of z W + b plus l2 / 2 ||W||^2, with z the
+    features of `data` at mean 0 and variance 1, from zeros by L-BFGS. The body stays; the
+    head's stored statistics are those of `data`. Raises `InputError` as `replace_head`
+    does.
+    """
+    require_positive(l2=l2, iterations=iterations)
+    fresh = replace_head(network, num_classes, normalize="batch")
+    name = fresh.stages[-1].name
+    x = predict(body(network), data)
+    norm = {"mean": x.mean(axis=0), "var": x.var(axis=0)}
+    z = standardize(x, norm["mean"], norm["var"])
+    shapes = {n: leaf.shape for n, leaf in fresh.params[name].items()}
+    objective = partial(_objective, z, jnp.asarray(data.y), l2)
+
+    def value_and_gradient(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        value, grads = objective(_parts(flat, shapes))
+        joined = np.concatenate([np.ravel(grads[n]) for n in shapes])
+        return float(value), joined.astype(np.float64)
+
+    size = sum(int(np.prod(shape)) for shape in shapes.values())
+    options = {"maxiter": iterations}
+    found = minimize(
+        value_and_gradient, np.zeros(size), jac=True, method="L-BFGS-B", options=options
+    )
+    return fresh._replace(
+        params={**fresh.params, name: _parts(found.x, shapes)},
+        stats={**fresh.stats, name: {"norm": norm}},
+    )
+
+
+def _parts(flat: np.ndarray, shapes: dict[str, tuple[int, ...]]) -> dict[str, jax.Array]:
+    ends = np.cumsum([int(np.prod(shape)) for shape in shapes.values()])[:-1]
+    pieces = np.split(flat, ends)
+    return {
+        name: jnp.asarray(piece.reshape(shape), jnp.float32)
+        for (name, shape), piece in zip(shapes.items(), pieces, strict=True)
+    }
+
+
+@jax.jit
+def _objective(z: jax.Array, labels: jax.Array, l2: float, head: dict[str, jax.Array]):
+    def loss(head):
+        logits = z @ head["kernel"] + head["bias"][None]
+        decay = l2 / 2 * jnp.square(head["kernel"]).sum()
+        return cross_entropy(logits, labels).mean() + decay
+
+    return jax.value_and_grad(loss)(head)
