@@ -18,6 +18,7 @@ not known: this one is ours.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple
 
@@ -135,7 +136,7 @@ def rows(
         source, loss = losses(network)
         score = None
         if name in tuned:
-            score = st.test_once(lambda data: st.predict(tuned[name], data), task)
+            score = st.test_once(partial(st.predict, tuned[name]), task)
         yield about | {
             "split": "test",
             "method": NAMES.get(name, name),

@@ -219,7 +219,7 @@ def stored_rows(base: Network, values: str, trial: Trial) -> Iterator[Row]:
         for some in elements
         for coded in [encode(some.places)]
     )
-    counts = (trial.fixed or {}).get("realisation", {})
+    gates = (trial.fixed or {}).get("realisation", {})
     yield {
         "split": "stored",
         "metric": "bytes",
@@ -227,8 +227,8 @@ def stored_rows(base: Network, values: str, trial: Trial) -> Iterator[Row]:
         "stored": sum(sizes.values()),
         "bytes_a_value": streams / sizes["elements"] if sizes["elements"] else None,
         "differ": sum(counts.values()),
-        "before_mask": int(counts["changed"]) if counts else None,
-        "expected": float(counts["expected"]) if "expected" in counts else None,
+        "before_mask": int(gates["changed"]) if gates else None,
+        "expected": float(gates["expected"]) if "expected" in gates else None,
         "untouched": sum(n == 0 for n in counts.values()),
         "tensors": len(counts),
         "shares": _shares(base, counts),

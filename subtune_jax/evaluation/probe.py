@@ -34,7 +34,7 @@ def refit_head(
     require_positive(l2=l2, iterations=iterations)
     fresh = replace_head(network, num_classes, normalize="batch")
     name = fresh.stages[-1].name
-    x = predict(body(network), data)
+    x = jnp.asarray(predict(body(network), data))
     norm = {"mean": x.mean(axis=0), "var": x.var(axis=0)}
     z = standardize(x, norm["mean"], norm["var"])
     shapes = {n: leaf.shape for n, leaf in fresh.params[name].items()}
