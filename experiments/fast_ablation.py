@@ -23,7 +23,7 @@ import subtune_jax as st
 from experiments.common.adaptation import Job, Recipe, RecipeFlags, Strategy
 from experiments.common.curve_tables import at_the_start, by_strategy, draw_curves
 from experiments.common.flags import Common, Flags, one_of
-from experiments.common.images import TargetFlags, with_digits
+from experiments.common.images import TargetFlags
 from experiments.common.report.results import Row
 from experiments.common.source import (
     SourceFlags,
@@ -31,6 +31,7 @@ from experiments.common.source import (
     new_task,
     require_runnable,
     target_rows,
+    with_contrast,
 )
 from experiments.common.study import Config, Context, Study, main
 
@@ -58,7 +59,7 @@ class Settings:
     recipe: RecipeFlags = field(default_factory=Recipe)
     common: Flags = field(default_factory=Common)
 
-    completed = with_digits
+    completed = with_contrast
 
 
 def jobs(settings: Settings, task: st.Task) -> Iterator[Job]:

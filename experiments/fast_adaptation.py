@@ -35,7 +35,7 @@ from experiments.common.curve_tables import (
     draw_curves,
 )
 from experiments.common.flags import Common, Flags, one_of
-from experiments.common.images import TargetFlags, with_digits
+from experiments.common.images import TargetFlags
 from experiments.common.report.results import Row
 from experiments.common.source import (
     SourceFlags,
@@ -43,6 +43,7 @@ from experiments.common.source import (
     new_task,
     require_runnable,
     target_rows,
+    with_contrast,
 )
 from experiments.common.study import Config, Context, Study, main
 
@@ -62,7 +63,7 @@ class Settings:
     recipe: RecipeFlags = field(default_factory=Recipe)
     common: Flags = field(default_factory=Common)
 
-    completed = with_digits
+    completed = with_contrast
 
 
 def jobs(settings: Settings, task: st.Task) -> Iterator[Job]:

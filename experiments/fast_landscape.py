@@ -16,6 +16,7 @@ statistics, or such as are refitted at every point. The paper's recipe for its p
 not known: this one is ours.
 """
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,7 +34,7 @@ from experiments.common.adaptation import (
     adapted,
 )
 from experiments.common.flags import Common, Flags, Positive, one_of
-from experiments.common.images import TargetFlags, with_digits
+from experiments.common.images import TargetFlags
 from experiments.common.report import results
 from experiments.common.report.plots import surfaces
 from experiments.common.report.results import Row
@@ -43,6 +44,7 @@ from experiments.common.source import (
     new_task,
     require_runnable,
     source_of,
+    with_contrast,
 )
 from experiments.common.study import Config, Context, Study, main
 
@@ -71,7 +73,7 @@ class Settings:
 
     SMOKE: ClassVar = {"points": 2}
 
-    completed = with_digits
+    completed = with_contrast
 
 
 class Job(NamedTuple):
@@ -104,7 +106,8 @@ def rows(
     (rate,) = settings.recipe.learning_rates
     about = {"dataset": target.dataset, "task": target.name_of(job.shift)}
     about |= {"commit": results.commit(), "steps": settings.recipe.steps}
-    bodies, tuned = [st.evaluation.with_head(base, base)], {}
+    about |= {"total_params": st.tree.count(base.params)}
+    began, bodies, tuned = time.perf_counter(), [st.evaluation.with_head(base, base)], {}
     for name in PAIR:
         run, _ = adapted(
             task, STRATEGIES[name], settings.recipe, rate, no_score, job.seed
@@ -113,13 +116,16 @@ def rows(
             raise st.InputError(f"{name} diverged at --learning-rates {rate}: lower it")
         tuned[name] = run.network
         bodies.append(st.evaluation.with_head(run.network, base))
-        context.progress(f"{NAMES[name]} ended at {run.records[-1].value['target']:.1f}")
+        context.progress(
+            f"{NAMES[name]} ended at {run.records[-1].value['target']:.1f}"
+        )
     flat = st.evaluation.plane(*bodies)
     corners = np.array(flat.corners)
     low, high = corners.min(axis=0), corners.max(axis=0)
     edge = 0.25 * (high - low)
     xs, ys = (
-        np.linspace(low[i] - edge[i], high[i] + edge[i], settings.points) for i in (0, 1)
+        np.linspace(low[i] - edge[i], high[i] + edge[i], settings.points)
+        for i in (0, 1)
     )
     losses = losses_of(task, held, job.statistics)
     grids = np.array([[losses(flat.at(x, y)) for x in xs] for y in ys])
@@ -141,6 +147,8 @@ def rows(
             "split": "test",
             "method": NAMES.get(name, name),
             "metric": task.metric,
+            "trainable_params": st.tree.count(network.params) if name in tuned else 0,
+            "seconds": time.perf_counter() - began,
             "value": None if score is None else score[task.metric],
             "source": source,
             "target": loss,
@@ -160,7 +168,9 @@ def losses_of(task: st.Task, held: st.Dataset, statistics: str) -> Any:
     def losses(network: st.Network) -> tuple[float, float]:
         if statistics == "refit":
             size = min(256, len(task.train.y))
-            network = st.evaluation.refit_statistics(network, task.train, batch_size=size)
+            network = st.evaluation.refit_statistics(
+                network, task.train, batch_size=size
+            )
         classes = task.network.params["head"]["kernel"].shape[1]
         refitted = st.evaluation.refit_head(network, task.train, classes)
         return loss_of(network, held), loss_of(refitted, task.validation)
@@ -205,9 +215,7 @@ def summary(rows: Sequence[Row], config: Config) -> str:
         group = [r for r in tests if (r["task"], r["statistics"], r["method"]) == kind]
         values = [np.mean([r[name] for r in group]) for name in ("source", "target")]
         scores = [r["value"] for r in group if r["value"] is not None]
-        distance = np.mean(
-            [np.linalg.norm([*r["distances"].values()]) for r in group]
-        )
+        distance = np.mean([np.linalg.norm([*r["distances"].values()]) for r in group])
         cells = [f"{value:.3f}" for value in values]
         cells += [f"{np.mean(scores):.1f}" if scores else ""]
         cells += [f"{distance:.2f}", f"{np.mean([r['cka'] for r in group]):.3f}"]

@@ -92,19 +92,19 @@ class Recipe:
 
     learning_rates: Annotated[
         tuple[Positive[float], ...] | None,
-        *by_data((1e-3, 3e-3, 1e-2), (3e-4, 1e-3, 3e-3)),
+        *by_data((1e-3, 3e-3), (3e-4, 1e-3, 3e-3)),
     ] = None
     """Learning rates tried; the best after the last step on validation data is tested."""
     optimizer: Annotated[str, *one_of("adam", "sgd")] = "adam"
     """The rule of all that trains: Adam, or SGD with a momentum of 0.9."""
-    steps: Annotated[Positive[int] | None, *by_data(150, 1000)] = None
+    steps: Annotated[Positive[int] | None, *by_data(100, 1000)] = None
     """Updates of a run."""
     batch_size: Annotated[Positive[int] | None, *by_data(20, 64)] = None
     """Examples per step."""
     choose: Annotated[str, *one_of("each", "first")] = "first"
     """Which seeds choose a learning rate: each, or the first for all."""
 
-    SMOKE: ClassVar = {"steps": 4, "learning_rates": first}
+    SMOKE: ClassVar = {"steps": 10, "learning_rates": first}
 
 
 RecipeFlags = Annotated[Recipe, tyro.conf.OmitArgPrefixes]

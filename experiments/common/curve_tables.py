@@ -13,6 +13,7 @@ from experiments.common.study import Config
 from subtune_jax.errors import InputError
 from subtune_jax.evaluation import area, at_step, forgotten, series
 
+SHOWN = [n * 10**e for e in range(7) for n in (0, 1, 2, 5)]  # steps in the plane
 LEARNS = 5.0  # points above chance: the task is being learnt
 
 
@@ -146,7 +147,9 @@ def draw_curves(out: Path, rows: Sequence[Row]) -> None:
             }
             for name, mean in means.items():
                 panels[name].setdefault(task, {})[method] = (steps[1:], mean[1:])
-            plane = means["target"], means["source"]
+            # A point for every step would be a scribble.
+            few = np.isin(steps, (*SHOWN, steps[-1]))
+            plane = means["target"][few], means["source"][few]
             panels["plane"].setdefault(task, {})[method] = plane
     if not panels["plane"]:
         return

@@ -62,6 +62,14 @@ def new_task() -> Target:
     return Target(head_start="zeros", validation_examples=256)
 
 
+def with_contrast(settings: Any) -> Any:
+    """Returns the settings with one shift of the digits, where none was named."""
+    target = settings.target
+    if not target.embedded or target.shift is not None:
+        return settings
+    return replace(settings, target=replace(target, shift=("contrast",)))
+
+
 @lru_cache(2)
 def source_of(
     target: Target, source: SourceTask, common: Common, name: str

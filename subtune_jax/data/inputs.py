@@ -21,33 +21,39 @@ from subtune_jax.losses import cross_entropy, require_classes
 from subtune_jax.network import Network, Pixels, Tokens, require_network
 
 
-def require_data(network: Network, data: Dataset, loss: Callable | None = None) -> None:
+def require_data(
+    network: Network,
+    data: Dataset,
+    loss: Callable | None = None,
+    code: str | None = None,
+) -> None:
     """Raises `InputError` for data that the network cannot take, or would misread.
 
     Targets must be an array of numbers, one row for each row of the inputs, and under
     `losses.cross_entropy` classes of the network's outputs. Inputs: see `require_inputs`.
+    code: a fingerprint of the stages, where the caller has one.
     """
     require_network(network)
     require_type(Dataset, data=data)
     require_targets(data.y)
-    rows, outputs = _checked(network, data.x)
+    rows, outputs = _checked(network, data.x, code)
     require_pairs(rows, data.y)
     if loss is cross_entropy:
         require_classes(np.asarray(data.y), outputs)
 
 
-def require_inputs(network: Network, x: Any) -> int:
+def require_inputs(network: Network, x: Any, code: str | None = None) -> int:
     """Returns the number of inputs; raises `InputError` for those that cannot be.
 
     Inputs are arrays with as many rows, at least one, and finite; what a network with a
     `source` reads must be pixels from 0 to 255 of its channels, or ids inside its tables;
     and every stage must take the shapes and types it is given. Images that are read when
-    they are taken are not read for that, but for the first.
+    they are taken are not read for that, but for the first. code: as for `require_data`.
     """
-    return _checked(network, x)[0]
+    return _checked(network, x, code)[0]
 
 
-def _checked(network: Network, x: Any) -> tuple[int, Any]:
+def _checked(network: Network, x: Any, code: str | None) -> tuple[int, Any]:
     """Returns the number of inputs, and the shape of the outputs for one of them."""
     require_network(network)
     rows = require_rows(x)
@@ -57,7 +63,7 @@ def _checked(network: Network, x: Any) -> tuple[int, Any]:
         _require_pixels(reads, x)
     if isinstance(reads, Tokens):
         _require_tokens(reads, x)
-    outputs = output_shapes(network, _first(x))
+    outputs = output_shapes(network, _first(x), code)
     if not hasattr(outputs, "shape"):
         raise InputError(
             f"the network returns a {type(outputs).__name__}: expected one array, with a "

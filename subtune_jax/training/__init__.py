@@ -20,7 +20,7 @@ from subtune_jax.training.suffix import cut, rejoin
 from subtune_jax.training.sweep import Run, sweep
 from subtune_jax.training.test_time import StreamResult, adapt_to_stream, memo, tent
 from subtune_jax.training.tune import Trial, Tuned, tune
-from subtune_jax.training.watch import EpochLog, Record, early_then_log
+from subtune_jax.training.watch import EpochLog, Record, WatchError, early_then_log
 
 __all__ = [
     "DivergedError",
@@ -30,6 +30,7 @@ __all__ = [
     "Phase",
     "Placement",
     "Record",
+    "WatchError",
     "Rule",
     "Settings",
     "StreamResult",

@@ -110,8 +110,8 @@ def fit(
     steps, loss, score and time left; default: on a terminal.
 
     Raises `InputError` for settings that cannot be, for the checkpoint of another base or
-    run, and where nothing can learn, and `DivergedError`, with the best epoch so far, when
-    the loss is not finite.
+    run, and where nothing can learn; `WatchError`, with the records so far, where `watch`
+    fails; and `DivergedError`, with the best epoch so far, when the loss is not finite.
     """
     require_mode(mode)
     for name, function in {"validate": validate, "watch": watch}.items():
@@ -136,7 +136,8 @@ def fit(
         """Watches before it saves: a record is in the checkpoint of its step, once."""
         step, running, state, _ = snapshot
         if watch is not None and due(step) and records[-1].step < step:
-            records.append(record_of(step, watch, live_network(plan, running, state)))
+            live = live_network(plan, running, state)
+            records.append(record_of(step, watch, live, records))
         journal.save(snapshot, kept, history)
         shown.update(step, history)
 

@@ -85,11 +85,12 @@ def compiled_step(program: Program) -> Any:
 
 
 def compiled_forward(
-    network: Network, start: int = 0, stop: int | None = None
+    network: Network, start: int = 0, stop: int | None = None, code: str | None = None
 ) -> Callable:
     """Returns the jitted `(params, stats, x) -> activations` of stages `start` to `stop`
-    (excluded): stored norms, no dropout."""
-    code = function_identity.fingerprint(network.stages)
+    (excluded): stored norms, no dropout. code: a fingerprint of the stages, where the
+    caller has one."""
+    code = code or function_identity.fingerprint(network.stages)
     return _compiled_forward(network.stages, code, start, stop)
 
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from subtune_jax import tree
@@ -39,6 +39,16 @@ class History(NamedTuple):
     records: list[Record]
 
 
+class WatchError(InputError):
+    """What `watch` raised, in a sentence; `records` are those before it, so that the curve
+    so far is not lost (a checkpoint has them as well)."""
+
+    def __init__(self, step: int, error: Exception, records: tuple[Record, ...]):
+        kind = type(error).__name__
+        super().__init__(f"watch failed after step {step}: {kind}: {error}")
+        self.step, self.records = step, records
+
+
 def early_then_log(first: int = 100, per_decade: int = 20) -> Callable[[int], bool]:
     """Returns the rule that watches every one of the first steps, and then `per_decade`
     steps of each power of ten."""
@@ -68,12 +78,21 @@ def rule_of(watch_at: WatchAt, per_epoch: int, ends: tuple[int, ...]):
     return due
 
 
-def record_of(step: int, watch: Callable[[Network], Any], network: Network) -> Record:
+def record_of(
+    step: int,
+    watch: Callable[[Network], Any],
+    network: Network,
+    before: Sequence[Record] = (),
+) -> Record:
     """Returns the record of a live network, which may be kept: its statistics are copies.
 
-    Raises `InputError` for what a checkpoint cannot hold, which is all but JSON values.
+    Raises `WatchError`, with the records `before`, for whatever `watch` raises, and
+    `InputError` for what a checkpoint cannot hold, which is all but JSON values.
     """
-    value = watch(network._replace(stats=tree.copy(network.stats)))
+    try:
+        value = watch(network._replace(stats=tree.copy(network.stats)))
+    except Exception as error:
+        raise WatchError(step, error, tuple(before)) from error
     try:
         return Record(step, json.loads(json.dumps(value)))
     except TypeError:

@@ -126,6 +126,9 @@ SMOKES = {  # fewer jobs than the defaults where they show the same; and the pic
     "subtuning_shift": (f"{TWO} --search cheap", ("chosen",)),
     "subtuning_data_size": (f"{TWO} --search shared --sizes 50 --ranks 1", ("sizes",)),
     "subtuning_variants": ("--shift contrast", ("variants",)),
+    "fast_adaptation": ("--strategies fast torch", ("learning", "forgetting", "plane")),
+    "fast_ablation": ("--ingredients zero-batch-1 torch-none-0", ("plane",)),
+    "fast_landscape": ("", ("landscape",)),
 }
 WANTED = """experiment method dataset seed metric split value trainable_params total_params
 steps seconds commit"""

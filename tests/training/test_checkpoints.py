@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from subtune_jax import tree
+from subtune_jax import recipes, tree
+from subtune_jax.deltas import extract, to_bytes
 from subtune_jax.errors import InputError
 from subtune_jax.models.from_flax import from_nnx
 from subtune_jax.selection.select import select
@@ -28,6 +29,7 @@ from subtune_jax.training.loop import fit
 from subtune_jax.training.optimizers import adam, adamw
 from subtune_jax.training.phases import Phase
 from subtune_jax.training.settings import Settings
+from subtune_jax.tuning.fixed_mask import mask_indices
 from tests import toy
 
 KEY = jax.random.key(3)
@@ -50,6 +52,30 @@ folder = Path(sys.argv[1])
 result = run(toy.small_resnet("batch"), folder)
 print("RESULT", final_state(folder), result.epoch, result.scores)
 """
+
+
+# Diff pruning: gates for 40 steps, then a mask for 40; what ends is the stored delta.
+GATED = """
+import hashlib, sys
+from tests.training.test_checkpoints import gated_delta
+print("RESULT", hashlib.sha256(gated_delta(sys.argv[1])).hexdigest())
+"""
+
+
+def gated_delta(folder):
+    """Returns the bytes of the delta of a run of diff pruning, 5 % of a small network."""
+    network, data = toy.mlp(40), toy.points()
+    result = fit(
+        network,
+        recipes.diff_pruning(network, 0.05, adam(1e-2), 80),
+        data,
+        key=KEY,
+        settings=Settings(batch_size=16),
+        checkpoint=folder,
+        checkpoint_seconds=0.0,
+    )
+    indices = mask_indices(result.trainable, result.fixed)
+    return to_bytes(extract(network, result.network, indices=indices))
 
 
 def phases(network):
@@ -87,8 +113,8 @@ def final_state(folder):
     return tree.fingerprint(arrays), sorted(facts.items())
 
 
-def start_process(folder, compiled, hash_seed=0):
-    """Starts the run in a process of its own; `compiled`: the folder of its programs."""
+def start_process(folder, compiled, hash_seed=0, script=RUN):
+    """Starts a run in a process of its own; `compiled`: the folder of its programs."""
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     env |= {
         "PYTHONHASHSEED": str(hash_seed),
@@ -96,7 +122,7 @@ def start_process(folder, compiled, hash_seed=0):
     }
     env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     return subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", RUN, str(folder)],
+        [sys.executable, "-W", "ignore", "-c", script, str(folder)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -109,23 +135,35 @@ def steps_saved(folder):
     return max([int(n) for n in names if n.isdigit()], default=0)
 
 
-def test_killed_at_three_random_points_it_ends_bit_for_bit_the_same(tmp_path):
+# Three points anywhere; and one in the gates, one at the change, one under the mask.
+ANYWHERE = ((1, 14), (15, 24), (25, 38))
+IN_EVERY_PHASE = ((1, 39), (40, 41), (42, 78))
+
+
+@pytest.mark.parametrize(
+    ("script", "spans"),
+    [(RUN, ANYWHERE), (GATED, IN_EVERY_PHASE)],
+    ids=["plain", "gated"],
+)
+def test_killed_at_three_random_points_it_ends_bit_for_bit_the_same(
+    tmp_path, script, spans
+):
     programs = tmp_path / "programs"
-    whole, _ = start_process(tmp_path / "whole", programs).communicate()
+    whole, _ = start_process(tmp_path / "whole", programs, script=script).communicate()
     expected = [line for line in whole.splitlines() if line.startswith("RESULT")]
     assert len(expected) == 1
     rng, killed = random.Random(), tmp_path / "killed"
-    points = sorted(rng.sample(range(1, 38), 3))
+    points = [rng.randrange(*span) for span in spans]
     for point in points:
         # A copy of its own: a process that is killed may leave half an entry there.
         copy = shutil.copytree(programs, tmp_path / f"programs-{point}")
-        process = start_process(killed, copy, hash_seed=point)
+        process = start_process(killed, copy, hash_seed=point, script=script)
         while steps_saved(killed) < point and process.poll() is None:
             time.sleep(0.001)
         time.sleep(rng.random() * 0.05)  # inside a step, or inside a save
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    out, err = start_process(killed, programs).communicate()
+    out, err = start_process(killed, programs, script=script).communicate()
     found = [line for line in out.splitlines() if line.startswith("RESULT")]
     assert found == expected, f"killed at {points}: {err[-2000:]}"
 

@@ -10,7 +10,7 @@ from subtune_jax.training.loop import fit
 from subtune_jax.training.optimizers import adam
 from subtune_jax.training.phases import Phase
 from subtune_jax.training.settings import Settings
-from subtune_jax.training.watch import early_then_log, rule_of
+from subtune_jax.training.watch import WatchError, early_then_log, rule_of
 from tests import toy
 
 KEY = jax.random.key(0)
@@ -110,3 +110,16 @@ def test_progress_is_shown_where_it_is_asked_for(capsys):
     assert "fit loss" in shown and "8/8" in shown
     run(8, watch=None)
     assert capsys.readouterr().err == ""  # no terminal here
+
+
+def test_a_watch_that_fails_is_a_sentence_and_the_records_so_far_are_kept():
+    def fails(network):
+        value = first_bias(network)
+        if value != first_bias(toy.mlp()):
+            raise ValueError("no such file")
+        return value
+
+    with pytest.raises(WatchError, match="after step 1: ValueError: no such") as error:
+        run(4, watch=fails, watch_at="step")
+    assert [record.step for record in error.value.records] == [0]
+    assert error.value.step == 1
