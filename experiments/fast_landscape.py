@@ -107,7 +107,11 @@ def rows(
     about = {"dataset": target.dataset, "task": target.name_of(job.shift)}
     about |= {"commit": results.commit(), "steps": settings.recipe.steps}
     about |= {"total_params": st.tree.count(base.params)}
-    began, bodies, tuned = time.perf_counter(), [st.evaluation.with_head(base, base)], {}
+    began, bodies, tuned = (
+        time.perf_counter(),
+        [st.evaluation.with_head(base, base)],
+        {},
+    )
     for name in PAIR:
         run, _ = adapted(
             task, STRATEGIES[name], settings.recipe, rate, no_score, job.seed

@@ -54,9 +54,9 @@ class ModuleRecipe:
     """That of the classifier beside a module, or beside everything: a fresh one of zeros
     lets no gradient through until it has grown."""
     epochs: Annotated[Positive[int] | None, *by_data(20, 5)] = None
-    """Passes over the training sentences."""
+    """Passes over the training examples."""
     batch_size: Positive[int] = 16
-    """Sentences per step."""
+    """Examples per step."""
     warmup_ratio: Share = 0.1
     """Share of the steps over which learning rates rise; then they fall linearly to 0."""
     choose: Annotated[str, *one_of("each", "first")] = "each"

@@ -51,7 +51,8 @@ class Budget(NamedTuple):
 
 def labels_of(network: Network, method: str) -> Labels:
     """Returns the labels of what a method may change, and of the head."""
-    layers = [s.name for s in network.stages if s.name.startswith("layer_")]
+    below = [s.name for s in network.stages[:-1] if network.params.get(s.name)]
+    layers = [name for name in below if name.startswith("layer_")] or below
     special = {
         "last_layer": layers[-1:],
         "biases": [".*/bias"],
@@ -168,8 +169,10 @@ def changeable(network: Network, method: str, share: float) -> int:
             network.params[HEAD]
         )
     k = count_of(network, share)
+    if method != "lora":
+        return k
     unit = _values_of_a_rank(network)
-    return k // unit * unit if method == "lora" else k
+    return k // unit * unit
 
 
 def tune_stored(values: str, network: Network, *given: Any, **how: Any) -> Tuned:

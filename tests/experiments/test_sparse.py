@@ -6,7 +6,7 @@ import pytest
 
 import subtune_jax as st
 from experiments.common import sparse
-from experiments.diff_pruning import Diff
+from experiments.common.diffs import Diff
 from tests import toy
 
 SHARE = 0.1

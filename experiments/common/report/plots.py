@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 
@@ -116,14 +117,19 @@ def surfaces(panels: Mapping[str, tuple], file: Path) -> None:
     for axis, (title, (xs, ys, values, points)) in zip(
         axes, panels.items(), strict=False
     ):
-        # Losses rise steeply at the rim: by their logarithm the valley shows.
-        drawn = axis.contourf(xs, ys, np.log10(values), levels=20, cmap="viridis")
-        figure.colorbar(drawn, ax=axis, label="log10 of the loss")
+        # Losses rise steeply at the rim: on a logarithmic scale the valley shows.
+        levels = np.geomspace(np.min(values), np.max(values) * 1.001, 20)
+        drawn = axis.contourf(xs, ys, values, levels=levels, norm=LogNorm())
+        ticks = [f"{level:.2g}" for level in levels[::4]]
+        bar = figure.colorbar(drawn, ax=axis, label="loss", ticks=levels[::4])
+        bar.ax.set_yticklabels(ticks)
+        bar.ax.minorticks_off()
         for name, (x, y) in points.items():
+            right = x > np.mean(xs)  # where the name has room
+            place = {"xytext": (-6 if right else 6, 6), "textcoords": "offset points"}
+            side = "right" if right else "left"
             axis.plot(x, y, "o", color="white", markeredgecolor="black")
-            axis.annotate(
-                name, (x, y), (4, 6), textcoords="offset points", color="white"
-            )
+            axis.annotate(name, (x, y), color="white", ha=side, **place)
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("distance from the base, towards ordinary fine-tuning")
     for axis in axes[len(panels) :]:
