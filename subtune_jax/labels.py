@@ -43,7 +43,7 @@ def stages_with_batch_stats(
     normed = {name.rpartition("/")[0] for name in tree.flatten(stats)}
     every = frozenset(name.partition("/")[0] for name in normed)
     if not isinstance(norm, str):
-        return _named("stage with batch statistics", norm, every)
+        return _named("norm", NORM_MODES, norm, every)
     if norm not in NORM_MODES:
         raise unknown("norm mode", norm, NORM_MODES)
     if norm != "tuned":
@@ -56,7 +56,7 @@ def stages_with_batch_stats(
     if mixed:
         raise InputError(
             "norm 'tuned' needs the norms of a stage to train together or not at all: "
-            f"stage {mixed[0]!r} has both"
+            f"stage {mixed[0]!r} has both; make more stages of it, or take stored or batch"
         )
     return frozenset(stage for stage, found in trains.items() if found == {True})
 
@@ -73,7 +73,7 @@ def stages_with_dropout(
     """
     every = frozenset(stage.name for stage in stages)
     if not isinstance(dropout, str):
-        return _named("stage", dropout, [stage.name for stage in stages])
+        return _named("dropout", DROPOUT_MODES, dropout, [s.name for s in stages])
     if dropout not in DROPOUT_MODES:
         raise unknown("dropout mode", dropout, DROPOUT_MODES)
     if dropout != "tuned":
@@ -87,13 +87,19 @@ def stages_with_dropout(
 
 
 def _named(
-    kind: str, names: Sequence[str], choices: Sequence[str] | frozenset[str]
+    option: str,
+    modes: Sequence[str],
+    names: Sequence[str],
+    stages: Sequence[str] | frozenset[str],
 ) -> frozenset[str]:
+    """Returns the stages that an option names; `norm` takes those with statistics alone."""
     if not isinstance(names, Sequence):
         raise InputError(
-            f"a mode is a string, or a list of names of a {kind}, got {names!r}"
+            f"{option} must be {', '.join(modes)} or a list of names of stages, got "
+            f"{names!r}"
         )
+    kind = "stage with batch statistics" if option == "norm" else "stage"
     for name in names:
-        if name not in choices:
-            raise unknown(kind, name, sorted(choices))
+        if name not in stages:
+            raise unknown(kind, name, sorted(stages))
     return frozenset(names)

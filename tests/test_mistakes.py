@@ -1,6 +1,8 @@
 """What a new user gives by mistake is one sentence, wherever it is given."""
 
 import inspect
+import runpy
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -585,12 +587,28 @@ def fit(phase=PHASE, **settings):
             "unknown schedule None: expected one of c",
         ),
         (
+            lambda: fit(settings=Settings(place="cpu")),
+            "place must be a Placement, got str",
+        ),
+        (
+            lambda: fit(settings=Settings(cache_bytes="1GB")),
+            "cache_bytes must be a whole number from 0 up, got '1GB'",
+        ),
+        (
+            lambda: fit(PHASE._replace(tuning=st.tuning.lora)),
+            "tuning must be a Tuning, got function",
+        ),
+        (
+            lambda: fit(key=jax.random.split(KEY)),
+            "key must be one jax.random.key.seed., got 2 keys",
+        ),
+        (
             lambda: fit(settings=Settings(norm=True)),
-            "a mode is a string, or a list of names .*, got True",
+            "norm must be stored, .* or a list of names of stages, got True",
         ),
         (
             lambda: fit(settings=Settings(dropout=0.5)),
-            "a mode is a string, or a list of names .*, got 0.5",
+            "dropout must be tuned, .* or a list of names of stages, got 0.5",
         ),
         (
             lambda: fit(validate=DATA),
@@ -727,3 +745,20 @@ def test_targets_are_not_read_and_files_are_named_by_strings(tmp_path):
         "Task(Network(93 parameters in stages one, two, head), 24 to train, 24 to "
         "validate, Sealed(24 examples, see test_once))"
     )
+
+
+def test_studies_without_their_packages_are_one_sentence(monkeypatch):
+    for name in [n for n in sys.modules if n.startswith("experiments")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "tyro", None)
+    with pytest.raises(SystemExit, match="studies need tyro: pip install"):
+        runpy.run_module("experiments", run_name="__main__")
+
+
+def test_a_unit_may_stand_alone_and_results_are_short_to_print():
+    (phase,) = st.recipes.tune_units(toy.mlp(), "two", st.adam(1e-2), 3)
+    assert st.count_trainable(toy.mlp(), phase.labels) == 42
+    task = st.Task(toy.mlp(), DATA, DATA, None)
+    tuned = st.tune(task.network, lambda _: phase, [0.5], task, key=KEY)
+    assert repr(tuned).startswith("Tuned(best Trial(0.5: ")
+    assert len(repr(tuned)) < 100

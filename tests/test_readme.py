@@ -59,9 +59,9 @@ def test_the_new_study_of_extending_is_whole(tmp_path, monkeypatch, capsys):
     ]
     code = [line for line in source.splitlines() if line.strip()]
     assert len(code) < 70
-    (tmp_path / "subtuning_profile.py").write_text(source)
+    (tmp_path / "my_profile.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
-    study = importlib.import_module("subtuning_profile")
+    study = importlib.import_module("my_profile")
     out = tmp_path / "out"
 
     def call(*flags):
@@ -94,7 +94,7 @@ def test_paths_exist():
         for name in [name for name in linked if "://" not in name]:
             assert (page.parent / name).exists(), f"{page.name}: {name}"
         for name in re.findall(places, text):
-            known = (ROOT / name).exists() or "subtuning_profile" in name
+            known = (ROOT / name).exists() or "my_profile" in name
             assert known, f"{page.name}: {name}"
 
 

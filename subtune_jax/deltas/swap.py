@@ -15,6 +15,7 @@ from subtune_jax.deltas.delta import (
     Elements,
     base_fingerprint,
     flat,
+    head_of,
     meaning,
     of_stage,
     reads,
@@ -140,6 +141,11 @@ def require_base(
         hint = (
             ": of the same file, but tuned, or loaded in another type" if same else ""
         )
+        if delta.about["head"] and head_of(network) is None:
+            hint = (
+                ": the delta was made after replace_head, so give it the base after "
+                "replace_head too"
+            )
         raise InputError(
             f"the delta belongs to another base: its fingerprint is {base['arrays'][:12]}, "
             f"this network's is {ours[:12]}{hint}"

@@ -23,7 +23,8 @@ def tune_units(
 ) -> list[Phase]:
     """Returns one phase that trains the units and nothing else (SubTuning, surgical
     fine-tuning)."""
-    return [Phase(select(network, {GROUP: list(units)}), rule, steps)]
+    units = [units] if isinstance(units, str) else list(units)
+    return [Phase(select(network, {GROUP: units}), rule, steps)]
 
 
 def linear_probe_then_finetune(

@@ -1,8 +1,8 @@
 """Scores of tensors, units or blocks from gradients: which ones want to move?
 
 Every score is a function of (network, batches, loss) to `{name: value}`, float, where a
-name is a leaf's path or, with `groups` (the name of a unit table, or `{unit: paths}`), a
-unit's.
+name is a leaf's path or, with `groups` (the name of a unit table, or `{unit: entries}` as
+`select` takes them), a unit's.
 What is in no group costs nothing; leaves that are not real floating-point numbers, or
 have no elements, have no score. `loss(outputs, targets) -> float[batch]`. Gradients are
 of the mean loss, at the network's parameters, with stored statistics and without
@@ -46,13 +46,22 @@ def unit_groups(network: Network, table: str) -> dict[str, list[str]]:
 def top(score: Score, count: int) -> list[str]:
     """Returns the `count` names with the highest scores, best first; of equals the first.
 
-    Raises `InputError` unless there are as many.
+    Raises `InputError` unless there are as many, and where one of them is 0: no gradient
+    reaches it.
     """
     if not isinstance(score, Mapping):
         raise InputError(f"a score is a dict of numbers, got {type(score).__name__}")
+    if not score:
+        raise InputError("there are no scores to choose from")
     if not 0 < count <= len(score):
         raise InputError(f"count must be from 1 to {len(score)} here, got {count!r}")
-    return sorted(score, key=lambda name: -score[name])[:count]
+    best = sorted(score, key=lambda name: -score[name])[:count]
+    if score[best[-1]] == 0:
+        raise InputError(
+            f"the score of {best[-1]!r} is 0, so to choose it says nothing: is a layer above "
+            "it at zeros (a new head)? Train that first"
+        )
+    return best
 
 
 def relative_gradient_norm(
@@ -191,9 +200,28 @@ def _scored(
     network = _on_device(network)
     if groups is None:
         return network, scored_half(network.params), None
-    groups = unit_groups(network, groups) if isinstance(groups, str) else groups
+    groups = _paths_by_unit(network, groups)
     names = {path for paths in groups.values() for path in paths}
     return network, scored_half(network.params, names), groups
+
+
+def _paths_by_unit(network: Network, groups: Groups) -> dict[str, list[str]]:
+    """Returns the paths of each unit, its entries read as `select` reads them; a whole path
+    is that leaf alone."""
+    if isinstance(groups, str):
+        return unit_groups(network, groups)
+    if not isinstance(groups, Mapping):
+        raise InputError(
+            f"groups are the name of a unit table or a dict of units, got "
+            f"{type(groups).__name__}: {{'a': ['block1'], ...}}"
+        )
+    leaves = tree.flatten(network.params).keys()
+    found: dict[str, list[str]] = {}
+    for unit, given in groups.items():
+        entries = [given] if isinstance(given, str) else given
+        paths = [[e] if e in leaves else match(network, e) for e in entries]
+        found[unit] = list(dict.fromkeys(path for some in paths for path in some))
+    return found
 
 
 def _on_device(network: Network) -> Network:
@@ -280,5 +308,8 @@ def _by_name(values: Any, groups: Mapping[str, Sequence[str]] | None) -> Score:
 def _mean(scores: Iterable[Score]) -> Score:
     found = list(scores)
     if not found:
-        raise InputError("a score needs a batch (an SNR one of two examples or more)")
+        raise InputError(
+            "a score needs a batch (an SNR one of two examples or more); batches that were "
+            "read by another score are used up: make them again"
+        )
     return {name: float(np.mean([score[name] for score in found])) for name in found[0]}

@@ -9,7 +9,7 @@ import optax
 
 from subtune_jax import function_identity, tree
 from subtune_jax.data.batches import Batch
-from subtune_jax.errors import InputError, require_whole
+from subtune_jax.errors import InputError, require_type, require_whole
 from subtune_jax.head import normalized_linear
 from subtune_jax.labels import (
     FROZEN,
@@ -159,6 +159,7 @@ def check(
     programs: list[Program | None] = []
     for index, phase in enumerate(phases):
         require_whole(steps=phase.steps)
+        require_type(Tuning, tuning=phase.tuning)  # lora(4), not lora
         require_rules(phase.rules)
         if phase.steps % settings.accumulate:
             raise InputError(

@@ -105,4 +105,5 @@ def require_key(key: jax.Array) -> None:
     kind = key.dtype if array else type(key).__name__
     typed = array and jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
     if not typed or key.shape:
-        raise InputError(f"key must be one jax.random.key(seed), got {kind}")
+        many = f"{key.size} keys" if typed else kind
+        raise InputError(f"key must be one jax.random.key(seed), got {many}")

@@ -1,10 +1,16 @@
 """What all phases of a run share."""
 
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import NamedTuple
 
 from subtune_jax.data.batches import Augment
-from subtune_jax.errors import require_function, require_type, require_whole
+from subtune_jax.errors import (
+    InputError,
+    require_function,
+    require_type,
+    require_whole,
+)
 from subtune_jax.losses import cross_entropy
 from subtune_jax.training.mesh import Placement
 
@@ -39,5 +45,11 @@ def require_settings(settings: Settings) -> None:
     require_type(Settings, settings=settings)
     require_whole(batch_size=settings.batch_size, accumulate=settings.accumulate)
     require_function(2, loss=settings.loss)
+    if settings.place is not None:
+        require_type(Placement, place=settings.place)
+    if not isinstance(settings.cache_bytes, Integral) or settings.cache_bytes < 0:
+        raise InputError(
+            f"cache_bytes must be a whole number from 0 up, got {settings.cache_bytes!r}"
+        )
     if settings.augment is not None:
         require_function(2, augment=settings.augment)

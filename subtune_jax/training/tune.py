@@ -38,12 +38,20 @@ class Trial(NamedTuple):
     trainable: Any = None
     fixed: Any = None
 
+    def __repr__(self) -> str:
+        score = "no score" if self.value is None else f"{self.value:.1f}"
+        end = f"at epoch {self.epoch}" if self.status == "ok" else self.status
+        return f"Trial({self.variant!r}: {score} {end}, {self.seconds:.0f} s)"
+
 
 class Tuned(NamedTuple):
     """The best trial, and all of them; `best` is `None` where every run diverged."""
 
     best: Trial | None
     trials: tuple[Trial, ...]
+
+    def __repr__(self) -> str:
+        return f"Tuned(best {self.best!r} of {len(self.trials)} trials)"
 
     @property
     def network(self) -> Network:

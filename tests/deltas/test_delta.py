@@ -300,6 +300,23 @@ def test_bfloat16_values_are_rounded_before_they_are_tested():
     )
 
 
+def test_a_base_before_its_new_head_is_told_what_it_lacks():
+    from flax import nnx
+
+    from subtune_jax.models.from_flax import from_nnx
+
+    rngs = nnx.Rngs(0)
+    layers = {"one": nnx.Linear(4, 6, rngs=rngs), "head": nnx.Linear(6, 3, rngs=rngs)}
+    plain = from_nnx(layers)
+    base = replace_head(plain, 5)
+    tuned = base._replace(params=jax.tree.map(lambda leaf: leaf + 1, base.params))
+    delta = deltas.extract(base, tuned)
+    with pytest.raises(
+        InputError, match="made after replace_head, so give it the base"
+    ):
+        deltas.apply(plain, delta)
+
+
 def test_what_does_not_belong_together_is_refused_and_nothing_is_applied():
     network, phase = setup("subset")
     tuned = fit(

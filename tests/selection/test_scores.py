@@ -8,8 +8,10 @@ import pytest
 
 from subtune_jax import tree
 from subtune_jax.data.batches import Dataset, padded
+from subtune_jax.data.batches import in_order as batches_of
 from subtune_jax.errors import InputError
 from subtune_jax.flops import contraction_flops
+from subtune_jax.head import replace_head
 from subtune_jax.losses import cross_entropy, squared_error
 from subtune_jax.network import Network, Stage, forward
 from subtune_jax.selection import gradients, scores
@@ -397,3 +399,36 @@ def test_weights_and_targets_of_another_number_are_refused():
     for score in (scores.relative_gradient_norm, scores.fisher):
         with pytest.raises(InputError, match="2 inputs and 1 targets"):
             score(network, [short], squared_error)
+
+
+def test_groups_are_read_as_selections_are_and_what_matches_nothing_is_said():
+    network, batch = toy.mlp(), next(batches_of(toy.points(), 48))
+    whole = scores.relative_gradient_norm(network, [batch])
+    given = {"a": "one", "b": ["two/kernel", "two/bias"], "c": ["head/kernel"]}
+    by_unit = scores.relative_gradient_norm(network, [batch], groups=given)
+    assert list(by_unit) == ["a", "b", "c"]
+    assert by_unit["c"] == pytest.approx(whole["head/kernel"])
+    one = [np.ravel(leaf) for leaf in network.params["one"].values()]
+    size = float(np.sqrt(np.mean(np.square(np.concatenate(one)))))
+    assert scores.magnitude(network, {"a": "one"})["a"] == pytest.approx(size)
+    for score in (scores.relative_gradient_norm, scores.signal_to_noise, scores.fisher):
+        with pytest.raises(
+            InputError, match="'two/kernle' matches no unit and no path"
+        ):
+            score(network, [batch], groups={"a": ["one"], "b": ["two/kernle"]})
+    with pytest.raises(InputError, match="a dict of units, got list"):
+        scores.relative_gradient_norm(network, [batch], groups=["one"])
+
+
+def test_a_choice_that_says_nothing_is_refused():
+    with pytest.raises(InputError, match="no scores to choose from"):
+        scores.top({}, 1)
+    network = replace_head(toy.mlp(), 3)
+    score = scores.relative_gradient_norm(network, batches_of(toy.points(), 48))
+    assert score["head/kernel"] == np.inf and score["one/kernel"] == 0
+    with pytest.raises(InputError, match="the score of 'one/.*' is 0.*a new head"):
+        scores.top(score, 3)
+    batches = batches_of(toy.points(), 48)
+    scores.signal_to_noise(network, batches)
+    with pytest.raises(InputError, match="used up: make them again"):
+        scores.signal_to_noise(network, batches)
