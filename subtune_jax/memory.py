@@ -1,7 +1,12 @@
-"""Memory of the process on a CPU: what a step has freed, the next step gets back."""
+"""Memory of the process on a CPU: what a step has freed, the next step gets back, and
+programs make room for others."""
 
 import ctypes
+import gc
 import sys
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
 
 # Options of glibc's mallopt, by their numbers in malloc.h.
 TRIM_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -4, -8
@@ -27,3 +32,40 @@ def keep_freed_memory() -> bool:
     # no trimming of its end: only so does a block come back without new pages.
     options = {ARENA_MAX: 1, MMAP_MAX: 0, TRIM_THRESHOLD: -1}
     return all([mallopt(option, value) for option, value in options.items()])
+
+
+CACHES: list = []  # of compiled programs; emptied together when they crowd the process
+
+
+def program_cache(size: int) -> Callable:
+    """Returns the decorator of a function that returns a jitted program: an `lru_cache` of
+    `size` entries that `make_room` knows."""
+
+    def decorated(make: Callable) -> Callable:
+        cached = lru_cache(size)(make)
+        CACHES.append(cached)
+        return cached
+
+    return decorated
+
+
+def make_room() -> None:
+    """Lets go of all compiled programs if they crowd the process; those that are still
+    needed compile again. Called where a phase begins: its shapes are new."""
+    # The number of programs is no bound: each has an executable for every shape it has met
+    # (lengths of texts, counts of a mask), and XLA maps each of an executable's kernels
+    # apart: a step of a 6-layer encoder takes 800 regions for every length of text.
+    if crowded():
+        for cache in CACHES:
+            cache.cache_clear()
+        gc.collect()
+
+
+def crowded(share: float = 0.5) -> bool:
+    """Returns whether the process has more than this share of the memory regions that Linux
+    lets it map. At all of them XLA can compile nothing more, and the process dies."""
+    limit, maps = Path("/proc/sys/vm/max_map_count"), Path("/proc/self/maps")
+    try:
+        return maps.read_bytes().count(b"\n") > share * int(limit.read_text())
+    except OSError:  # not on Linux
+        return False

@@ -45,3 +45,35 @@ def test_a_step_does_not_ask_the_kernel_for_the_same_pages_again():
 def test_other_systems_are_left_alone(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     assert not keep_freed_memory()
+
+
+CROWD = """
+import jax, numpy as np
+import subtune_jax as st
+from subtune_jax import memory
+from tests import toy
+
+def maps():
+    return open("/proc/self/maps").read().count("\\n")
+
+network, counts = toy.mlp(), []
+limit = maps() + 200
+memory.crowded = lambda: maps() > limit
+for n in range(12):  # masks of other counts: each is a program of its own
+    indices = {"two/kernel": np.arange(n + 1)}
+    labels = st.select(network, {"g": ["two/kernel"], "head": ["head"]})
+    phase = st.Phase(labels, st.adam(1e-2), 2, st.tuning.fixed_mask(indices))
+    st.fit(network, phase, toy.points(), key=jax.random.key(0))
+    counts.append(maps())
+print(max(counts) - counts[0], counts[-1] - counts[0])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="regions are counted by /proc")
+def test_programs_make_room_before_the_process_has_no_region_left():
+    """Twelve masks of 150 regions each; 200 are allowed, and what comes next."""
+    command = [sys.executable, "-c", CROWD]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    most, last = map(int, run.stdout.split())
+    assert last <= most < 500

@@ -157,7 +157,7 @@ def sparse_rows(
         progress=context.progress,
         keep=keep,
         after=partial(sparse.stored_rows, base, values),
-        outputs=True,
+        outputs=task.train.y.ndim == 1 or task.train.y.dtype.kind == "f",  # no spans
         tuner=partial(sparse.tune_stored, values),
         settings=st.Settings(
             loss=loss,

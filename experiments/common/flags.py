@@ -10,6 +10,7 @@ type as well:
 """
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -104,6 +105,15 @@ class Common:
     """A run of seconds that only shows that everything works."""
 
     SMOKE: ClassVar = {"seeds": 1}
+
+    def tfds_home(self) -> str | Path:
+        """Returns the folder of prepared sets; raises `InputError` where none was named."""
+        home = self.data_dir or os.environ.get("TFDS_DATA_DIR")
+        if home is None:
+            raise InputError(
+                "give --data-dir or set TFDS_DATA_DIR: where are TFDS data sets?"
+            )
+        return home
 
 
 Flags = Annotated[Common, tyro.conf.OmitArgPrefixes]

@@ -1,6 +1,5 @@
 """Target tasks of images: a pretrained network, and data shifted from its source."""
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -192,7 +191,7 @@ class Target:
             return task
         classes = 1 + int(max(task.train.y.max(), task.validation.y.max()))
         if not Path(self.dataset).is_dir() and self.breeds is None:
-            classes = max(classes, len(class_names(self.dataset, _tfds_home(common))))
+            classes = max(classes, len(class_names(self.dataset, common.tfds_home())))
         if self.head_start == "zeros":
             return task._replace(network=replace_head(network, classes))
         return probed(task, classes, seed)
@@ -298,7 +297,7 @@ def apart_task(
 def vtab_task(target: Target, common: Common, network: Network) -> Task:
     """Returns the task of VTAB-1k for a study that validates on folds of the training part:
     the validation part is of it."""
-    size, home = _size(target, network), _tfds_home(common)
+    size, home = _size(target, network), common.tfds_home()
     train, test = vtab_1k(target.dataset, home, VTAB[target.parts], size)
     require_fit(Pool(train, None, class_names(target.dataset, home)), target, network)
     return Task(network, train, train.take(np.arange(800, 1000)), Sealed(test))
@@ -322,7 +321,7 @@ def image_pool(target: Target, common: Common, network: Network) -> Pool:
     if Path(target.dataset).is_dir():
         pool = _folder_pool(target, size)
     else:
-        home = _tfds_home(common)
+        home = common.tfds_home()
         data = images(target.dataset, target.split, home, size)
         pool = Pool(data, None, class_names(target.dataset, home))
     if target.breeds is None:
@@ -339,15 +338,6 @@ def _splits(spec: str) -> set[str]:
 
 def _size(target: Target, network: Network) -> int | None:
     return network.source.reads.size[0] if target.resize else None
-
-
-def _tfds_home(common: Common) -> str | Path:
-    home = common.data_dir or os.environ.get("TFDS_DATA_DIR")
-    if home is None:
-        raise InputError(
-            "give --data-dir or set TFDS_DATA_DIR: where are TFDS data sets?"
-        )
-    return home
 
 
 def _folder_pool(target: Target, size: int | None) -> Pool:

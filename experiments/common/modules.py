@@ -18,7 +18,7 @@ from experiments.common.trials import on_mesh, trial_rows
 from subtune_jax.data import batches
 from subtune_jax.data.task import Task
 from subtune_jax.head import LECUN_NORMAL, replace_head
-from subtune_jax.losses import cross_entropy, squared_error
+from subtune_jax.losses import cross_entropy, span_cross_entropy, squared_error
 from subtune_jax.network import Labels, Network
 from subtune_jax.selection import elements
 from subtune_jax.selection.scores import fisher_elements
@@ -176,8 +176,10 @@ def require_runnable(
 
 
 def loss_of(task: Task) -> Callable:
-    """Returns the loss of a task: squared error of a regression, else cross-entropy."""
-    return squared_error if task.train.y.ndim == 2 else cross_entropy
+    """Returns the loss of a task: of classes, of the ends of a span, or of a regression."""
+    if task.train.y.ndim == 1:
+        return cross_entropy
+    return span_cross_entropy if task.train.y.dtype.kind == "i" else squared_error
 
 
 def rules_of(

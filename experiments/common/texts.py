@@ -1,9 +1,8 @@
 """Target tasks of texts: an encoder, and disjoint parts of labelled sentences."""
 
-import os
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import tyro
@@ -11,8 +10,10 @@ import tyro
 from experiments.common.flags import Common, Positive, by_data, default, one_of
 from subtune_jax.data.batches import Dataset
 from subtune_jax.data.splits import balanced_indices
+from subtune_jax.data.squad import SQUAD, Windows, exact_match, f1, squad
 from subtune_jax.data.task import Sealed, Task
 from subtune_jax.data.text import GLUE, glue, tokenizer
+from subtune_jax.data.tfds import split_sizes
 from subtune_jax.demo import docstrings
 from subtune_jax.demo.docstrings import docstrings_task
 from subtune_jax.errors import InputError, unknown
@@ -28,7 +29,8 @@ class TextTarget:
     """What the target task is."""
 
     dataset: str = "docstrings"
-    """docstrings or docstrings_other (embedded), or a task of GLUE, as glue/cola."""
+    """docstrings or docstrings_other (embedded), a task of GLUE, as glue/cola, or squad (v1.1:
+    answers are spans of a passage; scored by F1 and exact match)."""
     train_examples: Annotated[Positive[int] | None, *by_data(100, 1000)] = None
     """Sentences for training; docstrings: balanced over classes, else drawn at random,
     since F1 and Matthews depend on how often a class is."""
@@ -36,9 +38,11 @@ class TextTarget:
     """Sentences of the training split for choosing."""
     max_length: Annotated[
         Positive[int] | None,
-        default("128, or fewer if the network has fewer positions", "INT"),
+        default("128, squad: 384, or fewer if the network has fewer positions", "INT"),
     ] = None
-    """Longest text in tokens; longer ones are cut."""
+    """Longest text in tokens; longer ones are cut, passages into windows."""
+    stride: Positive[int] = 128
+    """By how many tokens a window of a passage begins after the one before (paper)."""
     pooling: Annotated[str | None, *one_of("dense", "cls", "mean", default="mean")] = (
         None
     )
@@ -52,6 +56,8 @@ class TextTarget:
     remat: bool = False
     """Compute the inside of each layer again in the backward pass: less memory, more
     FLOPs."""
+
+    OLDER: ClassVar = {"stride": 128}
 
     @property
     def embedded(self) -> bool:
@@ -74,8 +80,8 @@ class TextTarget:
                     "--pooling, --dropout and --dtype are for real data"
                 )
             return
-        if self.glue_name not in GLUE:
-            choices = [*EMBEDDED, *(f"glue/{name}" for name in GLUE)]
+        if self.glue_name not in GLUE and self.dataset != "squad":
+            choices = [*EMBEDDED, *(f"glue/{name}" for name in GLUE), "squad"]
             raise unknown("data set", self.dataset, choices)
         if common.weights is None:
             raise InputError(
@@ -102,6 +108,8 @@ class TextTarget:
             modules, sizes = EMBEDDED[self.dataset], self.sizes | {"test": None}
             task = docstrings_task(modules, seed, sizes=sizes)
             return task._replace(network=in_memory(task.network, self))
+        if self.dataset == "squad":
+            return squad_task(self, common, seed)
         network, train, tests = glue_parts(self, common)
         # As often as the set has them: all examples count as one class.
         parts = balanced_indices(np.zeros(len(train.y), int), self.sizes, seed)
@@ -133,20 +141,52 @@ def glue_parts(
 ) -> tuple[Network, Dataset, dict[str, Dataset]]:
     """Returns the encoder with a fresh head, all sentences for training, and those of
     GLUE's validation splits: our tests."""
-    name = target.glue_name
-    home = common.data_dir or os.environ.get("TFDS_DATA_DIR")
-    if home is None:
-        raise InputError("give --data-dir or set TFDS_DATA_DIR: where is GLUE?")
+    name, home = target.glue_name, common.tfds_home()
     network = encoder(target, common, GLUE[name].outputs)
-    reads = tokens_read(network, common)
-    read = tokenizer(network.source.folder, reads.vocab_size)
-    max_length = min(target.max_length or 128, reads.max_length)
+    read, max_length = reader(network, target, common, 128)
     train = glue(name, "train", home, read, max_length)
     tests = {
         split: glue(name, split, home, read, max_length)
         for split in evaluation_splits(name)
     }
     return in_memory(network, target), train, tests
+
+
+def squad_task(target: TextTarget, common: Common, seed: int) -> Task:
+    """Returns the task of answering questions: those of the training part are drawn by the
+    seed, and the set's validation split is our test."""
+    home = common.tfds_home()
+    network = encoder(target, common, 2, head="span")
+    read, max_length = reader(network, target, common, 384)
+
+    def held(split: str, **chosen: Any) -> Windows:
+        return squad(split, home, read, max_length, target.stride, **chosen)
+
+    many = split_sizes(SQUAD, home)["train"]
+    drawn = balanced_indices(np.zeros(many, int), target.sizes, seed)
+    train, validation = (
+        held("train", chosen=lambda count, part=part: drawn[part])
+        for part in ("train", "validation")
+    )
+    test = held("validation")
+    return Task(
+        in_memory(network, target),
+        train.data,
+        validation.data,
+        Sealed(test.data),
+        {"validation": f1(validation), "test": f1(test)},
+        "f1",
+        {"exact_match": (Sealed(test.data), exact_match(test))},
+    )
+
+
+def reader(
+    network: Network, target: TextTarget, common: Common, longest: int
+) -> tuple[Any, int]:
+    """Returns the tokenizer of an encoder, and how many tokens a text has at most."""
+    reads = tokens_read(network, common)
+    read = tokenizer(network.source.folder, reads.vocab_size)
+    return read, min(target.max_length or longest, reads.max_length)
 
 
 def evaluation_splits(task: str) -> tuple[str, ...]:
@@ -170,7 +210,9 @@ def in_memory(network: Network, target: TextTarget) -> Network:
     return remat(network) if target.remat else network
 
 
-def encoder(target: TextTarget, common: Common, num_classes: int) -> Network:
+def encoder(
+    target: TextTarget, common: Common, num_classes: int, head: str | None = None
+) -> Network:
     """Returns the encoder with a fresh head of zeros."""
     return load_pretrained(
         common.weights,
@@ -178,4 +220,5 @@ def encoder(target: TextTarget, common: Common, num_classes: int) -> Network:
         pooling=target.pooling or "mean",
         dropout=target.dropout,
         dtype=target.dtype,
+        head=head,
     )

@@ -23,6 +23,15 @@ from subtune_jax.data.splits import (
     shuffled_folds,
     split_balanced,
 )
+from subtune_jax.data.squad import (
+    Question,
+    Windows,
+    answered,
+    exact_match,
+    squad,
+    windows,
+)
+from subtune_jax.data.squad import f1 as f1_of_answers
 from subtune_jax.data.task import Sealed, Task, fold_tasks, split_task, test_once
 from subtune_jax.data.text import GLUE, GlueTask, encode, glue, tokenizer
 from subtune_jax.data.tfds import class_names, images, split_sizes
@@ -38,10 +47,13 @@ __all__ = [
     "Folder",
     "GlueTask",
     "LazyImages",
+    "Question",
     "Ragged",
     "Sealed",
     "Shift",
     "Task",
+    "Windows",
+    "answered",
     "augmix_copies",
     "balanced_folds",
     "balanced_indices",
@@ -51,6 +63,8 @@ __all__ = [
     "crop_and_flip",
     "digits",
     "encode",
+    "exact_match",
+    "f1_of_answers",
     "epoch",
     "fold_tasks",
     "folder",
@@ -64,6 +78,7 @@ __all__ = [
     "shuffled_folds",
     "split_balanced",
     "split_sizes",
+    "squad",
     "split_task",
     "steps_per_epoch",
     "subpopulations",
@@ -71,4 +86,5 @@ __all__ = [
     "tokenizer",
     "vtab_1k",
     "vtab_splits",
+    "windows",
 ]

@@ -6,7 +6,7 @@ gradient of another one is computed. Gradients are at least float32.
 """
 
 from collections.abc import Callable, Collection
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +23,7 @@ from subtune_jax.losses import (
     require_rows,
     weighted_mean,
 )
+from subtune_jax.memory import program_cache
 from subtune_jax.network import Network, Params, forward
 
 PROGRAMS = 64  # compiled scores that are kept
@@ -102,7 +103,7 @@ def _code(network: Network, *functions: Callable) -> tuple[str, str]:
     return one, other
 
 
-@lru_cache(PROGRAMS)
+@program_cache(PROGRAMS)
 def _batch_gradient(stages, loss: Callable, reduce: Callable, code: tuple) -> Callable:
     del code  # part of the key: a number that the loss reads may have changed
 
@@ -118,7 +119,7 @@ def _batch_gradient(stages, loss: Callable, reduce: Callable, code: tuple) -> Ca
     return jax.jit(run)
 
 
-@lru_cache(PROGRAMS)
+@program_cache(PROGRAMS)
 def _row_moments(
     stages, loss: Callable, size: int, chunks: int, code: tuple
 ) -> Callable:

@@ -13,6 +13,7 @@ from subtune_jax import tree
 from subtune_jax.data import batches
 from subtune_jax.data.batches import Dataset
 from subtune_jax.errors import InputError, require_function, unknown
+from subtune_jax.memory import make_room
 from subtune_jax.network import Network
 from subtune_jax.training import resume
 from subtune_jax.training.optimizers import reset_moments, set_multipliers
@@ -254,6 +255,7 @@ def _prepared(
 ) -> tuple[Program, Dataset, Any]:
     """Returns a phase's program, data and frozen parameters, past the prefix that need
     not run again."""
+    make_room()
     phase, program = plan.phases[running.index], running.program
     frozen = frozen_params(plan.network.params, state, plan.phases)
     if plan.settings.augment is not None or phase.steps <= plan.per_epoch:

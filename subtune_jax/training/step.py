@@ -1,7 +1,7 @@
 """The one train step, a pure function of (state, frozen, batch)."""
 
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +11,7 @@ import optax
 from subtune_jax import function_identity, tree
 from subtune_jax.data.batches import Batch
 from subtune_jax.losses import per_example, require_rows, weighted_mean
+from subtune_jax.memory import program_cache
 from subtune_jax.network import Network, Params, Stage, forward
 from subtune_jax.training.phases import Program, transformation
 from subtune_jax.training.state import State, narrow
@@ -78,7 +79,7 @@ def train_step(
     return after, logs
 
 
-@lru_cache(PROGRAMS)
+@program_cache(PROGRAMS)
 def compiled_step(program: Program) -> Any:
     """Returns the jitted `(state, frozen, batch) -> (state, logs)`; the state is donated."""
     return jax.jit(partial(train_step, program), donate_argnums=0)
@@ -94,7 +95,7 @@ def compiled_forward(
     return _compiled_forward(network.stages, code, start, stop)
 
 
-@lru_cache(PROGRAMS)
+@program_cache(PROGRAMS)
 def _compiled_forward(
     stages: tuple[Stage, ...], code: str, start: int, stop: int | None
 ) -> Callable:

@@ -6,7 +6,7 @@ in a scan there, measured on two cores).
 """
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from subtune_jax.data.batches import Batch, Dataset
 from subtune_jax.data.buckets import lengths
 from subtune_jax.data.inputs import require_data
 from subtune_jax.errors import InputError, require_positive
+from subtune_jax.memory import program_cache
 from subtune_jax.network import Network
 from subtune_jax.training.loop import (
     DivergedError,
@@ -144,7 +145,7 @@ def _one_program(plans: Sequence[Plan], begun: Sequence[tuple]) -> tuple:
     return begun[0][0], _stacked([state for _, state in begun])
 
 
-@lru_cache(PROGRAMS)
+@program_cache(PROGRAMS)
 def _compiled_lanes(program: Program, shared: bool) -> Callable:
     """Returns the jitted `(states, frozen, batches) -> (states, logs)`: a scan over the
     batches' first axis of the step, vmapped over the states' first axis (and over that

@@ -1,7 +1,6 @@
 """Test-time training: a network that adapts to each input before it predicts."""
 
 from collections.abc import Callable, Iterable, Iterator
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +11,7 @@ from subtune_jax.data.augmix import augmix_copies
 from subtune_jax.data.batches import Batch, Dataset
 from subtune_jax.errors import InputError
 from subtune_jax.losses import entropy, marginal_entropy
+from subtune_jax.memory import program_cache
 from subtune_jax.network import Labels, Network, Stage, forward, require_network
 from subtune_jax.training.loop import DivergedError
 from subtune_jax.training.optimizers import Rule, adam, sgd
@@ -190,7 +190,7 @@ def _require_endless(phase: Phase) -> None:
             )
 
 
-@lru_cache(PROGRAMS)
+@program_cache(PROGRAMS)
 def _compiled_outputs(
     stages: tuple[Stage, ...], code: str, batch_stats: frozenset[str]
 ) -> Callable:
