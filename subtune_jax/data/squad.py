@@ -149,7 +149,8 @@ def _span(characters: np.ndarray, question: Question) -> tuple[int, int]:
 
 def answered(held: Windows, logits: np.ndarray) -> list[str]:
     """Returns the answer to each question: over its windows, the passage from token s to
-    token e <= s + 29 with the highest start logit at s plus end logit at e.
+    token e <= s + 29 with the highest start logit at s plus end logit at e; of equals the
+    shortest, then the first.
 
     logits: float[windows, tokens, 2], as `predict` gives them.
     """

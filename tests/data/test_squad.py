@@ -1,5 +1,6 @@
 """Passages as windows, answers as text, and their scores, worked out by hand."""
 
+import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -77,7 +78,7 @@ def test_the_best_span_of_all_windows_answers():
     assert answered(held, best) == ["330 metres"]
     # Tokens of the question count for nothing, and no span ends before it begins.
     question = logits_of(held, (0, 1, 0, 9), (0, 2, 1, 9), (1, 6, 0, 3), (1, 5, 1, 3))
-    assert answered(held, question) == ["330"] or answered(held, question) == ["metres"]
+    assert answered(held, question) == ["330"]  # of equals the shortest, then the first
     assert exact_match(held)(best, held.data.y) == f1(held)(best, held.data.y) == 100
     with pytest.raises(InputError, match="outputs for 2 windows, .* have 3"):
         f1(held)(best[:2], held.data.y[:2])
@@ -101,6 +102,7 @@ def test_scores_are_of_plain_words_and_of_the_best_accepted_answer():
 class Squad(tfds.core.GeneratorBasedBuilder):
     """A few records, as TFDS prepares the set."""
 
+    code_path = None  # it is asked for by a package that nothing else needs
     VERSION = tfds.core.Version("3.0.0")
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="v1.1", version=VERSION)]
 
@@ -142,8 +144,8 @@ def test_a_prepared_set_is_read_and_is_a_task_of_the_studies(prepared, monkeypat
     held = squad("train", prepared, reads(), 8, 2, chosen=lambda count: [count - 1, 0])
     assert held.questions == (TALL, TALL) and len(held.owner) == 6
     config = BertConfig(len(WORDS.split()), 8, 1, 2, 16, 32, head="span", num_classes=2)
-    source = Source(reads=Tokens(len(WORDS.split()), 32), folder="there")
-    network = bert(config)._replace(source=source)
+    source = Source(reads=Tokens(len(WORDS.split()), 2, 32), folder="there")
+    network = bert(config, jax.random.key(0))._replace(source=source)
     monkeypatch.setattr(texts, "encoder", lambda *given, head: network)
     monkeypatch.setattr(texts, "tokenizer", lambda *given: reads())
     target = texts.TextTarget(
