@@ -42,12 +42,18 @@ def said(value: Any, within: tuple[int, ...] = ()) -> str:
     code changes with their version alone. Objects: attributes, or `repr` without
     addresses.
     """
-    if type(value) in PLAIN:  # most of what is described: nothing is held by it
+    if type(value) in PLAIN:  # nothing is held by it
         return repr(value)
     if id(value) in within:
         return "itself"
-    inner = partial(said, within=(*within, id(value)))
-    if isinstance(value, np.ndarray | jax.Array):
+    within, kind = (*within, id(value)), type(value)
+
+    def inner(one: Any) -> str:
+        return repr(one) if type(one) in PLAIN else said(one, within)
+
+    if kind is tuple or kind is list:  # most of the rest, and `isinstance` is slow
+        return f"[{', '.join([inner(one) for one in value])}]"
+    if kind is not dict and isinstance(value, np.ndarray | jax.Array):
         return inner(value.tolist()) if _holds_objects(value) else _digest(value)
     if isinstance(value, Mapping):
         items = sorted(f"{inner(k)}: {inner(v)}" for k, v in value.items())

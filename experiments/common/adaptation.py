@@ -92,7 +92,7 @@ class Recipe:
 
     learning_rates: Annotated[
         tuple[Positive[float], ...] | None,
-        *by_data((1e-3, 3e-3), (3e-4, 1e-3, 3e-3)),
+        *by_data((3e-3,), (3e-4, 1e-3, 3e-3)),
     ] = None
     """Learning rates tried; the best after the last step on validation data is tested."""
     optimizer: Annotated[str, *one_of("adam", "sgd")] = "adam"
