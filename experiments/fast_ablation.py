@@ -13,15 +13,14 @@ FAST's, 10 and 50 are the counter-claim's. Ours are in the documentation, made f
 results/.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import product
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import subtune_jax as st
 from experiments.common.adaptation import Job, Recipe, RecipeFlags, Strategy
-from experiments.common.curve_tables import at_the_start, by_strategy, draw_curves
+from experiments.common.curve_tables import TABLES, draw
 from experiments.common.flags import Common, Flags, one_of
 from experiments.common.images import TargetFlags
 from experiments.common.report.results import Row
@@ -33,7 +32,7 @@ from experiments.common.source import (
     target_rows,
     with_contrast,
 )
-from experiments.common.study import Config, Context, Study, main
+from experiments.common.study import Context, Study, main
 
 INITS, NORMALIZES = ("zero", "torch"), ("none", "batch")
 GRID = {
@@ -79,31 +78,13 @@ def rows(
     return target_rows(settings, task, job, context, STRATEGIES[job.method])
 
 
-def summary(rows: Sequence[Row], config: Config) -> str:
-    """Returns what the curves of every combination say."""
-    note = (
-        "START-NORMALIZATION-STALL. Accuracy in percent, mean (standard error) over seeds; "
-        "columns as in fast_adaptation."
-    )
-    return f"{note}\n\n{by_strategy(rows, config)}\n\n{at_the_start(rows, config)}"
-
-
-def draw(out: Path, rows: Sequence[Row], settings: Any, task: st.Task) -> None:
-    """Draws learning.png, forgetting.png and plane.png."""
-    draw_curves(out, rows)
-
-
 STUDY = Study(
     settings=Settings,
     job=Job,
     name="fast_ablation",
     jobs=jobs,
     rows=rows,
-    tables={
-        "summary": summary,
-        "by_strategy": by_strategy,
-        "at_the_start": at_the_start,
-    },
+    tables=TABLES,
     draw=draw,
     free=("shift", "ingredients"),
 )

@@ -15,11 +15,10 @@ Curves are of the validation part, on which the learning rate is chosen by the a
 after the last step; the test part is read once.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import product
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import subtune_jax as st
 from experiments.common.adaptation import (
@@ -28,12 +27,7 @@ from experiments.common.adaptation import (
     Recipe,
     RecipeFlags,
 )
-from experiments.common.curve_tables import (
-    LEARNS,
-    at_the_start,
-    by_strategy,
-    draw_curves,
-)
+from experiments.common.curve_tables import TABLES, draw
 from experiments.common.flags import Common, Flags, one_of
 from experiments.common.images import TargetFlags
 from experiments.common.report.results import Row
@@ -45,7 +39,7 @@ from experiments.common.source import (
     target_rows,
     with_contrast,
 )
-from experiments.common.study import Config, Context, Study, main
+from experiments.common.study import Context, Study, main
 
 
 @dataclass(frozen=True)
@@ -81,33 +75,13 @@ def rows(
     return target_rows(settings, task, job, context, STRATEGIES[job.method])
 
 
-def summary(rows: Sequence[Row], config: Config) -> str:
-    """Returns what the curves of every strategy say."""
-    note = (
-        "Accuracy in percent, mean (standard error) over seeds. `first 100`: the mean "
-        "height of a curve over 100 steps. `drop`: what the source has lost where the "
-        f"target is {LEARNS:.0f} points above chance, and where it has an accuracy that "
-        "all strategies reach that end within a point of the best."
-    )
-    return f"{note}\n\n{by_strategy(rows, config)}\n\n{at_the_start(rows, config)}"
-
-
-def draw(out: Path, rows: Sequence[Row], settings: Any, task: st.Task) -> None:
-    """Draws learning.png, forgetting.png and plane.png."""
-    draw_curves(out, rows)
-
-
 STUDY = Study(
     settings=Settings,
     job=Job,
     name="fast_adaptation",
     jobs=jobs,
     rows=rows,
-    tables={
-        "summary": summary,
-        "by_strategy": by_strategy,
-        "at_the_start": at_the_start,
-    },
+    tables=TABLES,
     draw=draw,
     free=("shift", "strategies"),
     keeps=True,

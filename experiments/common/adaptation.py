@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import jax
+import numpy as np
 import tyro
 
 from experiments.common.flags import Positive, by_data, first, one_of
@@ -22,6 +23,7 @@ from subtune_jax.head import INITIALIZERS, replace_head
 from subtune_jax.network import Network
 from subtune_jax.selection.select import count_trainable, select
 from subtune_jax.training.loop import DivergedError, FitResult, fit
+from subtune_jax.training.mesh import placement
 from subtune_jax.training.optimizers import Rule, adam, sgd
 from subtune_jax.training.phases import Phase
 from subtune_jax.training.predict import predict
@@ -155,6 +157,22 @@ def _matches(network: Network, unit: str) -> bool:
         return False
 
 
+def require_strategies(
+    settings: Any, task: Task, strategies: Sequence[Strategy]
+) -> None:
+    """Raises `InputError` for a mesh or strategies that cannot be, before anything runs."""
+    recipe = settings.recipe
+    placement(settings.common.mesh)(np.zeros(recipe.batch_size))
+    if len(task.train.y) < recipe.batch_size:
+        raise InputError(
+            f"--batch-size {recipe.batch_size} is more than the {len(task.train.y)} "
+            "training examples"
+        )
+    for strategy in strategies:
+        network = new_network(task.network, strategy, jax.random.key(0))
+        phases_of(network, strategy, recipe, 1.0)
+
+
 def adapted(
     task: Task,
     strategy: Strategy,
@@ -219,11 +237,6 @@ def adapted_rows(
     rates = recipe.learning_rates or ()
     if choice is not None:
         rates = (choice["learning_rate"],)
-    size = recipe.batch_size or 1
-    if len(task.train.y) < size:
-        raise InputError(
-            f"--batch-size {size} is more than the {len(task.train.y)} training examples"
-        )
     about = about | {
         "metric": task.metric,
         "total_params": count(task.network.params),

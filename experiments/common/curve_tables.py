@@ -169,3 +169,26 @@ def draw_curves(out: Path, rows: Sequence[Row]) -> None:
         xlabel=labels["target"],
         ylabel=labels["source"],
     )
+
+
+def summary(rows: Sequence[Row], config: Config) -> str:
+    """Returns what the curves of every method say."""
+    note = (
+        "Accuracy in percent, mean (standard error) over seeds. `first 100`: the mean "
+        "height of a curve over 100 steps. `drop`: what the source has lost where the "
+        f"target is {LEARNS:.0f} points above chance, and where it has an accuracy that "
+        "all methods reach that end within a point of the best."
+    )
+    return f"{note}\n\n{by_strategy(rows, config)}\n\n{at_the_start(rows, config)}"
+
+
+def draw(out: Path, rows: Sequence[Row], settings: object, task: object) -> None:
+    """Draws learning.png, forgetting.png and plane.png."""
+    draw_curves(out, rows)
+
+
+TABLES = {
+    "summary": summary,
+    "by_strategy": by_strategy,
+    "at_the_start": at_the_start,
+}

@@ -19,6 +19,7 @@ def glance(home: Path) -> str:
         _cifar(home, "label_flip", "last", "flipped labels: is the last layer best?"),
         _digits(home),
         _memo(home),
+        _subset(home),
         _modules(home),
         _steps(home),
         _storage(home),
@@ -50,6 +51,21 @@ def _digits(home: Path) -> tuple[str, ...]:
     claim = f"digits, {len(ranks)} methods on four shifts: average rank (1 is best)"
     ours = f"{best[0]} {best[1]:.1f}, {second[0]} {second[1]:.1f}"
     return claim, ours, f"full tuning {ranks['all']:.1f}", _page("surgical")
+
+
+def _subset(home: Path) -> tuple[str, ...]:
+    cells = tables.cells(
+        _tests(home / "subtuning_greedy_corrupted"), "dataset", "method"
+    )
+    means = {method: cell.mean for (_, method), cell in cells.items()}
+    ours = f"{means['SubTuning, cheap']:.1f}, full tuning {means['full']:.1f}"
+    claim = "CIFAR-10, noise, 200 images: is a chosen subset better than all? (%)"
+    return (
+        claim,
+        ours,
+        f"linear probing {means['linear probing']:.1f}",
+        _page("subtuning"),
+    )
 
 
 def _memo(home: Path) -> tuple[str, ...]:

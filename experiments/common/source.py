@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Annotated, Any
 
-import jax
 import numpy as np
 import tyro
 
@@ -13,8 +12,7 @@ from experiments.common.adaptation import (
     HEAD,
     Strategy,
     adapted_rows,
-    new_network,
-    phases_of,
+    require_strategies,
 )
 from experiments.common.flags import Common, Positive, default
 from experiments.common.images import Target, drawn_pool, loaded
@@ -29,7 +27,6 @@ from subtune_jax.demo.digits import digits_halves, digits_network
 from subtune_jax.errors import InputError
 from subtune_jax.evaluation import source_score
 from subtune_jax.network import Network
-from subtune_jax.training.mesh import placement
 
 
 @dataclass(frozen=True)
@@ -132,8 +129,5 @@ def remembered(settings: Any, name: str) -> Callable[[Network], float]:
 
 def require_runnable(settings: Any, task: Task, strategies: Sequence[Strategy]) -> None:
     """Raises `InputError` for a source of other classes, and strategies that cannot be."""
-    placement(settings.common.mesh)(np.zeros(settings.recipe.batch_size))
     remembered(settings, settings.target.shifts[0])
-    for strategy in strategies:
-        network = new_network(task.network, strategy, jax.random.key(0))
-        phases_of(network, strategy, settings.recipe, 1.0)
+    require_strategies(settings, task, strategies)

@@ -18,7 +18,7 @@ CIFAR10 = (
 
 
 def records(
-    name: str, split: str, data_dir: str | Path, **options
+    name: str, split: str, data_dir: str | Path, **options: Any
 ) -> Sequence[dict[str, Any]]:
     """Returns the records of a split (`test`, `test[:2000]`), indexed at random.
 

@@ -4,11 +4,16 @@ Digits need scikit-learn: pip install 'subtune-jax[experiments]'.
 """
 
 from subtune_jax.demo.digits import digits_network, digits_task
-from subtune_jax.demo.docstrings import docstrings_network, docstrings_task
+from subtune_jax.demo.docstrings import (
+    docstrings_network,
+    docstrings_source,
+    docstrings_task,
+)
 
 __all__ = [
     "digits_network",
     "digits_task",
     "docstrings_network",
+    "docstrings_source",
     "docstrings_task",
 ]

@@ -125,8 +125,13 @@ def docstrings_task(
 
 
 def docstrings_network() -> Network:
-    """Returns the encoder trained on the source modules, with a fresh head for the target;
-    from the cache if there. AdamW, cosine, 500 steps of 64."""
+    """Returns the encoder trained on the source modules, with a fresh head for the target."""
+    return replace_head(docstrings_source()[0], len(TARGET))
+
+
+def docstrings_source() -> tuple[Network, Dataset]:
+    """Returns the encoder with the head of the source modules, from the cache if there, and
+    the sentences that it was trained on. AdamW, cosine, 500 steps of 64."""
     texts, network = sentences(SOURCE)[0], bert(CONFIG, jax.random.key(0))
     vocabulary = sorted(words().get_vocab().items())
     recipe = (VERSION, CONFIG, STEPS, LEARNING_RATE, texts, vocabulary)
@@ -138,5 +143,4 @@ def docstrings_network() -> Network:
         key = jax.random.key(1)
         return fit(network, phase, data(SOURCE), key=key, progress=False).network
 
-    body = cached(f"docstrings-{key}", network, train)
-    return replace_head(body, len(TARGET))
+    return cached(f"docstrings-{key}", network, train), data(SOURCE)

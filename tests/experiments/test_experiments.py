@@ -128,6 +128,7 @@ SMOKES = {  # fewer jobs than the defaults where they show the same; and the pic
     "subtuning_variants": ("--shift contrast", ("variants",)),
     "fast_adaptation": ("--strategies fast torch", ("learning", "forgetting", "plane")),
     "fast_ablation": ("--ingredients zero-batch-1 torch-none-0", ("plane",)),
+    "fast_texts": ("", ("plane",)),
     "fast_landscape": ("", ("landscape",)),
 }
 WANTED = """experiment method dataset seed metric split value trainable_params total_params
