@@ -16,7 +16,7 @@ results/.
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import subtune_jax as st
 from experiments.common.adaptation import Job, Recipe, RecipeFlags, Strategy
@@ -58,6 +58,8 @@ class Settings:
     recipe: RecipeFlags = field(default_factory=Recipe)
     common: Flags = field(default_factory=Common)
 
+    SMOKE: ClassVar = {"ingredients": ("zero-batch-1", "torch-none-0")}
+
     completed = with_contrast
 
 
@@ -87,6 +89,7 @@ STUDY = Study(
     tables=TABLES,
     draw=draw,
     free=("shift", "ingredients"),
+    keeps=True,
 )
 
 if __name__ == "__main__":

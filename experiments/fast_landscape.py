@@ -114,7 +114,13 @@ def rows(
     )
     for name in PAIR:
         run, _ = adapted(
-            task, STRATEGIES[name], settings.recipe, rate, no_score, job.seed
+            task,
+            STRATEGIES[name],
+            settings.recipe,
+            rate,
+            no_score,
+            job.seed,
+            settings.common.mesh,
         )
         if not isinstance(run, st.FitResult):
             raise st.InputError(f"{name} diverged at --learning-rates {rate}: lower it")
@@ -237,7 +243,8 @@ def draw(out: Path, rows: Sequence[Row], settings: Any, task: st.Task) -> None:
                 title = f"{row['task']}, {row['statistics']}: {name} loss"
                 panels[title] = (row["xs"], row["ys"], row[name], points)
     if panels:
-        surfaces(panels, out / "landscape.png")
+        along = "distance from the base, towards ordinary fine-tuning"
+        surfaces(panels, out / "landscape.png", along, "distance, towards FAST")
 
 
 STUDY = Study(

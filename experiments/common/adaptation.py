@@ -18,14 +18,14 @@ from experiments.common.trials import on_mesh
 from subtune_jax import recipes
 from subtune_jax.data.task import Task, test_once
 from subtune_jax.errors import InputError
-from subtune_jax.evaluation import watch_forgetting
+from subtune_jax.evaluation import watch_forgetting, with_head_statistics
 from subtune_jax.head import INITIALIZERS, replace_head
 from subtune_jax.network import Network
 from subtune_jax.selection.select import count_trainable, select
 from subtune_jax.training.loop import DivergedError, FitResult, fit
 from subtune_jax.training.mesh import placement
 from subtune_jax.training.optimizers import Rule, adam, sgd
-from subtune_jax.training.phases import Phase
+from subtune_jax.training.phases import Phase, check
 from subtune_jax.training.predict import predict
 from subtune_jax.training.settings import Settings
 from subtune_jax.training.watch import Record, early_then_log
@@ -82,12 +82,6 @@ class Job(NamedTuple):
     seed: int
 
 
-class Variant(NamedTuple):
-    """What is tried: a learning rate."""
-
-    learning_rate: float
-
-
 @dataclass(frozen=True)
 class Recipe:
     """How a strategy is run; all of it is our choice: the paper could not be read."""
@@ -142,7 +136,7 @@ def phases_of(
 def _gradual(network: Network, rule: Rule, steps: int) -> list[Phase]:
     """Returns gradual unfreezing by surgical blocks, else by stages; at last everything."""
     table = network.units.get("surgical") or [s.name for s in network.stages]
-    units = [unit for unit in reversed(list(table)) if unit in table]
+    units = reversed(list(table))
     named = [
         f"surgical:{u}" if "surgical" in network.units else f"{u}/.*" for u in units
     ]
@@ -170,7 +164,17 @@ def require_strategies(
         )
     for strategy in strategies:
         network = new_network(task.network, strategy, jax.random.key(0))
-        phases_of(network, strategy, recipe, 1.0)
+        phases = phases_of(network, strategy, recipe, 1.0)
+        check(network, phases, settings_of(strategy, recipe, settings.common.mesh))
+
+
+def settings_of(strategy: Strategy, recipe: Recipe, mesh: int) -> Settings:
+    """Returns what all phases share: a normalized head has the batch's statistics."""
+    return Settings(
+        batch_size=recipe.batch_size,
+        norm=[HEAD] if strategy.normalize != "none" else "stored",
+        place=on_mesh(mesh),
+    )
 
 
 def adapted(
@@ -184,7 +188,7 @@ def adapted(
 ) -> tuple[FitResult | DivergedError, Network]:
     """Returns a run, or how it diverged, and the network that it started from."""
     start = new_network(task.network, strategy, jax.random.key(seed))
-    held = task.validation
+    start, held = with_head_statistics(start, task.train), task.validation
     try:
         run: FitResult | DivergedError = fit(
             start,
@@ -194,11 +198,7 @@ def adapted(
             watch=watch_forgetting(start, held, remembered),
             watch_at=early_then_log(),
             progress=False,
-            settings=Settings(
-                batch_size=recipe.batch_size,
-                norm=[HEAD] if strategy.normalize != "none" else "stored",
-                place=on_mesh(mesh),
-            ),
+            settings=settings_of(strategy, recipe, mesh),
         )
     except DivergedError as error:
         run = error

@@ -18,10 +18,10 @@ LEARNS = 5.0  # points above chance: the task is being learnt
 
 
 def tested(rows: Sequence[Row], task: str) -> dict[str, list[Row]]:
-    """Returns the test rows with a curve of a task by method."""
+    """Returns the test rows of a task by method; one that diverged has no curve."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        if row["split"] == "test" and row["task"] == task and row["curve"]:
+        if row["split"] == "test" and row["task"] == task:
             groups.setdefault(row["method"], []).append(row)
     return groups
 
@@ -31,9 +31,15 @@ def tasks_of(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(row["task"] for row in rows if row["split"] == "test"))
 
 
+def whole(rows: Sequence[Row]) -> list[Row]:
+    """Returns the rows of runs that did not diverge."""
+    return [row for row in rows if row["curve"]]
+
+
 def equal_level(groups: dict[str, list[Row]], seed: int) -> float:
     """Returns the target accuracy that every good strategy reached under a seed: good is
     to end within 1 point of the best mean, and it is the lowest of their highest values."""
+    groups = {m: some for m, rows in groups.items() if (some := whole(rows))}
     ends = {
         method: np.mean([series(records_of(r), "target")[1][-1] for r in rows])
         for method, rows in groups.items()
@@ -105,21 +111,26 @@ def _at(records, name: str, step: int) -> float | None:
 
 
 def _table(rows: Sequence[Row], measure: Callable, digits: int = 1) -> str:
+    head: list[str] = []
     lines: list[str] = []
     for task in tasks_of(rows):
         groups = tested(rows, task)
         for method, group in groups.items():
-            cells = [measure(groups, row) for row in group]
-            if not lines:
-                lines.append(f"| task | tuned | {' | '.join(cells[0])} |")
-                lines.append("|---" * (2 + len(cells[0])) + "|")
-            shown = (_cell([c[name] for c in cells], digits) for name in cells[0])
+            cells = [measure(groups, row) for row in whole(group)]
+            if not cells:
+                lines.append(f"| {task} | {method} | all of {len(group)} diverged |")
+                continue
+            head = [f"| task | tuned | {' | '.join(cells[0])} |"]
+            head += ["|---" * (2 + len(cells[0])) + "|"]
+            lost = [{}] * (len(group) - len(cells))
+            values = {n: [c.get(n) for c in (*cells, *lost)] for n in cells[0]}
+            shown = (_cell(values[name], digits) for name in values)
             lines.append(f"| {task} | {method} | {' | '.join(shown)} |")
-    return "\n".join([*lines, *_lost(rows)])
+    return "\n".join([*head, *lines])
 
 
 def _cell(values: Sequence[float | None], digits: int) -> str:
-    """Returns mean (standard error); `never` where no seed has a value."""
+    """Returns mean (standard error), and of how many seeds where some have no value."""
     known = [value for value in values if value is not None]
     if not known:
         return "-"
@@ -129,17 +140,15 @@ def _cell(values: Sequence[float | None], digits: int) -> str:
     )
 
 
-def _lost(rows: Sequence[Row]) -> list[str]:
-    lost = [r for r in rows if r["split"] == "test" and not r["curve"]]
-    return [f"\n{len(lost)} runs diverged."] if lost else []
-
-
 def draw_curves(out: Path, rows: Sequence[Row]) -> None:
     """Draws learning.png, forgetting.png (accuracy by step, means over seeds) and
     plane.png (target accuracy against source accuracy, a line for each method)."""
     panels: dict[str, dict[str, dict]] = {"target": {}, "source": {}, "plane": {}}
     for task in tasks_of(rows):
-        for method, group in tested(rows, task).items():
+        for method, rows_of in tested(rows, task).items():
+            group = whole(rows_of)
+            if not group:
+                continue
             steps = series(records_of(group[0]), "target")[0]
             means = {
                 name: np.mean([series(records_of(r), name)[1] for r in group], axis=0)

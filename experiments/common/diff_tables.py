@@ -38,9 +38,7 @@ def by_method(rows: Sequence[Row], config: Config) -> str:
     for task, method, sparsity in kinds:
         group = [r for r in tests if same(r, method, sparsity) and r["task"] == task]
         score = tables.cells(group, "task", "method")[task, method]
-        own = [
-            r for r in rows if same(r, method, sparsity) and r["of"] == group[0]["of"]
-        ]
+        own = [r for r in rows if same(r, method, sparsity) and of(r) == of(group[0])]
         held = [r for r in own if r["split"] == "stored"]
         tries = [r for r in own if r["split"] == "validation"]
         paces = [r["seconds"] / r["steps"] for r in tries if r["steps"]]
@@ -59,6 +57,11 @@ def by_method(rows: Sequence[Row], config: Config) -> str:
     return "\n".join(lines)
 
 
+def of(row: Row) -> str:
+    """Returns the task of a row; older rows tell it by their name alone."""
+    return row.get("of") or row["task"].partition(",")[0]
+
+
 def mean_of(rows: Sequence[Row], name: str, digits: int = 0) -> str:
     """Returns the mean of a value over rows as text; nothing where no row has it."""
     values = [row[name] for row in rows if row.get(name) is not None]
@@ -69,8 +72,8 @@ def differences(rows: Sequence[Row], config: Config) -> str:
     """Returns a gated method's score minus that of every other method, with the 95 %
     interval over the seeds that both have and their test examples."""
     lines: list[str] = []
-    for task in dict.fromkeys(row["of"] for row in rows):
-        tested = [r for r in rows if r["split"] == "outputs" and r["of"] == task]
+    for task in dict.fromkeys(of(row) for row in rows):
+        tested = [r for r in rows if r["split"] == "outputs" and of(r) == task]
         gated = [
             m for m in ("structured", "constrained", "plain") if by_seed(tested, m)
         ]
@@ -139,9 +142,9 @@ def draw(out: Path, rows: Sequence[Row], settings: object, task: st.Task) -> Non
     and layers.png, the share of the weights of each layer that change."""
     held = [row for row in rows if row["split"] == "stored"]
     panels: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
-    kinds = dict.fromkeys((row["of"], row["method"], row["sparsity"]) for row in held)
+    kinds = dict.fromkeys((of(row), row["method"], row["sparsity"]) for row in held)
     for task, method, sparsity in sorted(kinds):
-        group = [r for r in held if same(r, method, sparsity) and r["of"] == task]
+        group = [r for r in held if same(r, method, sparsity) and of(r) == task]
         scores = [score for row in group if (score := score_of(rows, row)) is not None]
         if scores:
             lines = panels.setdefault(task, {})
@@ -154,7 +157,7 @@ def draw(out: Path, rows: Sequence[Row], settings: object, task: st.Task) -> Non
     shares: dict[str, dict[tuple[str, str], float]] = {}
     for row in held:
         if row["method"] in SPARSE and row["seed"] == 0:
-            panel = f"{row['of']}, {100 * row['sparsity']:g} %"
+            panel = f"{of(row)}, {100 * row['sparsity']:g} %"
             cells = shares.setdefault(panel, {})
             for stage, share in row["shares"].items():
                 cells[row["method"], stage] = 100 * share

@@ -40,7 +40,7 @@ class SourceTask:
     """What the weights were trained on: a prepared TFDS image set, or a folder, of the
     classes that they know."""
     source_split: str = "test"
-    """Its split: images that the weights were not trained on."""
+    """Its split. Of digits: the half that the network was trained on."""
     source_examples: Positive[int] = 256
     """Its images that are classified at every recorded step, drawn by class."""
 
@@ -71,12 +71,14 @@ def with_contrast(settings: Any) -> Any:
 def source_of(
     target: Target, source: SourceTask, common: Common, name: str
 ) -> tuple[Network, Dataset]:
-    """Returns the network with its own head, and held images of its task."""
+    """Returns the network with its own head, and images of its task that the target has
+    not."""
     rng, sizes = np.random.default_rng(0), {"source": source.source_examples}
     if target.embedded:
         chosen = shift(name)
         network = digits_network(chosen, target.network_norm)
-        held = chosen.source(digits_halves()["target"])
+        # The target's images are those of the other half, shifted: none is in both.
+        held = chosen.source(digits_halves()["source"])
         return network, held.take(balanced_indices(held.y, sizes, rng)["source"])
     network = loaded(common.weights)
     dataset = source.source_dataset
@@ -86,6 +88,12 @@ def source_of(
         raise InputError(
             "--source-dataset names the images that the weights were trained on, as "
             "imagenet2012: forgetting is measured on them"
+        )
+    splits = (s.partition("[")[0] for s in (target.split, target.test_split or ""))
+    if target.dataset.startswith(f"{dataset}_") and source.source_split in splits:
+        raise InputError(
+            f"{target.dataset} has the images of {dataset}'s {source.source_split} split: "
+            "give another --source-split, so that no image is in both"
         )
     own = replace(
         target,

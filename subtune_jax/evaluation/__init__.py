@@ -21,7 +21,7 @@ from subtune_jax.evaluation.landscape import (
     refit_statistics,
     surface,
 )
-from subtune_jax.evaluation.probe import refit_head
+from subtune_jax.evaluation.probe import refit_head, with_head_statistics
 
 __all__ = [
     "Plane",
@@ -42,4 +42,5 @@ __all__ = [
     "surface",
     "watch_forgetting",
     "with_head",
+    "with_head_statistics",
 ]

@@ -1,6 +1,7 @@
 """What a network forgets of its source task while it learns another one."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,9 @@ from subtune_jax.data.batches import Dataset
 from subtune_jax.errors import InputError, require_function
 from subtune_jax.losses import cross_entropy
 from subtune_jax.metrics import Metric, accuracy
-from subtune_jax.network import Network, require_network
+from subtune_jax.network import Network, Params, Stats, require_network
 from subtune_jax.training.predict import evaluate, predict
-from subtune_jax.tuning.fast import energy_split, output_error
+from subtune_jax.tuning.fast import output_error
 
 
 def with_head(network: Network, source: Network) -> Network:
@@ -75,19 +76,19 @@ def watch_forgetting(
     the target task (int labels). remembered(network) -> the score on the source task, see
     `source_score`. A record holds `target` (accuracy in percent), `loss` (mean
     cross-entropy), `entropy` (of the outputs, as a share of log K), `source`, and the
-    contamination energies `energy`, `energy_initial` and `energy_learnt` on these
-    examples (`tuning.fast.energy_split`).
+    contamination energies `energy`, `energy_initial` and `energy_learnt`: the mean squared
+    norm of what the errors send to the raw features through W_t, W_0 and W_t - W_0, and
+    through a normalization of theirs (stored statistics; see `tuning.energy_split`).
     """
     require_function(1, remembered=remembered)
     initial = _kernel(start)
 
     def watch(network: Network) -> dict[str, float]:
-        x = predict(body(network), target)
-        head = network.stages[-1]
-        logits = _outputs(head.apply)(
-            network.params[head.name], network.stats[head.name], x
+        x, head = predict(body(network), target), network.stages[-1]
+        params, stats = network.params[head.name], network.stats[head.name]
+        logits, measured = _measures(
+            head.apply, params, stats, initial, x, jnp.asarray(target.y)
         )
-        measured = _measures(_kernel(network), initial, logits, jnp.asarray(target.y))
         record = {name: float(value) for name, value in measured.items()}
         record["target"] = accuracy(np.asarray(logits), target.y)
         return record | {"source": float(remembered(network))}
@@ -95,25 +96,35 @@ def watch_forgetting(
     return watch
 
 
-def _outputs(apply: Callable) -> Callable:
-    return lambda params, stats, x: apply(
-        params, stats, x, batch_stats=False, key=None
-    )[0]
-
-
-@jax.jit
+@partial(jax.jit, static_argnums=0)
 def _measures(
-    kernel: jax.Array, initial: jax.Array, logits: jax.Array, labels: jax.Array
-) -> dict[str, jax.Array]:
-    p = jax.nn.softmax(logits)
-    entropy = -jnp.sum(p * jax.nn.log_softmax(logits), axis=-1).mean()
-    energy = energy_split(kernel, initial, output_error(logits, labels))
-    return {
+    apply: Callable,
+    params: Params,
+    stats: Stats,
+    initial: jax.Array,
+    x: jax.Array,
+    labels: jax.Array,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Returns the outputs of a head on raw features, and what is recorded of them."""
+
+    def outputs(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        head = {**params, "kernel": kernel}
+        return apply(head, stats, x, batch_stats=False, key=None)[0]
+
+    def energy(kernel: jax.Array) -> jax.Array:
+        """What reaches the raw features: through the normalization too, if there is one."""
+        (reached,) = jax.vjp(lambda x: outputs(x, kernel), x)[1](error)
+        return jnp.square(reached).sum(axis=-1).mean()
+
+    logits = outputs(x, params["kernel"])
+    error = output_error(logits, labels)
+    p, log_p = jax.nn.softmax(logits), jax.nn.log_softmax(logits)
+    return logits, {
         "loss": cross_entropy(logits, labels).mean(),
-        "entropy": entropy / jnp.log(logits.shape[-1]),
-        "energy": energy.total,
-        "energy_initial": energy.initial,
-        "energy_learnt": energy.learnt,
+        "entropy": -jnp.sum(p * log_p, axis=-1).mean() / jnp.log(logits.shape[-1]),
+        "energy": energy(params["kernel"]),
+        "energy_initial": energy(initial),
+        "energy_learnt": energy(params["kernel"] - initial),
     }
 
 

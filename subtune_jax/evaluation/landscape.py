@@ -1,8 +1,7 @@
 """Losses on straight lines and planes through networks of one shape."""
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +11,17 @@ from subtune_jax import tree
 from subtune_jax.data import batches
 from subtune_jax.data.batches import Dataset
 from subtune_jax.errors import InputError, require_function, require_whole
+from subtune_jax.function_identity import fingerprint
 from subtune_jax.labels import stages_with_batch_stats
-from subtune_jax.network import Network, Stage, forward, require_network
+from subtune_jax.memory import program_cache
+from subtune_jax.network import (
+    Network,
+    Params,
+    Stage,
+    Stats,
+    forward,
+    require_network,
+)
 
 
 class Plane(NamedTuple):
@@ -86,29 +94,35 @@ def refit_statistics(
     normed = stages_with_batch_stats(network.stats, {}, "batch")
     if not normed:
         return network
-    whole = [b for b in batches.in_order(data, batch_size) if np.all(b.weight)]
-    if not whole:
+    run = _moved(network.stages, normed, fingerprint(network.stages))
+    zeros = jax.tree.map(jnp.zeros_like, network.stats)
+    total, count, seen = zeros, 0, None
+    for batch in batches.in_order(data, batch_size):
+        if np.all(batch.weight):
+            pulled = run(network.params, zeros, batch.x)
+            total, count = jax.tree.map(jnp.add, total, pulled), count + 1
+            seen = seen or (batch.x, pulled)
+    if seen is None:
         raise InputError(f"statistics need a whole batch of {batch_size} examples")
-    run = partial(_moved, network.stages, normed, network.params)
-    zeros, ones = (
-        jax.tree.map(lambda s, v=value: jnp.full_like(s, v), network.stats)
-        for value in (0.0, 1.0)
-    )
-    # A norm stores m * old + (1 - m) * batch. What it does to 0 and to 1 tells m.
-    pulled = [run(zeros, batch.x) for batch in whole]
-    kept = jax.tree.map(jnp.subtract, run(ones, whole[0].x), pulled[0])
+    # A norm stores m * old + (1 - m) * batch. What it does to 0 and to another value of
+    # the statistics' own size tells m.
+    x, pulled = seen
+    old = jax.tree.map(lambda p: jnp.maximum(jnp.abs(p), 1.0), pulled)
+    moved = run(network.params, old, x)
     stats = jax.tree.map(
-        lambda m, s, *seen: jnp.where(m < 1, sum(seen) / len(seen) / (1 - m), s),
-        kept,
-        network.stats,
-        *pulled,
+        lambda o, a, p, t: t / count / (1 - (a - p) / o), old, moved, pulled, total
     )
     return network._replace(stats=stats)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _moved(stages: tuple[Stage, ...], normed: frozenset[str], params, stats, x):
-    return forward(stages, params, stats, x, batch_stats=normed)[1]
+@program_cache(64)
+def _moved(stages: tuple[Stage, ...], normed: frozenset[str], code: str) -> Callable:
+    del code  # part of the key: what the stages read may have changed
+
+    def run(params: Params, stats: Stats, x: Any) -> Stats:
+        return forward(stages, params, stats, x, batch_stats=normed)[1]
+
+    return jax.jit(run)
 
 
 def _between(
@@ -138,9 +152,14 @@ def _difference(network: Network, origin: Network) -> np.ndarray:
 def _require_alike(*networks: Network) -> None:
     for network in networks:
         require_network(network)
-    shapes = [
-        {path: jnp.shape(leaf) for path, leaf in tree.flatten(n.params).items()}
-        for n in networks
-    ]
-    if any(other != shapes[0] for other in shapes):
-        raise InputError("networks on a line or plane need the same leaves and shapes")
+    kinds = [_kind(network) for network in networks]
+    if any(other != kinds[0] for other in kinds):
+        raise InputError(
+            "networks on a line or plane need the same stages, leaves and shapes: give "
+            "them one head by evaluation.with_head"
+        )
+
+
+def _kind(network: Network) -> tuple:
+    held = tree.flatten((network.params, network.stats))
+    return network.stages, {path: jnp.shape(leaf) for path, leaf in held.items()}

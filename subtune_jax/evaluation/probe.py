@@ -16,6 +16,21 @@ from subtune_jax.network import Network
 from subtune_jax.training.predict import predict
 
 
+def with_head_statistics(network: Network, data: Dataset) -> Network:
+    """Returns the network whose head has the features' mean and variance over `data` stored.
+
+    A fresh normalized head stores mean 0 and variance 1, and its statistics follow the
+    batches only slowly: until then it is evaluated on features of another scale. A head
+    without statistics stays as it is.
+    """
+    name = network.stages[-1].name
+    if not network.stats[name]:
+        return network
+    x = jnp.asarray(predict(body(network), data))
+    norm = {"mean": x.mean(axis=0), "var": x.var(axis=0)}
+    return network._replace(stats={**network.stats, name: {"norm": norm}})
+
+
 def refit_head(
     network: Network,
     data: Dataset,
@@ -33,9 +48,9 @@ def refit_head(
     """
     require_positive(l2=l2, iterations=iterations)
     fresh = replace_head(network, num_classes, normalize="batch")
-    name = fresh.stages[-1].name
+    fresh, name = with_head_statistics(fresh, data), fresh.stages[-1].name
+    norm = fresh.stats[name]["norm"]
     x = jnp.asarray(predict(body(network), data))
-    norm = {"mean": x.mean(axis=0), "var": x.var(axis=0)}
     z = standardize(x, norm["mean"], norm["var"])
     shapes = {n: leaf.shape for n, leaf in fresh.params[name].items()}
     objective = partial(_objective, z, jnp.asarray(data.y), l2)
@@ -50,13 +65,12 @@ def refit_head(
     found = minimize(
         value_and_gradient, np.zeros(size), jac=True, method="L-BFGS-B", options=options
     )
-    return fresh._replace(
-        params={**fresh.params, name: _parts(found.x, shapes)},
-        stats={**fresh.stats, name: {"norm": norm}},
-    )
+    return fresh._replace(params={**fresh.params, name: _parts(found.x, shapes)})
 
 
-def _parts(flat: np.ndarray, shapes: dict[str, tuple[int, ...]]) -> dict[str, jax.Array]:
+def _parts(
+    flat: np.ndarray, shapes: dict[str, tuple[int, ...]]
+) -> dict[str, jax.Array]:
     ends = np.cumsum([int(np.prod(shape)) for shape in shapes.values()])[:-1]
     pieces = np.split(flat, ends)
     return {

@@ -27,6 +27,7 @@ def fast(
     maximum entropy, and the backbone is spared the first errors. It has no gradient, moment
     or decay in the stall, and keeps its statistics; the head goes on with its own.
     rule: of the backbone, and of the head unless it has a `head_rule`; they are two groups.
+    Their schedules begin after the stall, in which the head's rate is constant.
     stall: updates, 0 for none; with `Settings(accumulate=n)` give n here too, since steps
     are micro-batches. A normalized head has the statistics of the batch, and then all other
     norms have stored ones. The stall stands in the abstracts of FAST and ENTAME; its length
@@ -47,4 +48,6 @@ def fast(
         select(network, {HEAD: [head], **body}) for body in ({}, {GROUP: [".*"]})
     )
     rest = Phase(every, rules, steps - stalled, norm=norm)
-    return [Phase(alone, rules[HEAD], stalled, norm=norm), rest] if stalled else [rest]
+    # A schedule is of a phase: in the stall it would fall to 0, or never warm up.
+    constant = rules[HEAD]._replace(schedule="constant", warmup=0)
+    return [Phase(alone, constant, stalled, norm=norm), rest] if stalled else [rest]

@@ -58,8 +58,8 @@ def top(score: Score, count: int) -> list[str]:
     best = sorted(score, key=lambda name: -score[name])[:count]
     if score[best[-1]] == 0:
         raise InputError(
-            f"the score of {best[-1]!r} is 0, so to choose it says nothing: is a layer above "
-            "it at zeros (a new head)? Train that first"
+            f"the score of {best[-1]!r} is 0, so choosing it would be arbitrary: is a layer "
+            "above it at zeros (a new head)? Train that first"
         )
     return best
 

@@ -39,7 +39,7 @@ class Trial(NamedTuple):
     fixed: Any = None
 
     def __repr__(self) -> str:
-        score = "no score" if self.value is None else f"{self.value:.1f}"
+        score = "no score" if self.value is None else f"{self.value:.4g}"
         end = f"at epoch {self.epoch}" if self.status == "ok" else self.status
         return f"Trial({self.variant!r}: {score} {end}, {self.seconds:.0f} s)"
 

@@ -41,7 +41,7 @@ class History(NamedTuple):
 
 class WatchError(InputError):
     """What `watch` raised, in a sentence; `records` are those before it, so that the curve
-    so far is not lost (a checkpoint has them as well)."""
+    so far is not lost."""
 
     def __init__(self, step: int, error: Exception, records: tuple[Record, ...]):
         kind = type(error).__name__
@@ -86,8 +86,8 @@ def record_of(
 ) -> Record:
     """Returns the record of a live network, which may be kept: its statistics are copies.
 
-    Raises `WatchError`, with the records `before`, for whatever `watch` raises, and
-    `InputError` for what a checkpoint cannot hold, which is all but JSON values.
+    Raises `WatchError`, with the records `before`, for whatever `watch` raises, and for
+    what a checkpoint cannot hold, which is all but JSON values.
     """
     try:
         value = watch(network._replace(stats=tree.copy(network.stats)))
@@ -96,7 +96,8 @@ def record_of(
     try:
         return Record(step, json.loads(json.dumps(value)))
     except TypeError:
-        raise InputError(
+        problem = TypeError(
             f"watch must return JSON values (numbers, strings, lists, dicts), got "
             f"{type(value).__name__}: convert arrays with float() or tolist()"
-        ) from None
+        )
+        raise WatchError(step, problem, tuple(before)) from None

@@ -6,7 +6,13 @@ import pytest
 
 from subtune_jax import recipes, tree
 from subtune_jax.errors import InputError
-from subtune_jax.evaluation import body, source_score, watch_forgetting, with_head
+from subtune_jax.evaluation import (
+    body,
+    source_score,
+    watch_forgetting,
+    with_head,
+    with_head_statistics,
+)
 from subtune_jax.head import INITIALIZERS, replace_head
 from subtune_jax.training.loop import fit
 from subtune_jax.training.optimizers import adam
@@ -52,12 +58,30 @@ def test_a_record_of_the_first_step_is_known_and_the_last_is_the_result_s():
     assert result.records[1].value["source"] == first.value["source"]  # the stall
     assert [record.step for record in result.records] == [0, 1, 2, 3, 4]
     assert last.value["target"] == evaluate(result.network, held)
-    assert last.value["source"] == evaluate(
-        with_head(result.network, SOURCE), data
-    )
+    assert last.value["source"] == evaluate(with_head(result.network, SOURCE), data)
     assert last.value["entropy"] < 1 and last.value["energy_initial"] == 0
     assert last.value["energy"] == pytest.approx(last.value["energy_learnt"])
     assert tree.fingerprint(SOURCE.params) == tree.fingerprint(toy.mlp().params)
+
+
+def test_energy_is_what_reaches_the_raw_features():
+    """Through a normalization it is ||W e / sigma||^2, at stored statistics."""
+    data = toy.points(30)
+    start = replace_head(SOURCE, 3, KEY, init=INITIALIZERS["he"], normalize="batch")
+    start = with_head_statistics(start, data)
+    x = np.asarray(body(SOURCE)(data.x))
+    norm = start.stats["head"]["norm"]
+    np.testing.assert_allclose(norm["mean"], x.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(norm["var"], x.var(axis=0), rtol=1e-4)
+    record = watch_forgetting(start, data, lambda network: 0.0)(start)
+    kernel = np.asarray(start.params["head"]["kernel"])
+    z = (x - x.mean(axis=0)) / np.sqrt(x.var(axis=0) + 1e-5)
+    p = np.exp(z @ kernel) / np.exp(z @ kernel).sum(axis=1, keepdims=True)
+    reached = (p - np.eye(3)[data.y]) @ kernel.T / np.sqrt(x.var(axis=0) + 1e-5)
+    expected = np.square(reached).sum(axis=1).mean()
+    assert record["energy"] == pytest.approx(expected, rel=1e-4)
+    assert record["energy_initial"] == record["energy"] and record["energy_learnt"] == 0
+    assert with_head_statistics(SOURCE, data) is SOURCE
 
 
 def test_a_head_of_another_kind_is_refused():

@@ -51,8 +51,11 @@ def test_a_plane_has_the_distances_of_its_networks():
     np.testing.assert_allclose(values, [[2, 5], [3, 6], [4, 7]], atol=1e-5)
     with pytest.raises(InputError, match="lie on one line"):
         plane(origin, one, at(7, 1, 0))
-    with pytest.raises(InputError, match="same leaves and shapes"):
+    with pytest.raises(InputError, match="same stages, leaves and shapes"):
         plane(origin, one, at(1, 2))
+    heads = (replace_head(toy.mlp(), 3, normalize=mode) for mode in (None, "batch"))
+    with pytest.raises(InputError, match="one head by evaluation.with_head"):
+        list(line(*heads, [0.5]))
 
 
 def test_a_line_goes_from_one_to_the_other():
@@ -71,6 +74,31 @@ def test_refitted_statistics_are_means_over_the_whole_batches():
     with pytest.raises(InputError, match="a whole batch of 256"):
         refit_statistics(network, data)
     assert refit_statistics(toy.mlp(), data).stats == toy.mlp().stats
+
+
+def test_large_statistics_are_refitted_as_small_ones_are():
+    network = replace_head(toy.mlp(), 3, normalize="batch")
+    body_params = {
+        **network.params["two"],
+        "kernel": network.params["two"]["kernel"] * 0,
+    }
+    data = toy.points(48)
+    wide = network._replace(
+        stages=(*network.stages[:1], Stage("two", scaled), network.stages[2]),
+        params={**network.params, "two": body_params},
+    )
+    norm = refit_statistics(wide, data, batch_size=16).stats["head"]["norm"]
+    features = np.asarray(body(wide)(data.x)).reshape(3, 16, 6)
+    assert features.var(axis=1).mean() > 1e7
+    np.testing.assert_allclose(
+        norm["var"], features.var(axis=1).mean(axis=0), rtol=1e-3
+    )
+
+
+def scaled(params, stats, x, *, batch_stats, key):
+    """Returns features of a large scale."""
+    del params, batch_stats, key
+    return 1e4 * x, stats
 
 
 def test_refitted_statistics_do_not_depend_on_the_stored_ones():

@@ -13,7 +13,9 @@ jax.config.update("jax_enable_x64", True)
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
+from subtune_jax import recipes  # noqa: E402
 from subtune_jax.data.batches import padded  # noqa: E402
+from subtune_jax.head import replace_head  # noqa: E402
 from subtune_jax.losses import cross_entropy  # noqa: E402
 from subtune_jax.selection import scores  # noqa: E402
 from subtune_jax.selection.select import select  # noqa: E402
@@ -92,6 +94,20 @@ def batch_normed() -> float:
     return largest_difference((one.params, one.stats), (eight.params, eight.stats))
 
 
+def fast() -> float:
+    """Returns the same of FAST: a stall of two updates, then everything, with a head that
+    normalizes its features over the whole batch."""
+    start = replace_head(toy.mlp(dtype=jnp.float64), 3, normalize="batch")
+    params, stats = (
+        jax.tree.map(lambda leaf: leaf.astype(jnp.float64), part)
+        for part in (start.params, start.stats)
+    )
+    start = start._replace(params=params, stats=stats)
+    phases = recipes.fast(start, adam(1e-3), 20, stall=2)
+    one, eight = (trained(start, phases, toy.points(), n).network for n in (1, 8))
+    return largest_difference((one.params, one.stats), (eight.params, eight.stats))
+
+
 def programs_where_nothing_travels() -> int:
     """Returns how many steps are compiled for a run and one past a cached prefix, while
     no array moves to or from a device unasked: steps, evaluation and scores, from a base
@@ -147,6 +163,7 @@ if __name__ == "__main__":
     checks = {name: tuned(name) for name in TUNINGS}
     checks["batch statistics"] = batch_normed()
     checks["suffix"] = suffix()
+    checks["fast"] = fast()
     checks["programs"] = programs_where_nothing_travels()
     checks["scores"] = scored()
     print(json.dumps(checks))

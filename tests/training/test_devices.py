@@ -38,7 +38,7 @@ def eight() -> dict:
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("name", [*TUNINGS, "batch statistics", "suffix", "scores"])
+@pytest.mark.parametrize("name", [*TUNINGS, "batch statistics", "suffix", "fast", "scores"])
 def test_eight_devices_give_the_numbers_of_one_in_float64(eight, name):
     assert eight[name] < 1e-9
 

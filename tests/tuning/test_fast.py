@@ -251,3 +251,14 @@ def test_a_stall_as_long_as_the_run_and_a_batch_of_one_are_refused():
     phases, one = recipes.fast(network, adam(1e-2), 4), Settings(batch_size=1)
     with pytest.raises(InputError, match="a batch of 1 leaves none"):
         fit(network, phases, toy.points(), key=KEY, settings=one)
+
+
+def test_schedules_begin_after_the_stall():
+    """A schedule of the stall would fall to 0 in its one update, or never warm up."""
+    network = replace_head(toy.mlp(), 3, normalize="batch")
+    rule = adam(1e-2, schedule="linear", warmup=2)
+    stall, rest = recipes.fast(network, rule, 12)
+    assert stall.rules == adam(1e-2) and rest.rules == {"head": rule, "tuned": rule}
+    settings = Settings(batch_size=48)
+    tuned = fit(network, [stall, rest], toy.points(), key=KEY, settings=settings)
+    assert np.abs(tuned.network.params["head"]["kernel"]).max() > 0

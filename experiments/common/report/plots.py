@@ -108,7 +108,7 @@ def _heat_map(axis, cells: Mapping[tuple[str, str], float]) -> None:
         axis.text(j, i, f"{value:.3g}", ha="center", va="center", fontsize=8)
 
 
-def surfaces(panels: Mapping[str, tuple], file: Path) -> None:
+def surfaces(panels: Mapping[str, tuple], file: Path, xlabel: str, ylabel: str) -> None:
     """Draws `{panel: (xs, ys, values [ys, xs], {point: (x, y)})}`, two panels beside each
     other, to a PNG: darker is lower, and the points are marked by name."""
     rows = -(-len(panels) // 2)
@@ -118,6 +118,7 @@ def surfaces(panels: Mapping[str, tuple], file: Path) -> None:
         axes, panels.items(), strict=False
     ):
         # Losses rise steeply at the rim: on a logarithmic scale the valley shows.
+        values = np.maximum(np.nan_to_num(values, nan=np.nanmax(values)), 1e-4)
         levels = np.geomspace(np.min(values), np.max(values) * 1.001, 20)
         drawn = axis.contourf(xs, ys, values, levels=levels, norm=LogNorm())
         ticks = [f"{level:.2g}" for level in levels[::4]]
@@ -131,7 +132,8 @@ def surfaces(panels: Mapping[str, tuple], file: Path) -> None:
             axis.plot(x, y, "o", color="white", markeredgecolor="black")
             axis.annotate(name, (x, y), color="white", ha=side, **place)
         axis.set_title(title, fontsize=10)
-        axis.set_xlabel("distance from the base, towards ordinary fine-tuning")
+        axis.set_xlabel(xlabel)
+        axis.set_ylabel(ylabel)
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
     _save(figure, file)
