@@ -1,0 +1,87 @@
+"""Strategies for a new head: what they share, and what their curves are compared by."""
+
+from dataclasses import replace
+
+import pytest
+
+from experiments import fast_adaptation
+from experiments.common import curve_tables, diff_tables, source
+from experiments.common.adaptation import CURVES, STRATEGIES, phases_of
+from experiments.common.flags import Common, resolved
+from experiments.common.images import Target
+from subtune_jax.demo.digits import digits_task
+from subtune_jax.errors import InputError
+from subtune_jax.network import Source
+
+
+def row(method, seed, *points, **more):
+    """Returns a test row whose curve goes through (step, target, source)."""
+    zeros = [0.0] * (len(CURVES) - 2)
+    curve = [[step, target, kept, *zeros] for step, target, kept in points]
+    about = {"split": "test", "task": "t", "classes": 10, "value": 50.0}
+    return about | {"method": method, "seed": seed, "curve": curve} | more
+
+
+GOOD = row("good", 0, (0, 10, 90), (1, 40, 88), (2, 80, 70))
+BETTER = row("better", 0, (0, 10, 90), (1, 79.5, 80), (2, 79.5, 60))
+SLOW = row("slow", 0, (0, 10, 90), (1, 20, 90), (2, 30, 90))
+
+
+def test_sources_are_compared_where_all_that_end_well_have_been():
+    """Both good ones end within a point; the lower of their highest values is 79.5."""
+    groups = curve_tables.tested([GOOD, BETTER, SLOW], "t")
+    assert curve_tables.equal_level(groups, 0) == 79.5
+    drops = {
+        method: curve_tables.measured(groups, rows[0])["drop at equal target"]
+        for method, rows in groups.items()
+    }
+    assert drops == {"good": 20, "better": 10, "slow": None}
+    assert curve_tables.measured(groups, GOOD)["drop when learning"] == 2
+
+
+def test_runs_that_diverged_show():
+    lost = row("good", 1) | {"value": None}
+    table = curve_tables.by_strategy([GOOD, lost, row("gone", 0)], {})
+    (good,) = [line for line in table.splitlines() if "| good |" in line]
+    assert "50.0, 1 of 2" in good and "| t | gone | all of 1 diverged |" in table
+
+
+def test_older_rows_of_sparse_differences_have_their_task_in_their_name():
+    assert diff_tables.of({"task": "stsb, pearson"}) == "stsb"
+    assert diff_tables.of({"task": "a, b", "of": "a, b"}) == "a, b"
+
+
+def test_no_image_of_the_source_is_one_of_the_target_s():
+    target = Target(shift=("none",), train_examples=100, validation_examples=256)
+    network, held = source.source_of(target, source.SourceTask(), Common(), "none")
+    task = digits_task("none", 0, sizes=target.sizes)
+    seen = {
+        image.tobytes() for part in (task.train, task.validation) for image in part.x
+    }
+    assert not seen & {image.tobytes() for image in held.x}
+    assert network.params["head"]["kernel"].shape[1] == 10 and len(held.y) == 256
+
+
+def test_a_source_with_the_images_of_a_corrupted_target_is_refused(monkeypatch):
+    classes = source.CIFAR10
+    network = digits_task("none", 0).network._replace(source=Source(classes=classes))
+    monkeypatch.setattr(source, "loaded", lambda weights: network)
+    target = Target(dataset="cifar10_corrupted/gaussian_noise_5", split="test")
+    with pytest.raises(InputError, match="has the images of cifar10's test split"):
+        source.source_of(target, source.SourceTask(), Common(weights="w"), "none")
+    other = network._replace(source=Source(classes=("a", "b")))
+    monkeypatch.setattr(source, "loaded", lambda weights: other)
+    with pytest.raises(InputError, match="--source-dataset names the images"):
+        source.source_of(target, source.SourceTask(), Common(weights="v"), "none")
+
+
+def test_all_strategies_have_as_many_updates_and_a_batch_of_one_is_refused():
+    settings = resolved(fast_adaptation.Settings(), embedded=True)
+    network = digits_task("contrast", 0).network
+    for strategy in STRATEGIES.values():
+        phases = phases_of(network, strategy, settings.recipe, 1e-3)
+        assert sum(phase.steps for phase in phases) == settings.recipe.steps
+    one = replace(settings, recipe=replace(settings.recipe, batch_size=1))
+    task = digits_task("contrast", 0)
+    with pytest.raises(InputError, match="a batch of 1 leaves none"):
+        source.require_runnable(one, task, [STRATEGIES["fast"]])
