@@ -8,7 +8,7 @@ way of transfer forgets what another keeps.
     python -m experiments.fast_landscape --dataset cifar100 --new-head \\
         --weights resnet20_cifar10 --data-dir DATA --steps 300
 
-Two CPU cores: TIME. The plane goes through the body of the base (the origin), of ordinary
+One CPU core: two minutes. The plane goes through the body of the base (the origin), of ordinary
 fine-tuning (on the x axis) and of FAST, in units of the L2 norm of their weights. The
 source loss is that of the kept head on raw features; the target loss that of a head which
 is refitted at every point to the training part, on validation data. Norms have stored
