@@ -7,8 +7,8 @@ by gates that learn which to keep, do as well as all of them.
     python -m experiments.diff_pruning_images --dataset cifar100 --new-head \\
         --weights resnet20_cifar10 --data-dir DATA --train-examples 1000
 
-One CPU core: a few minutes. The paper has no images: there is no figure to compare with. Methods,
-steps and what is tested are those of diff_pruning; norms keep their statistics.
+One CPU core: a few minutes. The paper has no images: there is no figure to compare with.
+Methods, steps and what is tested are those of diff_pruning; norms keep their statistics.
 """
 
 from collections.abc import Iterator
