@@ -12,7 +12,7 @@ from subtune_jax.errors import require_positive
 from subtune_jax.evaluation.forgetting import body
 from subtune_jax.head import replace_head, standardize
 from subtune_jax.losses import cross_entropy
-from subtune_jax.network import Network
+from subtune_jax.network import Network, require_network
 from subtune_jax.training.predict import predict
 
 
@@ -23,6 +23,7 @@ def with_head_statistics(network: Network, data: Dataset) -> Network:
     batches only slowly: until then it is evaluated on features of another scale. A head
     without statistics stays as it is.
     """
+    require_network(network)
     name = network.stages[-1].name
     if not network.stats[name]:
         return network
