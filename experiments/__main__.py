@@ -8,10 +8,10 @@ from experiments.common.catalog import claim_of, studies
 def main() -> None:
     """Prints a line for each study, and what it claims."""
     try:
-        found = studies()
+        modules = studies()
     except ModuleNotFoundError as error:
         sys.exit(f"studies need {error.name}: pip install -e '.[experiments]'")
-    for name, module in found.items():
+    for name, module in modules.items():
         print(f"python -m experiments.{name}\n    {claim_of(module)}\n")
     print(
         "Each has --help and --smoke; python -m experiments.common.documents makes the"

@@ -8,10 +8,10 @@ of full fine-tuning do not (75.5).
     python -m experiments.diff_pruning --dataset glue/stsb --weights minilm \\
         --data-dir DATA --sparsity 0.005
 
-Two CPU cores: five minutes; the second takes three hours on one. On the embedded sentences'
-validation data (three seeds, one pair of rates) constrained has 64.7, the largest changes
-of full fine-tuning 63.0, and a random mask 52.3, as constrained had while its gates
-followed Adam.
+Two CPU cores: five minutes; the second is under way (two seeds so far). On the embedded
+sentences' validation data (three seeds, one pair of rates) constrained has 64.7, the
+largest changes of full fine-tuning 63.0, and a random mask 52.3, as constrained had while
+its gates followed Adam.
 
 Every method has the same number of steps in all, and the same number of learning rates.
 What is tested is the network that the stored delta gives. The paper's way (structured,

@@ -15,24 +15,25 @@ results/.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from typing import Annotated, ClassVar
 
 import subtune_jax as st
-from experiments.common.adaptation import Job, Recipe, RecipeFlags, Strategy
+from experiments.common.adaptation import Job, Recipe, RecipeFlags
 from experiments.common.curve_tables import TABLES, draw
 from experiments.common.flags import Common, Flags, one_of
 from experiments.common.images import TargetFlags
-from experiments.common.report.results import Row
 from experiments.common.source import (
     SourceFlags,
     SourceTask,
     new_task,
-    require_runnable,
+    target_jobs,
     target_rows,
     with_contrast,
 )
-from experiments.common.study import Context, Study, main
+from experiments.common.strategies import Strategy
+from experiments.common.study import Study, main
 
 INITS, NORMALIZES = ("zero", "torch"), ("none", "batch")
 GRID = {
@@ -64,20 +65,8 @@ class Settings:
 
 
 def jobs(settings: Settings, task: st.Task) -> Iterator[Job]:
-    """Returns every combination on every target, the first seed first."""
-    require_runnable(
-        settings, task, [STRATEGIES[name] for name in settings.ingredients]
-    )
-    seeds = range(settings.common.seeds)
-    every = product(settings.target.shifts, seeds, settings.ingredients)
-    return (Job(shift, method, seed) for shift, seed, method in every)
-
-
-def rows(
-    settings: Settings, task: st.Task, job: Job, context: Context
-) -> Iterator[Row]:
-    """Yields the rows of a combination on a target under a seed."""
-    return target_rows(settings, task, job, context, STRATEGIES[job.method])
+    """Returns every one of them on every target, the first seed first."""
+    return target_jobs(STRATEGIES, settings.ingredients, settings, task)
 
 
 STUDY = Study(
@@ -85,7 +74,7 @@ STUDY = Study(
     job=Job,
     name="fast_ablation",
     jobs=jobs,
-    rows=rows,
+    rows=partial(target_rows, STRATEGIES),
     tables=TABLES,
     draw=draw,
     free=("shift", "ingredients"),

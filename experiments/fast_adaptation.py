@@ -18,29 +18,24 @@ after the last step; the test part is read once.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import product
+from functools import partial
 from typing import Annotated
 
 import subtune_jax as st
-from experiments.common.adaptation import (
-    STRATEGIES,
-    Job,
-    Recipe,
-    RecipeFlags,
-)
+from experiments.common.adaptation import Job, Recipe, RecipeFlags
 from experiments.common.curve_tables import TABLES, draw
 from experiments.common.flags import Common, Flags, one_of
 from experiments.common.images import TargetFlags
-from experiments.common.report.results import Row
 from experiments.common.source import (
     SourceFlags,
     SourceTask,
     new_task,
-    require_runnable,
+    target_jobs,
     target_rows,
     with_contrast,
 )
-from experiments.common.study import Context, Study, main
+from experiments.common.strategies import STRATEGIES
+from experiments.common.study import Study, main
 
 
 @dataclass(frozen=True)
@@ -62,18 +57,8 @@ class Settings:
 
 
 def jobs(settings: Settings, task: st.Task) -> Iterator[Job]:
-    """Returns every strategy on every target, the first seed first."""
-    require_runnable(settings, task, [STRATEGIES[name] for name in settings.strategies])
-    seeds = range(settings.common.seeds)
-    every = product(settings.target.shifts, seeds, settings.strategies)
-    return (Job(shift, method, seed) for shift, seed, method in every)
-
-
-def rows(
-    settings: Settings, task: st.Task, job: Job, context: Context
-) -> Iterator[Row]:
-    """Yields the rows of a strategy on a target under a seed."""
-    return target_rows(settings, task, job, context, STRATEGIES[job.method])
+    """Returns every one of them on every target, the first seed first."""
+    return target_jobs(STRATEGIES, settings.strategies, settings, task)
 
 
 STUDY = Study(
@@ -81,7 +66,7 @@ STUDY = Study(
     job=Job,
     name="fast_adaptation",
     jobs=jobs,
-    rows=rows,
+    rows=partial(target_rows, STRATEGIES),
     tables=TABLES,
     draw=draw,
     free=("shift", "strategies"),

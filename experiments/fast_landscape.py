@@ -27,12 +27,7 @@ import jax
 import numpy as np
 
 import subtune_jax as st
-from experiments.common.adaptation import (
-    STRATEGIES,
-    Recipe,
-    RecipeFlags,
-    adapted,
-)
+from experiments.common.adaptation import Recipe, RecipeFlags, adapted
 from experiments.common.flags import Common, Flags, Positive, one_of
 from experiments.common.images import TargetFlags
 from experiments.common.report import results
@@ -46,6 +41,7 @@ from experiments.common.source import (
     source_of,
     with_contrast,
 )
+from experiments.common.strategies import STRATEGIES
 from experiments.common.study import Config, Context, Study, main
 
 PAIR = ("torch", "fast")  # ordinary fine-tuning and FAST
@@ -66,7 +62,7 @@ class Settings:
     """Points of the plane along each axis."""
     statistics: Annotated[tuple[str, ...], *one_of("stored", "refit")] = ("stored",)
     """Statistics of the norms at a point: those between the three networks', or refitted to
-    the training part (a network without batch norms has none: take stored)."""
+    the training part (of a network with batch norms)."""
     source: SourceFlags = field(default_factory=SourceTask)
     recipe: RecipeFlags = field(default_factory=one_rate)
     common: Flags = field(default_factory=Common)
@@ -91,6 +87,12 @@ def jobs(settings: Settings, task: st.Task) -> Iterator[Job]:
         raise st.InputError(
             "--learning-rates needs one value here: both ways are tuned at the same rate"
         )
+    if settings.points < 2:
+        raise st.InputError("--points must be 2 or more: a plane has two axes")
+    if "refit" in settings.statistics and not any(task.network.stats.values()):
+        raise st.InputError(
+            "--statistics refit is for networks with batch norms: this one stores none"
+        )
     for shift in settings.target.shifts:
         for seed in range(settings.common.seeds):
             for statistics in settings.statistics:
@@ -107,18 +109,13 @@ def rows(
     about = {"dataset": target.dataset, "task": target.name_of(job.shift)}
     about |= {"commit": results.commit(), "steps": settings.recipe.steps}
     about |= {"total_params": st.tree.count(base.params)}
-    began, bodies, tuned = (
-        time.perf_counter(),
-        [st.evaluation.with_head(base, base)],
-        {},
-    )
+    began, bodies, tuned = time.perf_counter(), [base], {}
     for name in PAIR:
         run, _ = adapted(
             task,
             STRATEGIES[name],
             settings.recipe,
             rate,
-            no_score,
             job.seed,
             settings.common.mesh,
         )
@@ -126,9 +123,8 @@ def rows(
             raise st.InputError(f"{name} diverged at --learning-rates {rate}: lower it")
         tuned[name] = run.network
         bodies.append(st.evaluation.with_head(run.network, base))
-        context.progress(
-            f"{NAMES[name]} ended at {run.records[-1].value['target']:.1f}"
-        )
+        score = st.evaluate(run.network, task.validation)
+        context.progress(f"{NAMES[name]} ended at {score:.1f} on validation data")
     flat = st.evaluation.plane(*bodies)
     corners = np.array(flat.corners)
     low, high = corners.min(axis=0), corners.max(axis=0)
@@ -150,26 +146,21 @@ def rows(
     }
     for name, network in zip(("base", *PAIR), bodies, strict=True):
         source, loss = losses(network)
-        score = None
+        tested = None
         if name in tuned:
-            score = st.test_once(partial(st.predict, tuned[name]), task)
+            tested = st.test_once(partial(st.predict, tuned[name]), task)
         yield about | {
             "split": "test",
             "method": NAMES.get(name, name),
             "metric": task.metric,
             "trainable_params": st.tree.count(network.params) if name in tuned else 0,
             "seconds": time.perf_counter() - began,
-            "value": None if score is None else score[task.metric],
+            "value": None if tested is None else tested[task.metric],
             "source": source,
             "target": loss,
             "distances": st.evaluation.distances(network, base),
             "cka": cka(network, base, task.validation),
         }
-
-
-def no_score(network: st.Network) -> float:
-    """Stands for the source score, which the planes do not need by step."""
-    return 0.0
 
 
 def losses_of(task: st.Task, held: st.Dataset, statistics: str) -> Any:

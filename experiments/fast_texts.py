@@ -25,7 +25,6 @@ import tyro
 
 import subtune_jax as st
 from experiments.common.adaptation import (
-    STRATEGIES,
     Recipe,
     RecipeFlags,
     adapted_rows,
@@ -34,6 +33,7 @@ from experiments.common.adaptation import (
 from experiments.common.curve_tables import TABLES, draw
 from experiments.common.flags import Common, Flags, Positive, one_of
 from experiments.common.report.results import Row
+from experiments.common.strategies import STRATEGIES
 from experiments.common.study import Context, Study, main
 from experiments.common.texts import TextTarget, TextTargetFlags, encoder, reader
 
@@ -85,6 +85,7 @@ def jobs(settings: Settings, task: st.Task) -> Iterator[Job]:
             "needs some"
         )
     require_strategies(settings, task, [STRATEGIES[n] for n in settings.strategies])
+    remembered(settings)  # refuses pairs that are not there
     seeds = range(settings.common.seeds)
     return (Job(method, seed) for seed, method in product(seeds, settings.strategies))
 

@@ -1,5 +1,5 @@
-"""Strategies for a new head on a pretrained body: how they start, what trains when, and
-the curves of learning and forgetting that they leave."""
+"""Runs of a strategy for a new head, and the curves of learning and forgetting that they
+leave."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,25 +13,22 @@ import tyro
 from experiments.common.flags import Positive, by_data, first, one_of
 from experiments.common.report import results
 from experiments.common.report.results import Row
+from experiments.common.strategies import HEAD, Strategy, new_network, phases_of
 from experiments.common.study import Context, choice_of_first_seed
 from experiments.common.trials import on_mesh
-from subtune_jax import recipes
 from subtune_jax.data.task import Task, test_once
 from subtune_jax.errors import InputError
 from subtune_jax.evaluation import watch_forgetting, with_head_statistics
-from subtune_jax.head import INITIALIZERS, replace_head
 from subtune_jax.network import Network
-from subtune_jax.selection.select import count_trainable, select
+from subtune_jax.selection.select import count_trainable
 from subtune_jax.training.loop import DivergedError, FitResult, fit
 from subtune_jax.training.mesh import placement
-from subtune_jax.training.optimizers import Rule, adam, sgd
-from subtune_jax.training.phases import Phase, check
+from subtune_jax.training.phases import check
 from subtune_jax.training.predict import predict
 from subtune_jax.training.settings import Settings
 from subtune_jax.training.watch import Record, early_then_log
 from subtune_jax.tree import count
 
-HEAD = "head"
 CURVES = (
     "target",
     "source",
@@ -41,37 +38,6 @@ CURVES = (
     "energy_initial",
     "energy_learnt",
 )
-
-
-class Strategy(NamedTuple):
-    """How a new head starts, and what trains when.
-
-    init: of its weights (`head.INITIALIZERS`). normalize: of its features, none, batch or
-    batch_affine. stall: updates of the head alone at the start. probe: the share of the
-    steps that train the head alone first. gradual: units join from the last to the first.
-    body: the factor of the learning rate below the head.
-    """
-
-    init: str = "torch"
-    normalize: str = "none"
-    stall: int = 0
-    probe: float = 0.0
-    gradual: bool = False
-    body: float = 1.0
-
-
-STRATEGIES = {
-    "fast": Strategy("zero", "batch", stall=1),
-    "entame": Strategy("normal", "batch", stall=1),
-    "torch": Strategy("torch"),
-    "he": Strategy("he"),
-    "zero": Strategy("zero"),
-    "head_only": Strategy(probe=1.0),
-    "lp_ft": Strategy(probe=0.5),
-    "warm_up": Strategy(probe=0.1),
-    "gradual": Strategy(gradual=True),
-    "small_rate": Strategy(body=0.1),
-}
 
 
 class Job(NamedTuple):
@@ -107,50 +73,6 @@ RecipeFlags = Annotated[Recipe, tyro.conf.OmitArgPrefixes]
 Remembered = Callable[[Network], float]
 
 
-def new_network(network: Network, strategy: Strategy, key: jax.Array) -> Network:
-    """Returns the network with the fresh head of a strategy, of as many classes."""
-    kernel = network.params[network.stages[-1].name]["kernel"]
-    normalize = None if strategy.normalize == "none" else strategy.normalize
-    init = INITIALIZERS[strategy.init]
-    return replace_head(network, kernel.shape[1], key, init=init, normalize=normalize)
-
-
-def phases_of(
-    network: Network, strategy: Strategy, recipe: Recipe, rate: float
-) -> Sequence[Phase]:
-    """Returns the phases of a strategy: all have the same number of updates."""
-    make = adam if recipe.optimizer == "adam" else sgd
-    head, body, steps = make(rate), make(rate * strategy.body), recipe.steps
-    if strategy.gradual:
-        return _gradual(network, head, steps)
-    if strategy.probe == 1:
-        return recipes.tune_units(network, [HEAD], head, steps)
-    if strategy.probe:
-        share = strategy.probe
-        return recipes.linear_probe_then_finetune(
-            network, head, head, steps, head=HEAD, probe_share=share
-        )
-    return recipes.fast(network, body, steps, stall=strategy.stall, head_rule=head)
-
-
-def _gradual(network: Network, rule: Rule, steps: int) -> list[Phase]:
-    """Returns gradual unfreezing by surgical blocks, else by stages; at last everything."""
-    table = network.units.get("surgical") or [s.name for s in network.stages]
-    units = reversed(list(table))
-    named = [
-        f"surgical:{u}" if "surgical" in network.units else f"{u}/.*" for u in units
-    ]
-    trains = [u for u in named if _matches(network, u)]
-    return recipes.gradual_unfreezing(network, [*trains[:-1], ".*"], rule, steps)
-
-
-def _matches(network: Network, unit: str) -> bool:
-    try:
-        return bool(select(network, {"g": [unit]}))
-    except InputError:  # a stage without parameters
-        return False
-
-
 def require_strategies(
     settings: Any, task: Task, strategies: Sequence[Strategy]
 ) -> None:
@@ -164,7 +86,7 @@ def require_strategies(
         )
     for strategy in strategies:
         network = new_network(task.network, strategy, jax.random.key(0))
-        phases = phases_of(network, strategy, recipe, 1.0)
+        phases = phases_of(network, strategy, recipe.optimizer, recipe.steps, 1.0)
         check(network, phases, settings_of(strategy, recipe, settings.common.mesh))
 
 
@@ -182,20 +104,21 @@ def adapted(
     strategy: Strategy,
     recipe: Recipe,
     rate: float,
-    remembered: Remembered,
     seed: int,
     mesh: int = 1,
+    remembered: Remembered | None = None,
 ) -> tuple[FitResult | DivergedError, Network]:
-    """Returns a run, or how it diverged, and the network that it started from."""
+    """Returns a run, or how it diverged, and the network that it started from; its records
+    are there where `remembered` scores the source."""
     start = new_network(task.network, strategy, jax.random.key(seed))
     start, held = with_head_statistics(start, task.train), task.validation
     try:
         run: FitResult | DivergedError = fit(
             start,
-            phases_of(start, strategy, recipe, rate),
+            phases_of(start, strategy, recipe.optimizer, recipe.steps, rate),
             task.train,
             key=jax.random.key(seed),
-            watch=watch_forgetting(start, held, remembered),
+            watch=remembered and watch_forgetting(start, held, remembered),
             watch_at=early_then_log(),
             progress=False,
             settings=settings_of(strategy, recipe, mesh),
@@ -245,7 +168,7 @@ def adapted_rows(
     best: tuple[float, Row, FitResult] | None = None
     for rate in rates:
         began = time.perf_counter()
-        run, start = adapted(task, strategy, recipe, rate, remembered, job.seed, mesh)
+        run, start = adapted(task, strategy, recipe, rate, job.seed, mesh, remembered)
         ended = isinstance(run, FitResult)
         row = {
             "split": "validation",
@@ -256,7 +179,7 @@ def adapted_rows(
             "trainable_params": _trained(start, strategy, recipe),
             "seconds": time.perf_counter() - began,
         }
-        context.progress(f"learning_rate {rate:g}: {_shown(row)}")
+        context.progress(f"learning_rate {rate:g}: {_described(row)}")
         yield about | row
         if ended and (best is None or row["value"] > best[0]):
             best = row["value"], row, run
@@ -273,10 +196,10 @@ def adapted_rows(
 
 
 def _trained(network: Network, strategy: Strategy, recipe: Recipe) -> int:
-    last = phases_of(network, strategy, recipe, 1.0)[-1]
+    last = phases_of(network, strategy, recipe.optimizer, recipe.steps, 1.0)[-1]
     return count_trainable(network, last.labels)
 
 
-def _shown(row: Row) -> str:
+def _described(row: Row) -> str:
     score = "diverged" if row["value"] is None else f"{row['value']:.1f}"
     return f"{score} on validation data, {row['seconds']:.0f} s"

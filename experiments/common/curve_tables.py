@@ -10,8 +10,8 @@ from experiments.common.report.plots import curves
 from experiments.common.report.results import Row
 from experiments.common.report.tables import Cell, mean_and_error, text_of
 from experiments.common.study import Config
-from subtune_jax.errors import InputError
 from subtune_jax.evaluation import area, at_step, forgotten, series
+from subtune_jax.training.watch import Record
 
 SHOWN = [n * 10**e for e in range(7) for n in (0, 1, 2, 5)]  # steps in the plane
 LEARNS = 5.0  # points above chance: the task is being learnt
@@ -103,11 +103,9 @@ def at_the_start(rows: Sequence[Row], config: Config) -> str:
     return _table(rows, starts, digits=3)
 
 
-def _at(records, name: str, step: int) -> float | None:
-    try:
-        return at_step(records, name, step)
-    except InputError:  # a run shorter than that
-        return None
+def _at(records: Sequence[Record], name: str, step: int) -> float | None:
+    """Returns a curve's value after a step, if the run was that long."""
+    return at_step(records, name, step) if records[-1].step >= step else None
 
 
 def _table(rows: Sequence[Row], measure: Callable, digits: int = 1) -> str:
@@ -131,13 +129,12 @@ def _table(rows: Sequence[Row], measure: Callable, digits: int = 1) -> str:
 
 def _cell(values: Sequence[float | None], digits: int) -> str:
     """Returns mean (standard error), and of how many seeds where some have no value."""
-    known = [value for value in values if value is not None]
-    if not known:
+    numbers = [value for value in values if value is not None]
+    if not numbers:
         return "-"
-    text = text_of(Cell(*mean_and_error(known)), digits)
-    return (
-        text if len(known) == len(values) else f"{text}, {len(known)} of {len(values)}"
-    )
+    text = text_of(Cell(*mean_and_error(numbers)), digits)
+    every = len(numbers) == len(values)
+    return text if every else f"{text}, {len(numbers)} of {len(values)}"
 
 
 def draw_curves(out: Path, rows: Sequence[Row]) -> None:

@@ -1,22 +1,23 @@
 """The source task of a network of images: its kept head, and images to remember it by."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import product
 from typing import Annotated, Any
 
 import numpy as np
 import tyro
 
 from experiments.common.adaptation import (
-    HEAD,
-    Strategy,
+    Job,
     adapted_rows,
     require_strategies,
 )
 from experiments.common.flags import Common, Positive, default
 from experiments.common.images import Target, drawn_pool, loaded
 from experiments.common.report.results import Row
+from experiments.common.strategies import HEAD, Strategy
 from experiments.common.study import Context
 from subtune_jax.data.batches import Dataset
 from subtune_jax.data.shifts import shift
@@ -106,8 +107,22 @@ def source_of(
     return network, drawn_pool(own, common, network, sizes, rng).data
 
 
+def target_jobs(
+    strategies: Mapping[str, Strategy], names: Sequence[str], settings: Any, task: Task
+) -> Iterator[Job]:
+    """Returns every strategy on every target of images, the first seed first."""
+    require_runnable(settings, task, [strategies[name] for name in names])
+    seeds = range(settings.common.seeds)
+    every = product(settings.target.shifts, seeds, names)
+    return (Job(shift, method, seed) for shift, seed, method in every)
+
+
 def target_rows(
-    settings: Any, task: Task, job: Any, context: Context, strategy: Strategy
+    strategies: Mapping[str, Strategy],
+    settings: Any,
+    task: Task,
+    job: Job,
+    context: Context,
 ) -> Iterator[Row]:
     """Yields the rows of a strategy on a target of images."""
     target = settings.target
@@ -118,7 +133,7 @@ def target_rows(
     }
     yield from adapted_rows(
         task,
-        strategy,
+        strategies[job.method],
         settings.recipe,
         job,
         context,

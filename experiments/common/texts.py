@@ -32,8 +32,8 @@ class TextTarget:
     """docstrings or docstrings_other (embedded), a task of GLUE, as glue/cola, or squad (v1.1:
     answers are spans of a passage; scored by F1 and exact match)."""
     train_examples: Annotated[Positive[int] | None, *by_data(100, 1000)] = None
-    """Sentences for training; docstrings: balanced over classes, else drawn at random,
-    since F1 and Matthews depend on how often a class is."""
+    """Sentences (squad: questions) for training; docstrings: balanced over classes, else drawn
+    at random, since F1 and Matthews depend on how often a class is."""
     validation_examples: Annotated[Positive[int] | None, *by_data(100, 200)] = None
     """Sentences of the training split for choosing."""
     max_length: Annotated[

@@ -74,7 +74,8 @@ def windows(
     """Returns questions as token ids with their passages, cut into windows.
 
     max_length: tokens of a window, with question and special tokens. stride: by how many
-    tokens a window begins after the one before (the paper: 384 and 128). Raises `InputError`
+    tokens a window begins after the one before, at most the passage's share of a window
+    (the paper: 384 and 128). Raises `InputError`
     where a window has no room for passage, or there is no question.
     """
     require_positive(max_length=max_length, stride=stride)
@@ -91,6 +92,7 @@ def windows(
             spans.append(_span(places, question))
             owner.append(number)
             characters.append(places)
+    tokenizer.no_truncation()  # as it was given
     buckets = (*(size for size in BUCKETS if size < max_length), max_length)
     x = {name: ragged(rows, buckets) for name, rows in columns.items()}
     data = Dataset(x, np.array(spans, np.int32))
@@ -218,7 +220,7 @@ def _words_f1(said: str, accepted: str) -> float:
     one, other = plain(said).split(), plain(accepted).split()
     shared = sum((Counter(one) & Counter(other)).values())
     if not shared:
-        return float(one == other)
+        return 0.0
     precision, recall = shared / len(one), shared / len(other)
     return 2 * precision * recall / (precision + recall)
 

@@ -63,10 +63,10 @@ def refit_head(
 
     size = sum(int(np.prod(shape)) for shape in shapes.values())
     options = {"maxiter": iterations}
-    found = minimize(
+    solution = minimize(
         value_and_gradient, np.zeros(size), jac=True, method="L-BFGS-B", options=options
     )
-    return fresh._replace(params={**fresh.params, name: _parts(found.x, shapes)})
+    return fresh._replace(params={**fresh.params, name: _parts(solution.x, shapes)})
 
 
 def _parts(

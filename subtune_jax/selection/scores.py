@@ -216,12 +216,12 @@ def _paths_by_unit(network: Network, groups: Groups) -> dict[str, list[str]]:
             f"{type(groups).__name__}: {{'a': ['block1'], ...}}"
         )
     leaves = tree.flatten(network.params).keys()
-    found: dict[str, list[str]] = {}
+    paths_by_unit: dict[str, list[str]] = {}
     for unit, given in groups.items():
         entries = [given] if isinstance(given, str) else given
         paths = [[e] if e in leaves else match(network, e) for e in entries]
-        found[unit] = list(dict.fromkeys(path for some in paths for path in some))
-    return found
+        paths_by_unit[unit] = list(dict.fromkeys(path for some in paths for path in some))
+    return paths_by_unit
 
 
 def _on_device(network: Network) -> Network:

@@ -18,7 +18,7 @@ from subtune_jax.data.batches import Batch, Dataset
 from subtune_jax.data.buckets import lengths
 from subtune_jax.data.inputs import require_data
 from subtune_jax.errors import InputError, require_positive
-from subtune_jax.memory import program_cache
+from subtune_jax.memory import make_room, program_cache
 from subtune_jax.network import Network
 from subtune_jax.training.loop import (
     DivergedError,
@@ -136,6 +136,7 @@ def sweep(
 
 def _one_program(plans: Sequence[Plan], begun: Sequence[tuple]) -> tuple:
     """Returns the phase that all lanes run, and their states on one axis."""
+    make_room()
     for number, (plan, (running, _)) in enumerate(zip(plans, begun, strict=True)):
         if (running, plan.ends) != (begun[0][0], plans[0].ends):
             raise InputError(

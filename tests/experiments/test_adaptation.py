@@ -1,14 +1,16 @@
 """Strategies for a new head: what they share, and what their curves are compared by."""
 
+import re
 from dataclasses import replace
 
 import pytest
 
-from experiments import fast_adaptation
+from experiments import fast_adaptation, fast_landscape
 from experiments.common import curve_tables, diff_tables, source
-from experiments.common.adaptation import CURVES, STRATEGIES, phases_of
+from experiments.common.adaptation import CURVES
 from experiments.common.flags import Common, resolved
 from experiments.common.images import Target
+from experiments.common.strategies import STRATEGIES, phases_of
 from subtune_jax.demo.digits import digits_task
 from subtune_jax.errors import InputError
 from subtune_jax.network import Source
@@ -79,9 +81,26 @@ def test_all_strategies_have_as_many_updates_and_a_batch_of_one_is_refused():
     settings = resolved(fast_adaptation.Settings(), embedded=True)
     network = digits_task("contrast", 0).network
     for strategy in STRATEGIES.values():
-        phases = phases_of(network, strategy, settings.recipe, 1e-3)
-        assert sum(phase.steps for phase in phases) == settings.recipe.steps
+        phases = phases_of(network, strategy, "adam", 100, 1e-3)
+        assert sum(phase.steps for phase in phases) == 100
     one = replace(settings, recipe=replace(settings.recipe, batch_size=1))
     task = digits_task("contrast", 0)
     with pytest.raises(InputError, match="a batch of 1 leaves none"):
         source.require_runnable(one, task, [STRATEGIES["fast"]])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--points 1", "--points must be 2 or more"),
+        ("--statistics refit", "is for networks with batch norms"),
+        ("--learning-rates 1e-3 3e-3", "needs one value here"),
+        ("--strategies fst", "unrecognized|Unrecognized"),
+    ],
+)
+def test_a_plane_that_cannot_be_is_said_before_a_file_is_written(
+    call, tmp_path, capsys, flags, message
+):
+    assert call(fast_landscape, flags) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()

@@ -118,7 +118,9 @@ def surfaces(panels: Mapping[str, tuple], file: Path, xlabel: str, ylabel: str) 
         axes, panels.items(), strict=False
     ):
         # Losses rise steeply at the rim: on a logarithmic scale the valley shows.
-        values = np.maximum(np.nan_to_num(values, nan=np.nanmax(values)), 1e-4)
+        values = np.ma.masked_invalid(
+            np.maximum(values, 1e-4)
+        )  # what diverged is blank
         levels = np.geomspace(np.min(values), np.max(values) * 1.001, 20)
         drawn = axis.contourf(xs, ys, values, levels=levels, norm=LogNorm())
         ticks = [f"{level:.2g}" for level in levels[::4]]
