@@ -1,0 +1,147 @@
+"""Values of tasks in arrays with an axis for the task, and stages that take each row's own.
+
+A stage runs once on the whole batch. Leaves of one axis (biases, scales, statistics) are
+gathered by row, and low-rank factors stay factors: what is large is shared by all rows.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from subtune_jax import tree
+from subtune_jax.memory import program_cache
+from subtune_jax.network import Stage
+from subtune_jax.serving.factored import factored
+
+
+class Rows:
+    """Arrays [slots, ...] by name: a row for each task, the default where it has none.
+
+    Slots double when they are used up, so that a task costs the same whatever is there.
+    like: an array on the devices where these shall be.
+    """
+
+    def __init__(self, like: Any):
+        self.like, self.slots = like, 1
+        self.arrays: dict[str, jax.Array] = {}
+        self.defaults: dict[str, jax.Array] = {}
+
+    def declare(self, name: str, default: jax.Array) -> None:
+        """Adds a name, with its default in every slot. Where it is there, its rows become
+        as wide as the default, by zeros (factors of another rank)."""
+        old = self.arrays.get(name)
+        if old is None:
+            array = jnp.broadcast_to(default[None], (self.slots, *default.shape))
+        else:
+            shape = tuple(map(max, default.shape, old.shape[1:]))
+            if shape == old.shape[1:]:
+                return
+            array, default = (
+                _widened(old, (self.slots, *shape)),
+                jnp.zeros(shape, old.dtype),
+            )
+        self.arrays[name], self.defaults[name] = everywhere(array, self.like), default
+
+    def reserve(self, slots: int) -> None:
+        """Doubles the slots until there are so many."""
+        while self.slots < slots:
+            for name, array in self.arrays.items():
+                more = jnp.broadcast_to(self.defaults[name][None], array.shape)
+                self.arrays[name] = everywhere(
+                    jnp.concatenate([array, more]), self.like
+                )
+            self.slots *= 2
+
+    def write(self, slot: int, values: Mapping[str, Any]) -> None:
+        """Writes a task's values, and the default for each name that it has none of."""
+        for name, array in self.arrays.items():
+            value = values.get(name, self.defaults[name])
+            row = _widened(jnp.asarray(value, array.dtype), array.shape[1:])
+            self.arrays[name] = _with_row(array, slot, row)
+
+
+@partial(jax.jit, donate_argnums=0)
+def _with_row(array: jax.Array, slot: Any, row: jax.Array) -> jax.Array:
+    return array.at[slot].set(row)
+
+
+def everywhere(array: Any, like: Any) -> jax.Array:
+    """Returns an array on all the devices of the mesh on which `like` is."""
+    sharding = getattr(like, "sharding", None)
+    if isinstance(sharding, NamedSharding):
+        return jax.device_put(array, NamedSharding(sharding.mesh, PartitionSpec()))
+    return jax.device_put(array)
+
+
+def _widened(value: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    sizes = zip(shape, value.shape, strict=True)
+    return jnp.pad(value, [(0, want - have) for want, have in sizes])
+
+
+@program_cache(256)
+def rows_program(stages: tuple[Stage, ...], code: str) -> Callable:
+    """Returns the jitted `forward_rows` of stages."""
+    del code  # part of the key: what the stages read may have changed
+    return jax.jit(partial(forward_rows, stages))
+
+
+def forward_rows(
+    stages: tuple[Stage, ...],
+    params: Any,
+    stats: Any,
+    arrays: Mapping[str, jax.Array],
+    slots: jax.Array,
+    x: Any,
+) -> Any:
+    """Returns what the stages give for a batch whose row i has the values of `slots[i]`.
+
+    arrays: by path, `params/STAGE/LEAF` and `stats/STAGE/LEAF`, and `PATH/a`, `PATH/b` of
+    the factors of a kernel. Raises `NotFactored` where a stage does more with such a
+    kernel than contract its rows.
+    """
+    for name, apply in stages:
+        own = {path: a for path, a in arrays.items() if path.split("/")[1] == name}
+        run = partial(apply, batch_stats=False, key=None)
+        if own:
+            taken = {path: array[slots] for path, array in own.items()}
+            state = {"params": {name: params[name]}, "stats": {name: stats[name]}}
+            x = jax.vmap(partial(_one_row, name, run, state))(taken, x)
+        else:
+            x, _ = run(params[name], stats[name], x)
+    return x
+
+
+def _one_row(name: str, run: Any, state: Any, taken: Mapping[str, Any], x: Any) -> Any:
+    kernels = [path.removesuffix("/a") for path in taken if path.endswith("/a")]
+    factors = {path: (taken[f"{path}/a"], taken[f"{path}/b"]) for path in kernels}
+    state = tree.map_with_path(lambda path, leaf: taken.get(path, leaf), state)
+
+    def alone(state: Any, x: Any) -> Any:
+        return run(state["params"][name], state["stats"][name], x)[0]
+
+    batch = jax.tree.map(lambda leaf: leaf[None], x)
+    y = factored(alone, factors, state, batch) if factors else alone(state, batch)
+    return jax.tree.map(lambda leaf: leaf[0], y)
+
+
+@program_cache(256)
+def heads_program(apply: Callable, code: str) -> Callable:
+    """Returns the jitted `(weights [slots, ...], slots, x) -> outputs` of heads of a kind."""
+    del code
+    return jax.jit(partial(heads_by_row, apply))
+
+
+def heads_by_row(apply: Callable, weights: Any, slots: jax.Array, x: Any) -> Any:
+    """Returns the outputs of a batch's rows, row i by the head at `slots[i]`.
+
+    weights: (params, stats), leaves [slots, ...]."""
+
+    def one(own: Any, x: Any) -> Any:
+        batch = jax.tree.map(lambda leaf: leaf[None], x)
+        return apply(*own, batch, batch_stats=False, key=None)[0][0]
+
+    return jax.vmap(one)(jax.tree.map(lambda leaf: leaf[slots], weights), x)

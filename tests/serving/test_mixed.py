@@ -1,0 +1,141 @@
+"""A mixed batch gives what each row's own network gives."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from subtune_jax.deltas.extract import extract
+from subtune_jax.errors import InputError
+from subtune_jax.serving.mixed import Mixed
+from subtune_jax.training.predict import predict
+from tests.serving import tasks
+
+
+def mixed_of(network, deltas, **options):
+    mixed = Mixed(network, **options)
+    for name, delta in deltas.items():
+        mixed.put(name, delta)
+    return mixed
+
+
+def assert_rows(outputs, alone, names, tolerance=1e-5):
+    """Every row is that of its own network, in its own classes."""
+    for i, (row, name) in enumerate(zip(outputs, names, strict=True)):
+        np.testing.assert_allclose(
+            row, alone[name][i], rtol=tolerance, atol=tolerance, err_msg=f"{i} {name}"
+        )
+
+
+def spread(deltas, rows, seed=0):
+    return list(np.random.default_rng(seed).choice(list(deltas), rows))
+
+
+@pytest.mark.parametrize("family", ["mlp", "vit"])
+def test_rows_are_those_of_their_own_networks(family):
+    network, deltas, x, alone = tasks.expected(family)
+    names = [*deltas, *spread(deltas, 3)]
+    outputs = mixed_of(network, deltas)(x, names)
+    assert_rows(outputs, alone, names)
+    np.testing.assert_allclose(outputs[0], predict(network, x)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["batch", "group", "bert"])
+def test_in_float64_they_are_equal_to_the_last_digits(family):
+    with jax.enable_x64(True):
+        network, deltas, x, alone = tasks.expected(family, wide=True)
+        names = [*deltas, *spread(deltas, 3)]
+        for all_by_row in (False, True):
+            mixed = mixed_of(network, deltas, all_by_row=all_by_row)
+            outputs = mixed(x, names)
+            assert outputs[0].dtype == jnp.float64
+            assert_rows(outputs, alone, names, 1e-12)
+            assert bool(mixed.by_task) != all_by_row
+
+
+def small(network):
+    """Tasks that share all large leaves: heads, vectors, factors of two ranks."""
+    every = tasks.deltas("bert", network)
+    return {name: every[name] for name in ("source", "vectors", "normalized", "lora")}
+
+
+def test_small_changes_cost_one_pass():
+    network, data = tasks.network_of("bert")
+    deltas = small(network)
+    mixed = mixed_of(network, deltas)
+    names = spread(deltas, 8)
+    x = jax.tree.map(lambda leaf: jnp.asarray(leaf[:8]), data.x)
+    one = mixed_of(network, {"source": deltas["source"]}).flops(x, ["source"] * 8)
+    several = mixed.flops(x, names)
+    assert not mixed.by_task
+    # Beyond one task: two kinds of heads instead of one, and factors of rank 2 at one
+    # kernel of 16 x 24: 8 rows of 8 tokens.
+    assert several - one == 2 * 8 * 16 * 8 + 2 * 8 * 8 * 2 * (16 + 24)
+
+
+def test_a_task_costs_the_same_whatever_is_there_and_compiles_nothing():
+    network, data = tasks.network_of("mlp")
+    vectors = tasks.changed(network, ["one/bias", "two/bias"])
+    mixed, deltas = Mixed(network), {}
+    for seed in range(9):
+        tuned = tasks.with_head(vectors, 3 + seed % 2, seed)
+        deltas[f"task{seed}"] = extract(network, tuned)
+        mixed.put(f"task{seed}", deltas[f"task{seed}"])
+    assert mixed.rows.slots == 16 and mixed.used == 9
+    names = [f"task{i}" for i in range(8)]
+    outputs = mixed(data.x[:8], names)
+    assert_rows(outputs, tasks.separate(network, deltas, data.x), names)
+    mixed.drop("task3")
+    mixed.put("other", deltas["task8"])
+    assert mixed.used == 9 and mixed.tasks["other"].slot == 3
+
+
+def test_a_wider_factor_and_a_large_change_come_later():
+    network, data = tasks.network_of("bert")
+    mixed, deltas = Mixed(network), small(network)
+    for name in ("source", "lora"):
+        mixed.put(name, deltas[name])
+    x = jax.tree.map(lambda leaf: leaf[:4], data.x)
+    before = mixed(x, ["lora", "source", "lora", "source"])
+    path = tasks.STAGES["bert"][2]
+    deltas["wide"] = tasks.lora_delta(network, path, classes=4, seed=5, rank=3)
+    mixed.put("wide", deltas["wide"])
+    names = ["lora", "wide", "lora", "wide"]
+    assert_rows(mixed(x, names), tasks.separate(network, deltas, x), names)
+    # A task that changes the same stage in elements: now it runs by task for all.
+    deltas["elements"] = tasks.elements_delta(network, path)
+    mixed.put("elements", deltas["elements"])
+    assert mixed.by_task == {"layer_0"}
+    names = ["lora", "elements", "wide", "source"]
+    outputs = mixed(x, names)
+    assert_rows(outputs, tasks.separate(network, deltas, x), names)
+    np.testing.assert_allclose(outputs[0], before[0], atol=1e-5)
+
+
+def test_what_cannot_be_served_is_one_sentence():
+    network, data = tasks.network_of("mlp")
+    deltas = tasks.deltas("mlp", network)
+    mixed = mixed_of(network, {"source": deltas["source"], "low": deltas["low"]})
+    x = data.x[:2]
+    with pytest.raises(InputError, match="^unknown task 'lwo': .*did you mean 'low'"):
+        mixed(x, ["source", "lwo"])
+    with pytest.raises(
+        InputError, match="^expected a task for each of 2 inputs, got 'l"
+    ):
+        mixed(x, "low")
+    with pytest.raises(
+        InputError, match="^expected a task for each of 2 inputs, got 3"
+    ):
+        mixed(x, ["low"] * 3)
+    with pytest.raises(
+        InputError, match="^there are no examples: the inputs are empty"
+    ):
+        mixed(x[:0], [])
+    with pytest.raises(InputError, match="^stage 'one' cannot take its input"):
+        mixed(np.zeros((2, 9), np.float32), ["low", "low"])
+    other = tasks.changed(network, ["one"])
+    with pytest.raises(InputError, match="^the delta belongs to another base"):
+        mixed.put("low", tasks.deltas("mlp", other)["low"])
+    with pytest.raises(InputError, match="^unknown task 'high'"):
+        mixed.drop("high")
+    assert_rows(mixed(x, ["low"] * 2), tasks.separate(network, deltas, x), ["low"] * 2)
