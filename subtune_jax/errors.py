@@ -27,8 +27,17 @@ def unknown(kind: str, name: object, choices: Iterable[str]) -> InputError:
     near = nearest(name, choices, 1)[0] if isinstance(name, str) else None
     hint = f"; did you mean {near!r}?" if near else ""
     return InputError(
-        f"unknown {kind} {name!r}: expected one of {', '.join(choices)}{hint}"
+        f"unknown {kind} {name!r}: expected one of {listed(choices)}{hint}"
     )
+
+
+def listed(names: Iterable[str], most: int = 10) -> str:
+    """Returns names for a sentence, the first ten and how many more there are."""
+    names = list(names)
+    more = len(names) - most
+    if more <= 1:
+        return ", ".join(names)
+    return f"{', '.join(names[:most])} and {more} more"
 
 
 def require_positive(**values: float) -> None:

@@ -4,7 +4,7 @@ from subtune_jax.deltas.delta import Delta, Elements, base_fingerprint
 from subtune_jax.deltas.extract import extract
 from subtune_jax.deltas.file import from_bytes, load, save, to_bytes
 from subtune_jax.deltas.merge import Merged, merge, restore
-from subtune_jax.deltas.open import open_task
+from subtune_jax.deltas.open import open_base, open_task
 from subtune_jax.deltas.store import Store
 from subtune_jax.deltas.swap import Overwritten, apply, undo
 
@@ -20,6 +20,7 @@ __all__ = [
     "from_bytes",
     "load",
     "merge",
+    "open_base",
     "open_task",
     "restore",
     "save",

@@ -20,18 +20,24 @@ def open_task(
     delta names. Raises `InputError` for another base, and where none is named.
     """
     delta = delta if isinstance(delta, Delta) else load(delta)
+    return apply(open_base(delta, base), delta)[0]
+
+
+def open_base(delta: Delta, base: Network | str | Path | None = None) -> Network:
+    """Returns the network that a delta belongs to, which is not checked; base and errors as
+    `open_task`."""
     named = delta.about["base"]
     if base is None and not named["name"]:
         raise InputError(
             "the delta does not say where its base is: give base=, the network that it "
             "was tuned from"
         )
-    if base is None or isinstance(base, str | Path):
-        unread = named["options"].keys() - signature(load_pretrained).parameters
-        if unread:
-            raise InputError(
-                f"the base was loaded with {min(unread)!r}, which this version does not "
-                "know: install a newer subtune-jax"
-            )
-        base = load_pretrained(base or named["name"], **named["options"])
-    return apply(base, delta)[0]
+    if base is not None and not isinstance(base, str | Path):
+        return base
+    unread = named["options"].keys() - signature(load_pretrained).parameters
+    if unread:
+        raise InputError(
+            f"the base was loaded with {min(unread)!r}, which this version does not know: "
+            "install a newer subtune-jax"
+        )
+    return load_pretrained(base or named["name"], **named["options"])

@@ -79,6 +79,9 @@ class Mixed:
         self.tasks: dict[str, Held] = {}
         self.by_task: set[str] = set()  # stages that run once for each distinct weights
         self.factored: set[str] = set()  # stages that are seen to keep factors apart
+        self._empty()
+
+    def _empty(self) -> None:
         self.rows = Rows(self._leaf())
         self.heads: dict[Kind, Rows] = {}
         self.free: list[int] = []
@@ -100,13 +103,17 @@ class Mixed:
         if kind.by_row:
             rows = self.heads.setdefault(kind, Rows(self._leaf()))
             _write(rows, slot, _flat(head), lambda _, value: jnp.zeros_like(value))
-        self.tasks[name] = Held(delta, slot, changes(delta), kind, head, outputs, {})
+        one = Held(delta, slot, changes(delta), kind, head, outputs, {})
+        self._weights(tuple(s for s in self.network.stages if s.name in large), one)
+        self.tasks[name] = one
 
     def drop(self, name: str) -> None:
         """Lets go of a task, whose slot another one takes. Raises `InputError` for an
         unknown one."""
         self._require(name)
         self.free.append(self.tasks.pop(name).slot)
+        if not self.tasks:  # slots do not become fewer otherwise
+            self._empty()
 
     def nbytes(self) -> int:
         """Returns the bytes of all that is held beside the base."""
@@ -114,6 +121,19 @@ class Mixed:
         return tree.nbytes([r.arrays for r in rows]) + sum(
             map(_own_bytes, self.tasks.values())
         )
+
+    def need(self, delta: Delta) -> int:
+        """Returns the bytes that a task takes for itself alone, about."""
+        large = self._large(restricted(delta, lambda path: True))
+        leaves = flat(self.network).items()
+        own = [leaf for path, leaf in leaves if _stage(path) in large]
+        return 2 * _delta_bytes(delta) + tree.nbytes(own)
+
+    def growth(self, delta: Delta) -> int:
+        """Returns by how many bytes `nbytes` will have grown after `put`, about."""
+        full = not self.free and self.used == self.rows.slots
+        rows = [self.rows, *self.heads.values()]
+        return self.need(delta) + full * tree.nbytes([r.arrays for r in rows])
 
     def __call__(self, x: Any, tasks: Sequence[str]) -> list[np.ndarray]:
         """Returns the outputs of each row of a batch, in its task's classes: stored
@@ -208,8 +228,7 @@ class Mixed:
     def _divided(self, delta: Delta) -> tuple[set[str], dict[str, Any]]:
         """Returns the stages with a large change, and what is small of all others."""
         leaves, body = flat(self.network), restricted(delta, lambda path: True)
-        large = {_stage(p) for p in [*body.whole, *body.elements] if leaves[p].ndim > 1}
-        large |= {_stage(path) for path in body.factors if leaves[path].ndim != 2}
+        large = self._large(body)
         if self.all_by_row:
             after = self._after(body)
             return set(), {p: after[p] for part in body[:3] for p in part}
@@ -223,6 +242,13 @@ class Mixed:
             )
             values[f"{path}/b"] = jnp.asarray(b, dtype)
         return large, values
+
+    def _large(self, body: Delta) -> set[str]:
+        """Returns the stages of which large leaves changed; none if all is gathered."""
+        leaves = flat(self.network)
+        large = {_stage(p) for p in [*body.whole, *body.elements] if leaves[p].ndim > 1}
+        large |= {_stage(path) for path in body.factors if leaves[path].ndim != 2}
+        return set() if self.all_by_row else large
 
     def _after(self, delta: Delta) -> dict[str, Any]:
         return flat(apply(self.network, delta, fingerprint=self.fingerprint)[0])
@@ -291,7 +317,8 @@ def _flat(head: tuple[Any, Any]) -> dict[str, Any]:
 def _own_bytes(one: Held) -> int:
     """Returns the bytes of a task's delta, head and weights; a leaf of the base counts where
     a stage of its own holds it."""
-    delta = sum(
-        x.nbytes for x in jax.tree.leaves(one.delta[:3]) if hasattr(x, "nbytes")
-    )
-    return delta + tree.nbytes((one.head, one.own))
+    return _delta_bytes(one.delta) + tree.nbytes((one.head, one.own))
+
+
+def _delta_bytes(delta: Delta) -> int:
+    return sum(x.nbytes for x in jax.tree.leaves(delta[:3]) if hasattr(x, "nbytes"))

@@ -73,12 +73,7 @@ class Trunk(NamedTuple):
         if _lazy(x):
             x = jax.tree.map(lambda leaf: leaf[np.arange(rows)], x)
         x = tree.beside(x, self.network.params)
-        outputs = program(self.layout, self.code)(self.weights, x)
-        return {
-            name: out[..., : self.members[name].outputs]
-            for name, out in zip(self.order, outputs, strict=True)
-            if name is not None
-        }
+        return _named(self, program(self.layout, self.code)(self.weights, x))
 
     def __repr__(self) -> str:
         streams = [sum(map(len, groups)) for groups in self.layout.groups]
@@ -133,6 +128,20 @@ def remove(trunk: Trunk, name: str) -> Trunk:
     if not rest:
         raise InputError(f"{name!r} is the only task: a trunk has one at least")
     return _with(trunk, rest)
+
+
+def outputs(trunk: Trunk, x: Any) -> dict[str, jax.Array]:
+    """Returns `{task: outputs}` of a batch on its devices: pure, for `jax.jit`."""
+    return _named(trunk, _run(trunk.layout, trunk.weights, x))
+
+
+def _named(trunk: Trunk, heads: Sequence[jax.Array]) -> dict[str, jax.Array]:
+    """Returns what the heads gave, by task and without idle ones and filled up columns."""
+    return {
+        name: y[..., : trunk.members[name].outputs]
+        for name, y in zip(trunk.order, heads, strict=True)
+        if name is not None
+    }
 
 
 def trunk_flops(trunk: Trunk, x: Any) -> int:

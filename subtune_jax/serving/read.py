@@ -1,0 +1,116 @@
+"""Texts and images as the base of a server reads them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from subtune_jax.data.crops import resized
+from subtune_jax.data.text import encode, tokenizer
+from subtune_jax.errors import InputError
+from subtune_jax.network import Network, Pixels, Tokens
+
+LONGEST = 128  # tokens of a text, where nothing else is said; as the text studies
+
+
+def read(
+    network: Network, inputs: Any, words: Any = None, longest: int | None = None
+) -> tuple[Any, dict[int, str]]:
+    """Returns inputs as arrays, and `{row: what is wrong}` of those that cannot be read.
+
+    inputs: arrays as the network takes them; or a list of texts, or of pairs of texts; or
+    a list of images, each a file or uint8[height, width, channels]. words: the tokenizer;
+    default: that of the base's folder. Rows that cannot be read stand for another one.
+    Raises `InputError` for no input, and for a base that does not say what it reads.
+    """
+    if not isinstance(inputs, list | tuple):
+        return inputs, {}
+    if not inputs:
+        raise InputError("there are no inputs: the list is empty")
+    reads = None if network.source is None else network.source.reads
+    if isinstance(reads, Tokens):
+        return _texts(network, reads, inputs, words, longest)
+    if isinstance(reads, Pixels):
+        return _images(reads, inputs)
+    raise InputError(
+        "the base does not say what it reads, so inputs must be arrays, got a list"
+    )
+
+
+def reader(network: Network) -> Any:
+    """Returns the tokenizer of a base that reads texts, from its folder; else `None`."""
+    source = network.source
+    if source is None or not isinstance(source.reads, Tokens) or not source.folder:
+        return None
+    return tokenizer(source.folder, source.reads.vocab_size)
+
+
+def _texts(
+    network: Network, reads: Tokens, inputs: Sequence[Any], words: Any, longest: Any
+) -> tuple[Any, dict[int, str]]:
+    if words is None:
+        raise InputError(
+            "the base has no folder with a tokenizer: give tokenizer=, that of its texts"
+        )
+    examples, wrong = [], {}
+    pairs = any(isinstance(text, tuple) for text in inputs)
+    for i, text in enumerate(inputs):
+        parts = text if isinstance(text, tuple) else (text,)
+        if len(parts) != 1 + pairs or not all(isinstance(part, str) for part in parts):
+            form = "a pair of texts" if pairs else "a text"
+            wrong[i] = f"expected {form}, got {type(text).__name__}"
+            parts = ("",) * (1 + pairs)
+        examples.append(parts)
+    most = min(longest or LONGEST, reads.max_length or LONGEST)
+    columns = encode(words, examples, most)
+    every = np.arange(len(inputs))
+    return {name: column[every] for name, column in columns.items()}, wrong
+
+
+def _images(reads: Pixels, inputs: Sequence[Any]) -> tuple[Any, dict[int, str]]:
+    images: dict[int, np.ndarray] = {}
+    wrong: dict[int, str] = {}
+    for i, one in enumerate(inputs):
+        try:
+            images[i] = _image(reads, one)
+        except InputError as error:
+            wrong[i] = str(error)
+    if not images:
+        return np.zeros((len(inputs), 1, 1, reads.channels), np.uint8), wrong
+    first = next(iter(images.values()))
+    for i, image in list(images.items()):
+        if image.shape != first.shape:
+            wrong[i] = (
+                f"the image is {_size(image)} and others of the batch are {_size(first)}: "
+                "the base has no size of its own to resize to"
+            )
+            del images[i]
+    return np.stack([images.get(i, first) for i in range(len(inputs))]), wrong
+
+
+def _image(reads: Pixels, one: Any) -> np.ndarray:
+    image = one
+    if isinstance(one, str | Path):
+        try:
+            mode = "RGB" if reads.channels == 3 else "L"
+            image = np.asarray(Image.open(one).convert(mode))
+        except OSError as error:
+            raise InputError(f"{one} is not a readable image: {error}") from None
+        image = image if image.ndim == 3 else image[..., None]
+    shape: tuple[int, ...] = getattr(image, "shape", ())
+    if len(shape) != 3 or shape[-1] != reads.channels:
+        got = f"shape {list(shape)}" if shape else type(one).__name__
+        raise InputError(
+            f"expected an image [height, width, {reads.channels}], got {got}"
+        )
+    if reads.size is None:
+        return image
+    if image.dtype != np.uint8:
+        raise InputError(f"expected an image of uint8, got {image.dtype}")
+    return resized(image, reads.size[0])
+
+
+def _size(image: np.ndarray) -> str:
+    return " x ".join(map(str, image.shape[:2]))
