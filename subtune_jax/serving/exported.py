@@ -1,6 +1,6 @@
 """Serving ahead of time: a compiled function of one batch size, in one file for `jax.export`.
 
-A process that has jax alone reads it:
+A process that has jax alone (and flatbuffers, by which jax.export reads) calls it:
 
     function = jax.export.deserialize(bytearray(Path("tasks.jaxexport").read_bytes()))
     outputs = function.call(x)  # of a trunk: {task: outputs}
@@ -19,7 +19,7 @@ import numpy as np
 
 from subtune_jax import tree
 from subtune_jax.data.inputs import require_inputs
-from subtune_jax.errors import InputError
+from subtune_jax.errors import InputError, require_package
 from subtune_jax.serving.mixed import Mixed
 from subtune_jax.serving.rows import forward_rows, heads_by_row
 from subtune_jax.serving.trunk import Trunk, outputs
@@ -41,6 +41,7 @@ def export(
     inputs that it cannot take, for a `Mixed` that is not `all_by_row`, and where the file
     cannot be written.
     """
+    require_package("flatbuffers", "writing a file of jax.export")
     if not isinstance(served, Trunk | Mixed):
         raise InputError(f"expected a Trunk or a Mixed, got {type(served).__name__}")
     rows = require_inputs(served.network, x, served.code)
@@ -93,7 +94,7 @@ def _of_mixed(mixed: Mixed) -> Callable:
             missing = [(0, 0)] * (y.ndim - 1) + [(0, widest - y.shape[-1])]
             parts.append(jnp.pad(y, missing))
         every = jnp.stack(parts)[numbers[tasks], jnp.arange(len(tasks))]
-        columns = jnp.arange(widest) < real[tasks][:, None]
+        columns = jnp.arange(widest)[None] < real[tasks][:, None]
         columns = columns.reshape(len(tasks), *[1] * (every.ndim - 2), widest)
         return jnp.where(columns, every, jnp.finfo(every.dtype).min)
 

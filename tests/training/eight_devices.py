@@ -19,6 +19,8 @@ from subtune_jax.head import replace_head  # noqa: E402
 from subtune_jax.losses import cross_entropy  # noqa: E402
 from subtune_jax.selection import scores  # noqa: E402
 from subtune_jax.selection.select import select  # noqa: E402
+from subtune_jax.serving.mixed import Mixed  # noqa: E402
+from subtune_jax.serving.trunk import plan  # noqa: E402
 from subtune_jax.training.loop import epochs, fit  # noqa: E402
 from subtune_jax.training.mesh import placement  # noqa: E402
 from subtune_jax.training.optimizers import adam  # noqa: E402
@@ -29,6 +31,7 @@ from subtune_jax.training.resume import first_snapshot  # noqa: E402
 from subtune_jax.training.settings import Settings  # noqa: E402
 from subtune_jax.training.suffix import cut  # noqa: E402
 from tests import toy  # noqa: E402
+from tests.serving import tasks  # noqa: E402
 from tests.tuning.test_contract import TUNINGS, setup  # noqa: E402
 
 KEY = jax.random.key(3)
@@ -159,6 +162,25 @@ def scored() -> float:
     return max(found)
 
 
+def served() -> float:
+    """Returns how far a trunk and a mixed batch on eight devices are from those on one."""
+    network, deltas, x, _ = tasks.expected("bert", wide=True)
+    x = jax.tree.map(lambda leaf: np.concatenate([leaf, leaf[:4]]), x)
+    place = placement(8)
+    spread = network._replace(
+        params=place.whole(network.params), stats=place.whole(network.stats)
+    )
+    names = [*deltas, *deltas][:16]
+    results = []
+    for one in (network, spread):
+        mixed = Mixed(one)
+        for name, delta in deltas.items():
+            mixed.put(name, delta)
+        results.append((plan(one, deltas)(x), mixed(x, names)))
+    assert len(results[1][0]["low"].sharding.device_set) == 8
+    return largest_difference(*results)
+
+
 if __name__ == "__main__":
     checks = {name: tuned(name) for name in TUNINGS}
     checks["batch statistics"] = batch_normed()
@@ -166,4 +188,5 @@ if __name__ == "__main__":
     checks["fast"] = fast()
     checks["programs"] = programs_where_nothing_travels()
     checks["scores"] = scored()
+    checks["served"] = served()
     print(json.dumps(checks))

@@ -30,6 +30,9 @@ pytestmark = pytest.mark.slow
 KEY = jax.random.key(3)
 
 
+OTHERS = ("batch statistics", "suffix", "fast", "scores", "served")
+
+
 @pytest.fixture(scope="module")
 def eight() -> dict:
     run = [sys.executable, "-m", "tests.training.eight_devices"]
@@ -38,7 +41,7 @@ def eight() -> dict:
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("name", [*TUNINGS, "batch statistics", "suffix", "fast", "scores"])
+@pytest.mark.parametrize("name", [*TUNINGS, *OTHERS])
 def test_eight_devices_give_the_numbers_of_one_in_float64(eight, name):
     assert eight[name] < 1e-9
 
