@@ -10,7 +10,6 @@ change is drawn at random. Figures are medians, in seconds and in megabytes of t
 network's parameters per second. Ours are in the documentation, made from results/.
 """
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
@@ -22,7 +21,13 @@ import subtune_jax as st
 from experiments.common.flags import Common, Flags, NonNegative, Positive
 from experiments.common.report import results
 from experiments.common.report.results import Row
-from experiments.common.speed import MINILM, SMALL, require_no_data
+from experiments.common.speed import (
+    MINILM,
+    SMALL,
+    changed_elements,
+    require_no_data,
+    seconds,
+)
 from experiments.common.study import Config, Context, Study, main
 
 OPERATIONS = {
@@ -93,7 +98,7 @@ def rows(settings: Settings, task: None, job: Job, context: Context) -> Iterator
 
 def operations(base: st.Network, share: float) -> dict[str, Callable[[], Any]]:
     """Returns what is timed, by name: functions without arguments."""
-    one, two = (tuned(base, share, seed) for seed in (1, 2))
+    one, two = (changed_elements(base, share, seed) for seed in (1, 2))
     fingerprint = st.deltas.base_fingerprint(base)
     deltas = [st.extract(base, network) for network in (one, two)]
     data = st.deltas.to_bytes(deltas[0])
@@ -119,28 +124,6 @@ def operations(base: st.Network, share: float) -> dict[str, Callable[[], Any]]:
         "undo": lambda: st.undo(after, overwritten),
         "switch": switch,
     }
-
-
-def tuned(base: st.Network, share: float, seed: int) -> st.Network:
-    """Returns the network with a share of the elements of every leaf changed, and all of
-    the head."""
-    rng = np.random.default_rng(seed)
-
-    def part(path: str, leaf: jax.Array) -> jax.Array:
-        own = 1.0 if path.startswith("head") else share
-        places = rng.choice(leaf.size, round(own * leaf.size), replace=False)
-        values = np.array(leaf, order="C").reshape(-1)
-        values[places] += 0.1 + np.abs(values[places])
-        return jax.numpy.asarray(values.reshape(leaf.shape))
-
-    return base._replace(params=st.tree.map_with_path(part, base.params))
-
-
-def seconds(run: Callable[[], Any]) -> float:
-    """Returns how long a call takes, its arrays computed."""
-    begin = time.perf_counter()
-    jax.block_until_ready(jax.tree.leaves(run()))
-    return time.perf_counter() - begin
 
 
 def summary(rows: Sequence[Row], config: Config) -> str:

@@ -4,8 +4,8 @@
 
 The names of the daily line stand here; all others in the namespaces `cost`, `data`,
 `deltas`, `demo`, `elements`, `evaluation`, `losses`, `memory`, `metrics`, `models`,
-`recipes`, `scores`, `selection`, `training`, `tree` and `tuning`, which load when they
-are used.
+`recipes`, `scores`, `selection`, `serving`, `training`, `tree` and `tuning`, which load
+when they are used.
 """
 
 import importlib
@@ -30,6 +30,7 @@ from subtune_jax.selection.select import (
     coverage,
     select,
 )
+from subtune_jax.serving.server import serve
 from subtune_jax.training.loop import DivergedError, FitResult, fit
 from subtune_jax.training.mesh import placement
 from subtune_jax.training.optimizers import Rule, adam, adamw, sgd
@@ -52,6 +53,7 @@ NAMESPACES = {
     "recipes": "subtune_jax.recipes",
     "scores": "subtune_jax.selection.scores",
     "selection": "subtune_jax.selection",
+    "serving": "subtune_jax.serving",
     "training": "subtune_jax.training",
     "tree": "subtune_jax.tree",
     "tuning": "subtune_jax.tuning",
@@ -92,6 +94,7 @@ __all__ = [
     "remat",
     "replace_head",
     "select",
+    "serve",
     "sgd",
     "split_task",
     "step_cost",

@@ -1,10 +1,14 @@
 """What the studies of speed time: networks of random weights on random data."""
 
+import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from subtune_jax import tree
 from subtune_jax.cost import stage_flops
 from subtune_jax.data.batches import Dataset, padded
 from subtune_jax.errors import InputError
@@ -25,12 +29,14 @@ __all__ = [
     "MINILM",
     "SMALL",
     "Step",
+    "changed_elements",
     "keep_freed_memory",
     "last_two",
     "our_step",
     "random_images",
     "random_texts",
     "require_no_data",
+    "seconds",
     "step_flops",
 ]
 Step = Callable[[], None]
@@ -108,3 +114,25 @@ def step_flops(
     cut = cached_stages(network, program, data, budget)
     skipped = [stage.name for stage in network.stages[:cut]]
     return sum(f for name, f in flops.items() if name not in skipped)
+
+
+def changed_elements(base: Network, share: float, seed: int) -> Network:
+    """Returns the network with a share of the elements of every leaf changed, and all of
+    the head."""
+    rng = np.random.default_rng(seed)
+
+    def part(path: str, leaf: jax.Array) -> jax.Array:
+        own = 1.0 if path.startswith("head") else share
+        places = rng.choice(leaf.size, round(own * leaf.size), replace=False)
+        values = np.array(leaf, order="C").reshape(-1)
+        values[places] += 0.1 + np.abs(values[places])
+        return jnp.asarray(values.reshape(leaf.shape))
+
+    return base._replace(params=tree.map_with_path(part, base.params))
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    """Returns how long a call takes, its arrays computed."""
+    begin = time.perf_counter()
+    jax.block_until_ready(jax.tree.leaves(run()))
+    return time.perf_counter() - begin

@@ -77,6 +77,24 @@ def curves(
     _save(figure, file)
 
 
+def scattered(
+    points: Mapping[str, tuple[float, float]], file: Path, xlabel: str, ylabel: str
+) -> None:
+    """Draws `{name: (x, y)}` as named points, to a PNG."""
+    figure = Figure(figsize=(5.0, 3.6), layout="constrained")
+    axis = figure.subplots()
+    for name, (x, y) in points.items():
+        axis.plot(x, y, "o", color="C0")
+        axis.annotate(
+            name, (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8
+        )
+    axis.margins(x=0.2)
+    axis.set_xlabel(xlabel)
+    axis.set_ylabel(ylabel)
+    axis.spines[["top", "right"]].set_visible(False)
+    _save(figure, file)
+
+
 def heat_maps(maps: Mapping[str, Mapping[tuple[str, str], float]], file: Path) -> None:
     """Draws `{panel: {(line, column): value}}`, two panels beside each other, to a PNG;
     each line is scaled to 0..1 and shows its values."""
