@@ -4,7 +4,8 @@ Claim (SubTuning, Kaplun et al. 2023): tasks that tune a few layers share all ot
 inference, so that a task more costs what lies above its first tuned layer, or less.
 
     python -m experiments.multitask_inference      # three minutes on two cores
-    python -m experiments.multitask_inference --network resnet50 --examples 4
+    python -m experiments.multitask_inference --parts unit pair tasks mixed accuracy
+    python -m experiments.multitask_inference --network resnet50 --examples 4 --parts tasks
 
 Random weights and inputs, which do not change the time; accuracies are of the embedded
 digits. A trunk answers for all tasks on the same images; a mixed batch has a task for
@@ -46,7 +47,7 @@ Change = Callable[[st.Network, int], tuple[st.Network, Mapping[str, Any]]]
 class Settings:
     """Flags; a default without a source is our choice."""
 
-    parts: Annotated[tuple[str, ...], *one_of(*PARTS)] = PARTS
+    parts: Annotated[tuple[str, ...], *one_of(*PARTS)] = ("accuracy", "unit", "tasks")
     """What is measured: a task that tuned one unit, or two neighbours; 1 to 32 tasks on the
     last; mixed batches; accuracy against time."""
     network: Annotated[str, *one_of("resnet26", "resnet50")] = "resnet26"
@@ -103,7 +104,7 @@ def jobs(settings: Settings, task: None) -> list[Job]:
         "mixed": mixed,
         "accuracy": [(block, 1) for block in digits],
     }
-    short = 2 if settings.common.smoke else None
+    short = 1 if settings.common.smoke else None
     return [
         Job(part, changed, count, 0)
         for part in settings.parts
@@ -156,7 +157,7 @@ def trunk(settings: Settings, job: Job) -> dict[str, Any]:
     alone = [st.serving.plan(network, {n: d}) for n, d in deltas.items()]
     pixels = jax.device_put(x)
     return timed(
-        settings,
+        settings.repeats,
         {
             "value": lambda: served(pixels),
             "one": lambda: one(pixels),
@@ -213,7 +214,7 @@ def mixed_batch(settings: Settings, job: Job) -> dict[str, Any]:
     alone = {n: st.serving.plan(network, {n: delta}) for n, delta in deltas.items()}
     first = ["task0"] * settings.texts
     return timed(
-        settings,
+        settings.repeats,
         {
             "value": lambda: served(x, names),
             "one": lambda: source(x, first),
@@ -288,21 +289,22 @@ def accuracy(settings: Settings, job: Job) -> dict[str, Any]:
     served = st.serving.plan(network, {"source": source, "task": delta})
     one = st.serving.plan(network, {"source": source})
     x = jax.device_put(np.zeros((64, 8, 8, 1), np.uint8))
-    return timed(settings, {"value": lambda: served(x), "one": lambda: one(x)}) | {
-        "score": 100 * score[task.metric],
+    return timed(
+        20 * settings.repeats, {"value": lambda: served(x), "one": lambda: one(x)}
+    ) | {
+        "score": score[task.metric],
         "flops": st.serving.trunk_flops(served, x),
         "one_flops": st.serving.trunk_flops(one, x),
         "total_params": st.tree.count(network.params),
     }
 
 
-def timed(settings: Settings, calls: Mapping[str, Callable]) -> dict[str, float]:
+def timed(repeats: int, calls: Mapping[str, Callable]) -> dict[str, float]:
     """Returns the median seconds of each call, taken in turn: noise meets all of them."""
     for call in calls.values():
         seconds(call)  # compiles
     rounds = [
-        {name: seconds(call) for name, call in calls.items()}
-        for _ in range(settings.repeats)
+        {name: seconds(call) for name, call in calls.items()} for _ in range(repeats)
     ]
     return {name: float(np.median([one[name] for one in rounds])) for name in calls}
 
@@ -365,6 +367,7 @@ STUDY = Study(
     | {part: partial(of_part, part) for part in PARTS[:-1]}
     | {"accuracy": accuracies},
     draw=draw,
+    free=("parts", "tasks"),
 )
 
 if __name__ == "__main__":

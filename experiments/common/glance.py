@@ -23,6 +23,7 @@ def glance(home: Path) -> str:
         _modules(home),
         _steps(home),
         _storage(home),
+        _serving(home),
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -114,3 +115,14 @@ def _storage(home: Path) -> tuple[str, ...]:
     ours = f"0.5 % of the kernels {thousand['elements_0.5']:.2f}"
     beside = f"LoRA of rank 8: {thousand['lora_8']:.2f}, copies: {base / 1e6:.1f}"
     return "GB for 1,000 tasks on one MiniLM", ours, beside, _page("keep")
+
+
+def _serving(home: Path) -> tuple[str, ...]:
+    rows = results.read_all(home / "multitask_inference_resnet50")
+    (row,) = [row for row in rows if row["tasks"] == 8]
+    return (
+        "ResNet-50, 8 tasks that tuned its last block, served together: time of one model",
+        f"{row['value'] / row['one']:.2f}",
+        f"a model for each: {row['separate'] / row['one']:.2f}",
+        _page("serving"),
+    )

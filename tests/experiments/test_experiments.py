@@ -130,6 +130,7 @@ SMOKES = {  # fewer jobs than the defaults where they show the same; and the pic
     "fast_ablation": ("--ingredients zero-batch-1 torch-none-0", ("plane",)),
     "fast_texts": ("", ("plane",)),
     "fast_landscape": ("", ("landscape",)),
+    "multitask_inference": ("--parts accuracy unit mixed", ("accuracy",)),
 }
 WANTED = """experiment method dataset seed metric split value trainable_params total_params
 steps seconds commit"""

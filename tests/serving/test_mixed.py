@@ -5,10 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from subtune_jax import tree
 from subtune_jax.deltas.extract import extract
 from subtune_jax.errors import InputError
+from subtune_jax.models.bert import BertConfig, bert
 from subtune_jax.serving.mixed import Mixed
 from subtune_jax.training.predict import predict
+from subtune_jax.tuning.lora import Factors
 from tests.serving import tasks
 
 
@@ -71,6 +74,36 @@ def test_small_changes_cost_one_pass():
     # Beyond one task: two kinds of heads instead of one, and factors of rank 2 at one
     # kernel of 16 x 24: 8 rows of 8 tokens.
     assert several - one == 2 * 8 * 16 * 8 + 2 * 8 * 8 * 2 * (16 + 24)
+
+
+@pytest.mark.slow
+def test_sixteen_tasks_at_minilms_shape_cost_what_one_does():
+    """64 texts of 128 tokens, from shapes: nothing is computed but the deltas."""
+    config = BertConfig(
+        num_layers=6, hidden_size=384, intermediate_size=1536, pooling="mean"
+    )
+    network, rng = bert(config, jax.random.key(0)), np.random.default_rng(0)
+    source = extract(network, network)
+    leaves = {f"params/{path}": x for path, x in tree.flatten(network.params).items()}
+    head = {path: x for path, x in source.whole.items() if "/head/" in path}
+    small = {p: np.asarray(x) + 1 for p, x in leaves.items() if x.ndim == 1}
+    kernels = [p for p, x in leaves.items() if x.ndim == 2 and "/layer_" in p]
+
+    def factors(path):
+        rows, outputs = leaves[path].shape
+        a, b = rng.normal(size=(rows, 8)), rng.normal(size=(8, outputs))
+        return Factors(a.astype(np.float32), b.astype(np.float32), 0.125)
+
+    vectors = source._replace(whole=small | head)
+    low_rank = source._replace(factors={path: factors(path) for path in kernels})
+    ids = jnp.zeros((64, 128), jnp.int32)
+    x = {"input_ids": ids, "attention_mask": ids + 1}
+    names = [f"task{i % 16}" for i in range(64)]
+    one = mixed_of(network, {"task0": source}).flops(x, ["task0"] * 64)
+    for delta, most in ((vectors, 1.05), (low_rank, 1.1)):
+        mixed = mixed_of(network, {name: delta for name in names})
+        assert 1 <= mixed.flops(x, names) / one <= most
+        assert mixed.rows.slots == 16 and not mixed.by_task
 
 
 def test_a_task_costs_the_same_whatever_is_there_and_compiles_nothing():
