@@ -43,7 +43,7 @@ class Store:
 
     def file(self, name: str) -> Path:
         """Returns the file of a task; raises `InputError` for what cannot be a name."""
-        if not NAME.fullmatch(name):
+        if not isinstance(name, str) or not NAME.fullmatch(name):
             raise InputError(
                 f"{name!r} cannot name a task: expected letters, digits, '.', '_' and '-'"
             )

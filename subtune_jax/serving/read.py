@@ -25,6 +25,8 @@ def read(
     default: that of the base's folder. Rows that cannot be read stand for another one.
     Raises `InputError` for no input, and for a base that does not say what it reads.
     """
+    if isinstance(inputs, str | Path):
+        raise InputError("inputs must be a list, got one text or file: put it into a list")
     if not isinstance(inputs, list | tuple):
         return inputs, {}
     if not inputs:

@@ -70,9 +70,7 @@ class Server:
         """
         x, wrong = read(self.mixed.network, inputs, self.words, self.longest)
         rows = require_inputs(self.mixed.network, x, self.mixed.code)
-        names = [tasks] * rows if isinstance(tasks, str) else list(tasks)
-        if len(names) != rows:
-            raise InputError(f"there are {rows} inputs and {len(names)} tasks")
+        names = _names(tasks, rows)
         errors = {i: Answer(names[i], "", {}, None, why) for i, why in wrong.items()}
         answers: dict[int, Answer] = dict(errors)
         waiting = [i for i in range(rows) if i not in answers]
@@ -160,6 +158,8 @@ def serve(
     """
     require_type(Network, network=network)
     require_whole(memory=memory)
+    if not isinstance(store, Store | str | Path):
+        raise InputError(f"store must be a Store or a folder, got {type(store).__name__}")
     store = store if isinstance(store, Store) else Store(store)
     words = reader(network) if tokenizer is None else tokenizer
     return Server(network, store, memory, words, max_length)
@@ -177,6 +177,22 @@ def answer(task: str, classes: Sequence[str], outputs: np.ndarray) -> Answer:
     shares = np.exp(outputs - outputs.max()) / np.exp(outputs - outputs.max()).sum()
     scores = dict(zip(names, map(float, shares), strict=True))
     return Answer(task, names[int(np.argmax(outputs))], scores, outputs)
+
+
+def _names(tasks: Any, rows: int) -> list[str]:
+    """Returns the task of each row."""
+    if isinstance(tasks, str):
+        return [tasks] * rows
+    if not isinstance(tasks, Sequence | np.ndarray):
+        raise InputError(
+            f"tasks must be a name, or a list of names, got {type(tasks).__name__}"
+        )
+    if len(tasks) != rows:
+        raise InputError(
+            f"there are {rows} inputs and {len(tasks)} names of tasks: give one for each, "
+            "or one name for all"
+        )
+    return list(tasks)
 
 
 def _state(store: Store, name: str) -> tuple[int, int, int]:

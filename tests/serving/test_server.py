@@ -78,8 +78,16 @@ def test_rows_that_cannot_be_answered_say_so_and_the_others_are_answered(tmp_pat
         InputError, match="^there are no examples: the inputs are empty"
     ):
         server(data.x[:0], [])
-    with pytest.raises(InputError, match="^there are 2 inputs and 3 tasks"):
+    with pytest.raises(InputError, match="^there are 2 inputs and 3 names of tasks: give"):
         server(data.x[:2], ["task0"] * 3)
+    with pytest.raises(InputError, match="^tasks must be a name, or a list of names, got N"):
+        server(data.x[:2], None)
+    with pytest.raises(InputError, match="^inputs must be a list, got one text or file"):
+        server("a text", "task0")
+    with pytest.raises(InputError, match="^store must be a Store or a folder, got int"):
+        serve(network, 3)
+    (odd,) = server(data.x[:1], [3])
+    assert odd.error.startswith("3 cannot name a task: expected letters")
     with pytest.raises(InputError, match="^stage 'one' cannot take its input"):
         server(np.zeros((1, 9), np.float32), "task0")
 
