@@ -3,7 +3,7 @@
 Claim (SubTuning, Kaplun et al. 2023): tasks that tune a few layers share all others at
 inference, so that a task more costs what lies above its first tuned layer, or less.
 
-    python -m experiments.multitask_inference      # three minutes on two cores
+    python -m experiments.multitask_inference      # two minutes on two cores
     python -m experiments.multitask_inference --parts unit pair tasks mixed accuracy
     python -m experiments.multitask_inference --network resnet50 --examples 4 --parts tasks
 

@@ -5,6 +5,7 @@ import importlib
 import inspect
 from collections.abc import Iterable
 from numbers import Integral, Real
+from pathlib import PurePath
 from types import ModuleType
 
 
@@ -82,6 +83,13 @@ def require_type(expected: type, **values: object) -> None:
             raise InputError(
                 f"{name} must be a {expected.__name__}, got {type(value).__name__}"
             )
+
+
+def require_path(**values: object) -> None:
+    """Raises `InputError` naming the first value that names no file or folder."""
+    for name, value in values.items():
+        if not isinstance(value, str | PurePath):
+            raise InputError(f"{name} must be a path, got {type(value).__name__}")
 
 
 def require_package(module: str, purpose: str) -> ModuleType:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import TextIO
 
 from subtune_jax.deltas.file import from_bytes
 from subtune_jax.deltas.open import open_base
@@ -53,8 +54,7 @@ def answered(
 ) -> int:
     """Prints all answers, and returns how many inputs had none."""
     store, wrong = Store(folder), 0
-    first = from_bytes(store.get(tasks[0]), str(store.file(tasks[0])))
-    network = open_base(first, base)
+    network = _base(store, tasks, base)
     server, lines = serve(network, store), inputs(network, files)
     while batch := list(islice(lines, BATCH)):
         examples = [_example(network, line) for line in batch]
@@ -72,6 +72,18 @@ def answered(
     return wrong
 
 
+def _base(store: Store, tasks: list[str], base: str | None) -> Network:
+    """Returns the base of the first task that can be read; raises the first one's error."""
+    errors = []
+    for name in tasks:
+        try:
+            delta = from_bytes(store.get(name), str(store.file(name)))
+            return open_base(delta, base)
+        except InputError as error:
+            errors.append(error)
+    raise errors[0]
+
+
 def inputs(network: Network, files: list[Path]) -> Iterator[str]:
     """Yields names of images, or lines of texts."""
     pixels = network.source is not None and isinstance(network.source.reads, Pixels)
@@ -79,14 +91,23 @@ def inputs(network: Network, files: list[Path]) -> Iterator[str]:
         yield from map(str, files)
         return
     if not files:
-        yield from (line.rstrip("\n") for line in sys.stdin if line.strip())
+        yield from _lines(sys.stdin, "standard input")
         return
     for file in files:
         try:
-            lines = file.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"cannot read {file}: {error}") from None
-        yield from (line for line in lines if line.strip())
+            with file.open(encoding="utf-8") as text:
+                yield from _lines(text, str(file))
+        except OSError as error:
+            raise InputError(f"cannot read {file}: {error.strerror}") from None
+
+
+def _lines(text: TextIO, name: str) -> Iterator[str]:
+    try:
+        yield from (line.rstrip("\n") for line in text if line.strip())
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"cannot read {name}: it is not UTF-8, {error.reason}"
+        ) from None
 
 
 def shown(answer: Answer) -> str:

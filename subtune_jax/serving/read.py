@@ -1,5 +1,6 @@
 """Texts and images as the base of a server reads them."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from subtune_jax.data.text import encode, tokenizer
 from subtune_jax.errors import InputError
 from subtune_jax.network import Network, Pixels, Tokens
 
+# What Pillow raises for files that are no images, damaged or too large.
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 LONGEST = 128  # tokens of a text, where nothing else is said; as the text studies
 
 
@@ -26,7 +29,9 @@ def read(
     Raises `InputError` for no input, and for a base that does not say what it reads.
     """
     if isinstance(inputs, str | Path):
-        raise InputError("inputs must be a list, got one text or file: put it into a list")
+        raise InputError(
+            "inputs must be a list, got one text or file: put it into a list"
+        )
     if not isinstance(inputs, list | tuple):
         return inputs, {}
     if not inputs:
@@ -56,19 +61,34 @@ def _texts(
         raise InputError(
             "the base has no folder with a tokenizer: give tokenizer=, that of its texts"
         )
-    examples, wrong = [], {}
-    pairs = any(isinstance(text, tuple) for text in inputs)
+    if longest is None:
+        longest = min(LONGEST, reads.max_length or LONGEST)
+    wrong, groups = {}, {1: [], 2: []}  # type: ignore[var-annotated]
     for i, text in enumerate(inputs):
         parts = text if isinstance(text, tuple) else (text,)
-        if len(parts) != 1 + pairs or not all(isinstance(part, str) for part in parts):
-            form = "a pair of texts" if pairs else "a text"
-            wrong[i] = f"expected {form}, got {type(text).__name__}"
-            parts = ("",) * (1 + pairs)
-        examples.append(parts)
-    most = min(longest or LONGEST, reads.max_length or LONGEST)
-    columns = encode(words, examples, most)
-    every = np.arange(len(inputs))
-    return {name: column[every] for name, column in columns.items()}, wrong
+        if len(parts) in groups and all(isinstance(part, str) for part in parts):
+            groups[len(parts)].append((i, parts))
+        else:
+            wrong[i] = f"expected a text or a pair of texts, got {type(text).__name__}"
+    read = {
+        n: encode(words, [p for _, p in g], longest) for n, g in groups.items() if g
+    }
+    if not read:
+        return {}, wrong
+    arrays: dict[str, np.ndarray] = {}
+    taken = {
+        n: {k: c[np.arange(len(groups[n]))] for k, c in columns.items()}
+        for n, columns in read.items()
+    }
+    width = max(columns["input_ids"].shape[1] for columns in taken.values())
+    for n, columns in taken.items():
+        rows = [i for i, _ in groups[n]]
+        for name, values in columns.items():
+            whole = arrays.setdefault(
+                name, np.zeros((len(inputs), width), values.dtype)
+            )
+            whole[rows, : values.shape[1]] = values
+    return arrays, wrong
 
 
 def _images(reads: Pixels, inputs: Sequence[Any]) -> tuple[Any, dict[int, str]]:
@@ -81,15 +101,17 @@ def _images(reads: Pixels, inputs: Sequence[Any]) -> tuple[Any, dict[int, str]]:
             wrong[i] = str(error)
     if not images:
         return np.zeros((len(inputs), 1, 1, reads.channels), np.uint8), wrong
-    first = next(iter(images.values()))
-    for i, image in list(images.items()):
-        if image.shape != first.shape:
+    sizes = Counter(image.shape for image in images.values())
+    shape = sizes.most_common(1)[0][0]
+    for i, image in images.items():
+        if image.shape != shape:
             wrong[i] = (
-                f"the image is {_size(image)} and others of the batch are {_size(first)}: "
-                "the base has no size of its own to resize to"
+                f"the image is {_size(image.shape)} and others of the batch are "
+                f"{_size(shape)}: the base has no size of its own to resize to"
             )
-            del images[i]
-    return np.stack([images.get(i, first) for i in range(len(inputs))]), wrong
+    blank = np.zeros(shape, np.uint8)
+    rows = range(len(inputs))
+    return np.stack([blank if i in wrong else images[i] for i in rows]), wrong
 
 
 def _image(reads: Pixels, one: Any) -> np.ndarray:
@@ -98,7 +120,7 @@ def _image(reads: Pixels, one: Any) -> np.ndarray:
         try:
             mode = "RGB" if reads.channels == 3 else "L"
             image = np.asarray(Image.open(one).convert(mode))
-        except OSError as error:
+        except UNREADABLE as error:
             raise InputError(f"{one} is not a readable image: {error}") from None
         image = image if image.ndim == 3 else image[..., None]
     shape: tuple[int, ...] = getattr(image, "shape", ())
@@ -107,12 +129,10 @@ def _image(reads: Pixels, one: Any) -> np.ndarray:
         raise InputError(
             f"expected an image [height, width, {reads.channels}], got {got}"
         )
-    if reads.size is None:
-        return image
     if image.dtype != np.uint8:
         raise InputError(f"expected an image of uint8, got {image.dtype}")
-    return resized(image, reads.size[0])
+    return image if reads.size is None else resized(image, reads.size[0])
 
 
-def _size(image: np.ndarray) -> str:
-    return " x ".join(map(str, image.shape[:2]))
+def _size(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape[:2]))

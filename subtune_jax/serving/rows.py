@@ -4,12 +4,14 @@ A stage runs once on the whole batch. Leaves of one axis (biases, scales, statis
 gathered by row, and low-rank factors stay factors: what is large is shared by all rows.
 """
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from subtune_jax import tree
@@ -21,16 +23,56 @@ from subtune_jax.serving.factored import factored
 class Rows:
     """Arrays [slots, ...] by name: a row for each task, the default where it has none.
 
-    Slots double when they are used up, so that a task costs the same whatever is there.
-    like: an array on the devices where these shall be.
+    Slots double when they are used up, so that a task costs the same whatever is there. A
+    name that no task has goes. like: an array on the devices where these shall be.
     """
 
     def __init__(self, like: Any):
-        self.like, self.slots = like, 1
+        self.like, self.slots, self.used = like, 1, 0
+        self.free: list[int] = []  # slots below `used` that were given back
         self.arrays: dict[str, jax.Array] = {}
         self.defaults: dict[str, jax.Array] = {}
+        self.users: Counter[str] = Counter()
 
-    def declare(self, name: str, default: jax.Array) -> None:
+    def add(self, values: Mapping[str, Any], default: Callable) -> int:
+        """Writes a task's values into a slot, and returns it. default(name, value) is what
+        all others have under a new name."""
+        for name, value in values.items():
+            self._declare(name, default(name, value))
+        slot = self.free.pop() if self.free else self.used
+        self.used = max(self.used, slot + 1)
+        if self.slots < self.used:
+            self._double()
+        for name, array in self.arrays.items():
+            value = values.get(name, self.defaults[name])
+            row = _widened(jnp.asarray(value, array.dtype), array.shape[1:])
+            self.arrays[name] = _with_row(array, slot, row)
+        self.users.update(values.keys())
+        return slot
+
+    def remove(self, slot: int, names: Iterable[str]) -> None:
+        """Gives back a slot, of a task that had values under these names."""
+        self.free.append(slot)
+        for name in names:
+            self.users[name] -= 1
+            if not self.users[name]:
+                del self.users[name], self.arrays[name], self.defaults[name]
+
+    def growth(self, values: Mapping[str, Any]) -> int:
+        """Returns by how many bytes the arrays grow when these values are added."""
+        full = not self.free and self.used == self.slots
+        after = 0
+        for name in self.arrays.keys() | values.keys():
+            array = self.arrays[name] if name in self.arrays else values[name]
+            old = array.shape[1:] if name in self.arrays else array.shape
+            shape = tuple(map(max, old, values[name].shape)) if name in values else old
+            after += int(np.prod(shape)) * array.dtype.itemsize
+        return after * self.slots * (1 + full) - self.nbytes()
+
+    def nbytes(self) -> int:
+        return tree.nbytes(self.arrays)
+
+    def _declare(self, name: str, default: jax.Array) -> None:
         """Adds a name, with its default in every slot. Where it is there, its rows become
         as wide as the default, by zeros (factors of another rank)."""
         old = self.arrays.get(name)
@@ -40,28 +82,15 @@ class Rows:
             shape = tuple(map(max, default.shape, old.shape[1:]))
             if shape == old.shape[1:]:
                 return
-            array, default = (
-                _widened(old, (self.slots, *shape)),
-                jnp.zeros(shape, old.dtype),
-            )
+            array = _widened(old, (self.slots, *shape))
+            default = jnp.zeros(shape, old.dtype)
         self.arrays[name], self.defaults[name] = everywhere(array, self.like), default
 
-    def reserve(self, slots: int) -> None:
-        """Doubles the slots until there are so many."""
-        while self.slots < slots:
-            for name, array in self.arrays.items():
-                more = jnp.broadcast_to(self.defaults[name][None], array.shape)
-                self.arrays[name] = everywhere(
-                    jnp.concatenate([array, more]), self.like
-                )
-            self.slots *= 2
-
-    def write(self, slot: int, values: Mapping[str, Any]) -> None:
-        """Writes a task's values, and the default for each name that it has none of."""
+    def _double(self) -> None:
         for name, array in self.arrays.items():
-            value = values.get(name, self.defaults[name])
-            row = _widened(jnp.asarray(value, array.dtype), array.shape[1:])
-            self.arrays[name] = _with_row(array, slot, row)
+            more = jnp.broadcast_to(self.defaults[name][None], array.shape)
+            self.arrays[name] = everywhere(jnp.concatenate([array, more]), self.like)
+        self.slots *= 2
 
 
 @partial(jax.jit, donate_argnums=0)

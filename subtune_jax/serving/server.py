@@ -12,6 +12,7 @@ from subtune_jax.deltas.file import from_bytes
 from subtune_jax.deltas.store import Store
 from subtune_jax.errors import InputError, require_type, require_whole
 from subtune_jax.network import Network
+from subtune_jax.serving.bank import Prepared
 from subtune_jax.serving.mixed import Mixed
 from subtune_jax.serving.read import read, reader
 
@@ -21,7 +22,8 @@ MEMORY = 1 << 30
 class Answer(NamedTuple):
     """What a task says of one input.
 
-    label: the name of the class with the highest score; empty where there are no classes.
+    label: the class with the highest score, by its number where classes have no names;
+    empty for one output, and for outputs per token.
     scores: `{class: probability}`, or `{"value": number}` of a task with one output.
     outputs: what the head gave. error: why there is no answer, one sentence; else empty.
     """
@@ -69,10 +71,12 @@ class Server:
         take.
         """
         x, wrong = read(self.mixed.network, inputs, self.words, self.longest)
-        rows = require_inputs(self.mixed.network, x, self.mixed.code)
+        if wrong and len(wrong) == len(inputs):
+            rows = len(inputs)
+        else:
+            rows = require_inputs(self.mixed.network, x, self.mixed.code)
         names = _names(tasks, rows)
-        errors = {i: Answer(names[i], "", {}, None, why) for i, why in wrong.items()}
-        answers: dict[int, Answer] = dict(errors)
+        answers = {i: Answer(names[i], "", {}, None, why) for i, why in wrong.items()}
         waiting = [i for i in range(rows) if i not in answers]
         while waiting:
             refused, ready = self._ready({names[i]: None for i in waiting})
@@ -111,26 +115,29 @@ class Server:
             self.versions[name] = self.versions.pop(name)  # used last
             return True
         delta = from_bytes(self.store.get(name), str(self.store.file(name)))
-        need = self.mixed.need(delta)
-        if need > self.memory:
+        prepared = self.mixed.bank.prepare(name, delta)
+        self._forget(name)
+        if not self._shrink(pinned, prepared):
+            if pinned:
+                return False
+            need = self.mixed.bank.growth(prepared)
             raise InputError(
                 f"the task {name!r} takes {need:,} bytes, and the server has "
                 f"{self.memory:,}: give it more by memory="
             )
-        self._forget(name)
-        if not self._shrink(pinned, self.mixed.growth(delta)) and pinned:
-            return False
-        self.mixed.put(name, delta)
+        self.mixed.bank.put(name, prepared)
         self.versions[name] = Version(tuple(delta.about.get("classes", ())), file)
         return True
 
-    def _shrink(self, pinned: Any, room: int = 0) -> bool:
-        """Lets go of the tasks used longest ago until there is room; returns whether."""
-        for name in [name for name in self.versions if name not in pinned]:
-            if self.mixed.nbytes() + room <= self.memory:
-                return True
-            self._forget(name)
-        return self.mixed.nbytes() + room <= self.memory
+    def _shrink(self, pinned: Any, new: Prepared | None = None) -> bool:
+        """Lets go of the tasks used longest ago until a new one has room; returns whether."""
+        bank = self.mixed.bank
+        while bank.nbytes() + (bank.growth(new) if new else 0) > self.memory:
+            oldest = next((name for name in self.versions if name not in pinned), None)
+            if oldest is None:
+                return False
+            self._forget(oldest)
+        return True
 
     def _forget(self, name: str) -> None:
         if self.versions.pop(name, None) is not None:
@@ -157,9 +164,14 @@ def serve(
     network, and a memory that is not a positive number.
     """
     require_type(Network, network=network)
-    require_whole(memory=memory)
+    require_whole(memory=memory, max_length=1 if max_length is None else max_length)
+    if tokenizer is not None and not hasattr(tokenizer, "encode_batch"):
+        kind = type(tokenizer).__name__
+        raise InputError(f"tokenizer must be one of the package tokenizers, got {kind}")
     if not isinstance(store, Store | str | Path):
-        raise InputError(f"store must be a Store or a folder, got {type(store).__name__}")
+        raise InputError(
+            f"store must be a Store or a folder, got {type(store).__name__}"
+        )
     store = store if isinstance(store, Store) else Store(store)
     words = reader(network) if tokenizer is None else tokenizer
     return Server(network, store, memory, words, max_length)
@@ -172,9 +184,10 @@ def answer(task: str, classes: Sequence[str], outputs: np.ndarray) -> Answer:
         return Answer(task, "", {}, outputs)
     if len(outputs) == 1:
         return Answer(task, "", {"value": float(outputs[0])}, outputs)
-    named = len(classes) == len(outputs)
+    named = len(set(classes)) == len(classes) == len(outputs)
     names = list(classes) if named else [str(i) for i in range(len(outputs))]
-    shares = np.exp(outputs - outputs.max()) / np.exp(outputs - outputs.max()).sum()
+    logits = outputs.astype(np.float64)
+    shares = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
     scores = dict(zip(names, map(float, shares), strict=True))
     return Answer(task, names[int(np.argmax(outputs))], scores, outputs)
 
@@ -192,15 +205,22 @@ def _names(tasks: Any, rows: int) -> list[str]:
             f"there are {rows} inputs and {len(tasks)} names of tasks: give one for each, "
             "or one name for all"
         )
+    for name in tasks:
+        if not isinstance(name, str):
+            raise InputError(f"names of tasks must be texts, got {type(name).__name__}")
     return list(tasks)
 
 
 def _state(store: Store, name: str) -> tuple[int, int, int]:
     """Returns what tells a task's file from the one before it. Raises `InputError`, with the
     nearest name, where there is none."""
+    file = store.file(name)
     try:
-        found = store.file(name).stat()
+        state = file.stat()
     except OSError:
-        store.get(name)  # which says what is wrong
-        raise
-    return found.st_mtime_ns, found.st_size, found.st_ino
+        store.get(name)  # which says what is wrong, or has it by now
+        try:
+            state = file.stat()
+        except OSError as error:
+            raise InputError(f"cannot read {file}: {error.strerror or error}") from None
+    return state.st_mtime_ns, state.st_size, state.st_ino

@@ -22,7 +22,7 @@ from subtune_jax.errors import InputError, require_type, require_whole, unknown
 from subtune_jax.flops import contraction_flops
 from subtune_jax.memory import program_cache
 from subtune_jax.network import Network, Stage, require_network
-from subtune_jax.serving.parts import changes, on_device, widened_head
+from subtune_jax.serving.parts import body_of, changes, head_of_task, on_device
 
 Groups = tuple[tuple[int, ...], ...]  # at a stage: the streams of each distinct weights
 Block = tuple[Any, tuple[int, ...]]  # joined streams, with their numbers
@@ -91,13 +91,15 @@ def plan(
 
     The source task is a delta that changed nothing but the head. Tasks that changed a
     stage alike share its stream. capacity: tasks that changed the same stages are filled
-    up to a multiple of it by idle ones, which compute and are thrown away: `add` and
-    `remove` compile nothing within that room. stacked: whether a stage's distinct weights
-    are one array with an axis for the task, or run one after the other; default: on an
-    accelerator. Raises `InputError` for no task, and for a delta of another base.
+    up to a multiple of it by idle ones, which compute and are thrown away: within that
+    room `add` and `remove` compile nothing, for tasks whose changes no other one shares.
+    stacked: whether a stage's distinct weights are one array with an axis for the task, or
+    run one after the other; default: on an accelerator. Raises `InputError` for no task,
+    and for a delta of another base.
     """
     require_network(network)
     require_whole(capacity=capacity)
+    require_type(Mapping, deltas=deltas)
     if not deltas:
         raise InputError("there is no task: give a dict of deltas by name")
     stacked = jax.default_backend() != "cpu" if stacked is None else stacked
@@ -114,7 +116,7 @@ def plan(
 
 def add(trunk: Trunk, name: str, delta: Delta) -> Trunk:
     """Returns the trunk with one task more, or another one under the name of an old one.
-    Only the new one's values are read. Raises `InputError` as `plan`."""
+    Stacked weights are stacked anew. Raises `InputError` as `plan`."""
     new = _member(trunk.network, name, delta, trunk.fingerprint, trunk.capacity)
     return _with(trunk, {**trunk.members, name: new})
 
@@ -162,15 +164,17 @@ def _member(
     network: Network, name: str, delta: Delta, fingerprint: str, capacity: int
 ) -> Member:
     require_type(Delta, **{f"the task {name!r}": delta})
-    tuned, _ = apply(network, delta, fingerprint=fingerprint)
-    *body, head = tuned.stages
-    keys, outputs = changes(delta), None
-    weights = (tuned.params[head.name], tuned.stats[head.name])
-    if capacity > 1 and delta.about["head"] is not None:
-        weights, outputs = widened_head(*weights)
+    head, weights, outputs = head_of_task(network, delta, fingerprint)
+    if capacity == 1 and outputs is not None:  # no other head is to fit its program
+        params, stats = weights
+        last = {k: params[k][..., :outputs] for k in ("kernel", "bias")}
+        weights = ({**params, **last}, stats)
+    body = body_of(network, delta)
+    tuned, _ = apply(network, body, fingerprint=fingerprint)
+    keys = changes(body)
     return Member(
-        tuple(keys.get(stage.name, "") for stage in body),
-        tuple((tuned.params[s.name], tuned.stats[s.name]) for s in body),
+        tuple(keys.get(stage.name, "") for stage in network.stages[:-1]),
+        tuple((tuned.params[s.name], tuned.stats[s.name]) for s in tuned.stages[:-1]),
         head,
         weights,
         outputs,
@@ -234,7 +238,8 @@ def _places(
     So the layout does not depend on when a task came, and a new one takes an idle place."""
     patterns: dict[tuple, list[tuple[str | None, Member]]] = {}
     for name, one in members.items():
-        pattern = (tuple(map(bool, one.keys)), str(one.head.apply), one.outputs is None)
+        shapes = jax.tree.map(np.shape, one.head_weights)
+        pattern = (tuple(map(bool, one.keys)), str((one.head.apply, shapes)))
         patterns.setdefault(pattern, []).append((name, one))
     for held in patterns.values():
         idle = held[0][1]

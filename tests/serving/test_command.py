@@ -79,12 +79,16 @@ def test_several_tasks_and_what_is_wrong(images, monkeypatch, capsys):
     code, out, err = run(monkeypatch, capsys, *both[:4], *names)
     assert code == 1 and len(out) == 1 and out[0].endswith("1.png")
     assert len(err) == 1 and "is not a readable image" in err[0]
-    unknown = ["--store", folder / "store", "--task", "tuend", "--task", "tuned"]
+    unknown = ["--store", folder / "store", "--task", "tuend"]
+    sentence = (
+        "unknown task 'tuend': expected one of source, tuned; did you mean 'tuned'?"
+    )
     code, out, err = run(monkeypatch, capsys, *unknown, folder / "0.png")
-    assert (code, out) == (2, [])
-    assert err == [
-        "error: unknown task 'tuend': expected one of source, tuned; did you mean 'tuned'?"
-    ]
+    assert (code, out, err) == (2, [], [f"error: {sentence}"])
+    more = [*unknown, "--task", "tuned"]
+    code, out, err = run(monkeypatch, capsys, *more, folder / "0.png")
+    assert code == 1 and len(out) == 1
+    assert err == [f"error: {folder / '0.png'}: {sentence}"]
     code, out, err = run(monkeypatch, capsys, "--store", folder / "no", "--task", "a")
     assert code == 2 and err == [f"error: {folder / 'no'} has no tasks"]
 

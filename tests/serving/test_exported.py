@@ -65,6 +65,9 @@ def test_a_trunk_and_a_mixed_batch_in_a_process_with_jax_alone(tmp_path):
             rows[i, :count], expected[name][i], rtol=1e-5, atol=1e-5, err_msg=name
         )
         assert (rows[i, count:] == np.finfo(np.float32).min).all()
+    odd = np.concatenate([[9, -1], numbers[2:]]).astype(np.int32)
+    unknown = here(file, jnp.asarray(x), odd)
+    assert np.isnan(unknown[:2]).all() and not np.isnan(unknown[2:]).any()
 
 
 def test_what_cannot_be_exported_is_one_sentence(tmp_path):
@@ -78,6 +81,8 @@ def test_what_cannot_be_exported_is_one_sentence(tmp_path):
     mixed.put("low", deltas["low"])
     with pytest.raises(InputError, match="^stages one run by task.*all_by_row=True"):
         export(mixed, x, file)
+    with pytest.raises(InputError, match="^file must be a path, got NoneType"):
+        export(mixed, x, None)
     with pytest.raises(InputError, match="^stage 'one' cannot take its input"):
         export(plan(network, deltas), np.zeros((2, 9), np.float32), file)
     with pytest.raises(InputError, match="^cannot write "):

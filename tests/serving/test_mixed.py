@@ -8,6 +8,7 @@ import pytest
 from subtune_jax import tree
 from subtune_jax.deltas.extract import extract
 from subtune_jax.errors import InputError
+from subtune_jax.head import hidden_head
 from subtune_jax.models.bert import BertConfig, bert
 from subtune_jax.serving.mixed import Mixed
 from subtune_jax.training.predict import predict
@@ -53,7 +54,7 @@ def test_in_float64_they_are_equal_to_the_last_digits(family):
             outputs = mixed(x, names)
             assert outputs[0].dtype == jnp.float64
             assert_rows(outputs, alone, names, 1e-12)
-            assert bool(mixed.by_task) != all_by_row
+            assert bool(mixed.bank.large) != all_by_row
 
 
 def small(network):
@@ -70,7 +71,7 @@ def test_small_changes_cost_one_pass():
     x = jax.tree.map(lambda leaf: jnp.asarray(leaf[:8]), data.x)
     one = mixed_of(network, {"source": deltas["source"]}).flops(x, ["source"] * 8)
     several = mixed.flops(x, names)
-    assert not mixed.by_task
+    assert not mixed.bank.large
     # Beyond one task: two kinds of heads instead of one, and factors of rank 2 at one
     # kernel of 16 x 24: 8 rows of 8 tokens.
     assert several - one == 2 * 8 * 16 * 8 + 2 * 8 * 8 * 2 * (16 + 24)
@@ -103,7 +104,7 @@ def test_sixteen_tasks_at_minilms_shape_cost_what_one_does():
     for delta, most in ((vectors, 1.05), (low_rank, 1.1)):
         mixed = mixed_of(network, {name: delta for name in names})
         assert 1 <= mixed.flops(x, names) / one <= most
-        assert mixed.rows.slots == 16 and not mixed.by_task
+        assert mixed.bank.rows.slots == 16 and not mixed.bank.large
 
 
 def test_a_task_costs_the_same_whatever_is_there_and_compiles_nothing():
@@ -114,13 +115,13 @@ def test_a_task_costs_the_same_whatever_is_there_and_compiles_nothing():
         tuned = tasks.with_head(vectors, 3 + seed % 2, seed)
         deltas[f"task{seed}"] = extract(network, tuned)
         mixed.put(f"task{seed}", deltas[f"task{seed}"])
-    assert mixed.rows.slots == 16 and mixed.used == 9
+    assert mixed.bank.rows.slots == 16 and mixed.bank.rows.used == 9
     names = [f"task{i}" for i in range(8)]
     outputs = mixed(data.x[:8], names)
     assert_rows(outputs, tasks.separate(network, deltas, data.x), names)
     mixed.drop("task3")
     mixed.put("other", deltas["task8"])
-    assert mixed.used == 9 and mixed.tasks["other"].slot == 3
+    assert mixed.bank.rows.used == 9 and mixed.bank.tasks["other"].slot == 3
 
 
 def test_a_wider_factor_and_a_large_change_come_later():
@@ -138,11 +139,83 @@ def test_a_wider_factor_and_a_large_change_come_later():
     # A task that changes the same stage in elements: now it runs by task for all.
     deltas["elements"] = tasks.elements_delta(network, path)
     mixed.put("elements", deltas["elements"])
-    assert mixed.by_task == {"layer_0"}
+    assert set(mixed.bank.large) == {"layer_0"}
     names = ["lora", "elements", "wide", "source"]
     outputs = mixed(x, names)
     assert_rows(outputs, tasks.separate(network, deltas, x), names)
     np.testing.assert_allclose(outputs[0], before[0], atol=1e-5)
+
+
+def test_a_last_stage_that_is_no_head_is_each_tasks_own():
+    network, data = tasks.network_of("mlp")
+    base = hidden_head(network, 3, jax.random.key(0), width=5)
+    base = tasks.changed(base, ["head"])
+    deltas = {
+        "base": extract(base, base),
+        "last": extract(base, tasks.changed(base, ["head"], 0.5)),
+        "both": extract(base, tasks.changed(base, ["one", "head"], 2.0)),
+    }
+    names = ["last", "base", "both", "last"]
+    x = data.x[:4]
+    for all_by_row in (False, True):
+        outputs = mixed_of(base, deltas, all_by_row=all_by_row)(x, names)
+        assert_rows(outputs, tasks.separate(base, deltas, x), names)
+
+
+def test_heads_of_two_types_keep_their_digits():
+    network, data = tasks.network_of("mlp")
+    wide = tasks.with_head(network, 3, 1)
+    narrow = wide._replace(
+        params={
+            **wide.params,
+            "head": jax.tree.map(lambda a: a.astype(jnp.bfloat16), wide.params["head"]),
+        }
+    )
+    deltas = {"narrow": extract(network, narrow), "wide": extract(network, wide)}
+    names = ["narrow", "wide"]
+    outputs = mixed_of(network, deltas)(data.x[:2], names)
+    assert_rows(outputs, tasks.separate(network, deltas, data.x[:2]), names)
+
+
+def test_what_tasks_took_goes_with_them():
+    network, data = tasks.network_of("mlp")
+    deltas = tasks.deltas("mlp", network)
+    mixed = mixed_of(network, {"source": deltas["source"]})
+    before = mixed.nbytes()
+    sizes = {}
+    for name in ("vectors", "low", "lora", "high", "normalized"):
+        prepared = mixed.bank.prepare(name, deltas[name])
+        expected = mixed.nbytes() + mixed.bank.growth(prepared)
+        mixed.put(name, deltas[name])
+        sizes[name] = mixed.nbytes()
+        assert sizes[name] == expected, name
+    assert mixed.bank.large
+    for name in sizes:
+        mixed.drop(name)
+    assert not mixed.bank.large and not mixed.bank.rows.arrays
+    assert len(mixed.bank.heads) == 1
+    # The kind of head that stays has slots for as many as there were.
+    assert (
+        mixed.nbytes() - before
+        <= 8 * sum(leaf.nbytes for leaf in jax.tree.leaves(network.params["head"])) * 4
+    )
+    names = ["source"] * 2
+    x = data.x[:2]
+    assert_rows(mixed(x, names), tasks.separate(network, deltas, x), names)
+
+
+def test_a_head_that_does_not_fit_is_refused_and_nothing_is_lost():
+    network, data = tasks.network_of("mlp")
+    delta = tasks.deltas("mlp", network)["source"]
+    mixed = mixed_of(network, {"task": delta})
+    kernel = delta.whole["params/head/kernel"]
+    other = delta._replace(whole={**delta.whole, "params/head/kernel": kernel[:5]})
+    with pytest.raises(InputError, match="takes 5 features, and the base gives 6$"):
+        mixed.put("task", other)
+    renamed = {**delta.about, "head": {**delta.about["head"], "stage": "other"}}
+    with pytest.raises(InputError, match="^the head of the task is the stage 'other'"):
+        mixed.put("task", delta._replace(about=renamed))
+    assert len(mixed(data.x[:1], ["task"])) == 1
 
 
 def test_what_cannot_be_served_is_one_sentence():

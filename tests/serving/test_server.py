@@ -78,16 +78,26 @@ def test_rows_that_cannot_be_answered_say_so_and_the_others_are_answered(tmp_pat
         InputError, match="^there are no examples: the inputs are empty"
     ):
         server(data.x[:0], [])
-    with pytest.raises(InputError, match="^there are 2 inputs and 3 names of tasks: give"):
+    with pytest.raises(
+        InputError, match="^there are 2 inputs and 3 names of tasks: give"
+    ):
         server(data.x[:2], ["task0"] * 3)
-    with pytest.raises(InputError, match="^tasks must be a name, or a list of names, got N"):
+    with pytest.raises(
+        InputError, match="^tasks must be a name, or a list of names, got N"
+    ):
         server(data.x[:2], None)
-    with pytest.raises(InputError, match="^inputs must be a list, got one text or file"):
+    with pytest.raises(
+        InputError, match="^inputs must be a list, got one text or file"
+    ):
         server("a text", "task0")
     with pytest.raises(InputError, match="^store must be a Store or a folder, got int"):
         serve(network, 3)
-    (odd,) = server(data.x[:1], [3])
-    assert odd.error.startswith("3 cannot name a task: expected letters")
+    with pytest.raises(InputError, match="^names of tasks must be texts, got list"):
+        server(data.x[:2], [["task0"], "task0"])
+    with pytest.raises(InputError, match="^max_length must be a positive whole number"):
+        serve(network, store, max_length=0)
+    with pytest.raises(InputError, match="^tokenizer must be one of the package"):
+        serve(network, store, tokenizer="x")
     with pytest.raises(InputError, match="^stage 'one' cannot take its input"):
         server(np.zeros((1, 9), np.float32), "task0")
 
@@ -180,8 +190,40 @@ def test_the_thousandth_task_costs_as_much_as_the_tenth(tmp_path):
             costs[i] = calls(one)
         else:
             one()
-    assert mixed.rows.slots == 1024 and len(mixed.tasks) == 1000
+    assert mixed.bank.rows.slots == 1024 and len(mixed.bank.tasks) == 1000
     assert costs[1000] == costs[10]
+
+
+def test_a_new_task_costs_the_server_as_much_beside_a_thousand(tmp_path):
+    network, data = tasks.network_of("mlp")
+    some = to_bytes(small_tasks(network, 1)["task0"])
+    store, costs = Store(tmp_path), {}
+    for i in range(1, 1002):
+        store.add(f"task{i}", some)
+    server = serve(network, store)
+    for i in range(1, 1002):
+        # The 11th and the 1,001st: no slots double there.
+        cost = (
+            calls(lambda i=i: server(data.x[:1], f"task{i}")) if i in (11, 1001) else 0
+        )
+        if not cost:
+            server(data.x[:1], f"task{i}")
+        costs[i] = cost
+    assert costs[1001] <= 1.02 * costs[11]
+
+
+def test_a_file_that_comes_late_is_one_sentence_or_an_answer(tmp_path):
+    network, data = tasks.network_of("mlp")
+    some = to_bytes(small_tasks(network, 1)["task0"])
+
+    class Late(Store):
+        def get(self, name):
+            if not self.file(name).exists():
+                self.add(name, some)
+            return super().get(name)
+
+    (one,) = serve(network, Late(tmp_path))(data.x[:1], "late")
+    assert not one.error and one.label
 
 
 def test_texts_and_images_are_read_as_the_base_reads_them(tmp_path):
@@ -205,6 +247,9 @@ def test_texts_and_images_are_read_as_the_base_reads_them(tmp_path):
     )
     assert answers[3].label in "xyz"
     assert answers[4].error == "expected an image [height, width, 1], got int"
+    (only,) = server([tmp_path / "none.png"], "task")
+    assert "is not a readable image" in only.error
+    assert "embedded null byte" in server(["a\0b.png", file], "task")[0].error
     with pytest.raises(InputError, match="^there are no inputs: the list is empty"):
         server([], "task")
 
@@ -218,8 +263,14 @@ def test_sentences_are_answered_with_a_tokenizer(tmp_path):
     answers = server(list(sentences[:16]), "source")
     outputs = predict(network, source.only(np.arange(16)).x)
     assert [a.label for a in answers] == [names[i] for i in outputs.argmax(axis=1)]
-    one, pair = server(["Return a list of tasks.", ("two", "texts")], "source")[0:2]
-    assert one.error == "expected a pair of texts, got str" and not pair.error
+    one, pair, odd = server(
+        ["Return a list.", ("two", "texts"), ("a", "b", "c")], "source"
+    )
+    assert not one.error and not pair.error
+    assert odd.error == "expected a text or a pair of texts, got tuple"
+    (alone,) = server(["Return a list."], "source")
+    np.testing.assert_allclose(one.outputs, alone.outputs, rtol=1e-5, atol=1e-5)
+    assert server([3], "source")[0].error.endswith("got int")
     with pytest.raises(InputError, match="give tokenizer=, that of its texts"):
         serve(network, store)(["a"], "source")
     assert os.path.exists(store.file("source"))
