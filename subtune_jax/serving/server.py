@@ -10,8 +10,8 @@ import numpy as np
 from subtune_jax.data.inputs import require_inputs
 from subtune_jax.deltas.file import from_bytes
 from subtune_jax.deltas.store import Store
-from subtune_jax.errors import InputError, require_type, require_whole
-from subtune_jax.network import Network
+from subtune_jax.errors import InputError, require_whole
+from subtune_jax.network import Network, require_network
 from subtune_jax.serving.bank import Prepared
 from subtune_jax.serving.mixed import Mixed
 from subtune_jax.serving.read import read, reader
@@ -163,7 +163,7 @@ def serve(
     tokens; default: 128, or what the base takes. Raises `InputError` for what is not a
     network, and a memory that is not a positive number.
     """
-    require_type(Network, network=network)
+    require_network(network)
     require_whole(memory=memory, max_length=1 if max_length is None else max_length)
     if tokenizer is not None and not hasattr(tokenizer, "encode_batch"):
         kind = type(tokenizer).__name__
