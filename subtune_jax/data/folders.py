@@ -12,6 +12,8 @@ from subtune_jax.data.batches import Dataset
 from subtune_jax.data.crops import resized
 from subtune_jax.errors import InputError
 
+# What Pillow raises for files that are no images, damaged or too large.
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
@@ -70,7 +72,7 @@ def folder(root: str | Path, size: int | None = None) -> Folder:
         )
     classes, y = _numbered([part[0] for part in parts])
     names, groups = _numbered([part[1] if len(part) > 1 else "" for part in parts])
-    pixels = LazyImages(lambda i: _read(files[i]), np.arange(len(files)), size)
+    pixels = LazyImages(lambda i: read_image(files[i]), np.arange(len(files)), size)
     return Folder(Dataset(pixels, y), groups, classes, names)
 
 
@@ -83,12 +85,16 @@ def _size(file: Path) -> tuple[int, int]:
     try:
         with Image.open(file) as picture:  # the header alone
             return picture.size
-    except OSError as error:
+    except UNREADABLE as error:
         raise InputError(f"{file} is not a readable image: {error}") from None
 
 
-def _read(file: Path) -> np.ndarray:
+def read_image(file: str | Path, channels: int = 3) -> np.ndarray:
+    """Returns uint8[height, width, channels] of a file: RGB, or with one channel grey.
+
+    Raises `InputError` for what is no image, damaged, or too large for Pillow."""
     try:
-        return np.asarray(Image.open(file).convert("RGB"))
-    except OSError as error:
+        pixels = np.asarray(Image.open(file).convert("RGB" if channels == 3 else "L"))
+    except UNREADABLE as error:
         raise InputError(f"{file} is not a readable image: {error}") from None
+    return pixels if pixels.ndim == 3 else pixels[..., None]

@@ -36,7 +36,12 @@ STREAMS = ("unary", "low", "values")
 
 def save(delta: Delta, file: str | Path) -> None:
     """Writes a delta, to a temporary name first; raises `InputError` where it cannot."""
-    file, data = Path(file), to_bytes(delta)
+    write(Path(file), to_bytes(delta))
+
+
+def write(file: Path, data: bytes) -> None:
+    """Writes a file whole, under a temporary name first; raises `InputError` where it
+    cannot, and leaves nothing then."""
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         with open(temporary, "wb") as out:

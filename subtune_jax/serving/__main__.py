@@ -1,6 +1,7 @@
 """`python -m subtune_jax.serving`: what tasks of a store say of files, or of lines."""
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator
 from itertools import islice
@@ -46,6 +47,12 @@ def main() -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # `| head`: the reader has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
     sys.exit(1 if wrong else 0)
 
 

@@ -177,9 +177,8 @@ class Bank:
         values = {path: after[path] for path in [*small.whole, *small.elements]}
         for path, (a, b, scale) in small.factors.items():
             dtype = leaves[path].dtype
-            values[f"{path}/a"] = jnp.asarray(a, dtype) * jnp.asarray(
-                scale, jnp.float32
-            )
+            scaled = jnp.asarray(a, dtype) * jnp.float32(scale)
+            values[f"{path}/a"] = scaled.astype(dtype)
             values[f"{path}/b"] = jnp.asarray(b, dtype)
         return frozenset(large), values
 

@@ -8,7 +8,6 @@ A process that has jax alone (and flatbuffers, by which jax.export reads) calls 
 """
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import numpy as np
 
 from subtune_jax import tree
 from subtune_jax.data.inputs import require_inputs
+from subtune_jax.deltas.file import write
 from subtune_jax.errors import InputError, require_package, require_path
 from subtune_jax.serving.bank import Bank, Held, Kind
 from subtune_jax.serving.mixed import Mixed
@@ -59,9 +59,9 @@ def export(
     exported = jax.export.export(jax.jit(function), platforms=platforms)(*arguments)
     data = exported.serialize()
     file = Path(file)
-    _write(file, bytes(data))
+    write(file, bytes(data))
     named = json.dumps({"tasks": [{"name": n, "outputs": o} for n, o in tasks.items()]})
-    _write(file.with_name(f"{file.name}.json"), named.encode())
+    write(file.with_name(f"{file.name}.json"), named.encode())
     return file
 
 
@@ -122,12 +122,3 @@ def _require_one_program(bank: Bank) -> None:
                 f"the last stage of {name!r} is no head, or a large one, which a mixed "
                 "batch cannot be exported with: export a trunk"
             )
-
-
-def _write(file: Path, data: bytes) -> None:
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(file)
-    except OSError as error:
-        raise InputError(f"cannot write {file}: {error.strerror or error}") from None

@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from subtune_jax.data.crops import resized
+from subtune_jax.data.folders import read_image
 from subtune_jax.data.text import encode, tokenizer
 from subtune_jax.errors import InputError
 from subtune_jax.network import Network, Pixels, Tokens
 
-# What Pillow raises for files that are no images, damaged or too large.
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 LONGEST = 128  # tokens of a text, where nothing else is said; as the text studies
 
 
@@ -25,7 +23,7 @@ def read(
 
     inputs: arrays as the network takes them; or a list of texts, or of pairs of texts; or
     a list of images, each a file or uint8[height, width, channels]. words: the tokenizer;
-    default: that of the base's folder. Rows that cannot be read stand for another one.
+    default: that of the base's folder. Rows that cannot be read are zeros.
     Raises `InputError` for no input, and for a base that does not say what it reads.
     """
     if isinstance(inputs, str | Path):
@@ -38,7 +36,7 @@ def read(
         raise InputError("there are no inputs: the list is empty")
     reads = None if network.source is None else network.source.reads
     if isinstance(reads, Tokens):
-        return _texts(network, reads, inputs, words, longest)
+        return _texts(reads, inputs, words, longest)
     if isinstance(reads, Pixels):
         return _images(reads, inputs)
     raise InputError(
@@ -55,7 +53,7 @@ def reader(network: Network) -> Any:
 
 
 def _texts(
-    network: Network, reads: Tokens, inputs: Sequence[Any], words: Any, longest: Any
+    reads: Tokens, inputs: Sequence[Any], words: Any, longest: int | None
 ) -> tuple[Any, dict[int, str]]:
     if words is None:
         raise InputError(
@@ -70,25 +68,24 @@ def _texts(
             groups[len(parts)].append((i, parts))
         else:
             wrong[i] = f"expected a text or a pair of texts, got {type(text).__name__}"
-    read = {
-        n: encode(words, [p for _, p in g], longest) for n, g in groups.items() if g
-    }
-    if not read:
-        return {}, wrong
     arrays: dict[str, np.ndarray] = {}
-    taken = {
-        n: {k: c[np.arange(len(groups[n]))] for k, c in columns.items()}
-        for n, columns in read.items()
-    }
-    width = max(columns["input_ids"].shape[1] for columns in taken.values())
-    for n, columns in taken.items():
-        rows = [i for i, _ in groups[n]]
-        for name, values in columns.items():
-            whole = arrays.setdefault(
-                name, np.zeros((len(inputs), width), values.dtype)
-            )
-            whole[rows, : values.shape[1]] = values
+    for group in filter(None, groups.values()):
+        rows = [i for i, _ in group]
+        columns = encode(words, [parts for _, parts in group], longest)
+        for name, column in columns.items():
+            values = column[np.arange(len(rows))]
+            arrays[name] = _placed(arrays.get(name), values, rows, len(inputs))
     return arrays, wrong
+
+
+def _placed(old: Any, values: np.ndarray, rows: list[int], count: int) -> np.ndarray:
+    """Returns int[count, tokens] with these rows filled in, as wide as the longest."""
+    width = max(values.shape[1], 0 if old is None else old.shape[1])
+    whole = np.zeros((count, width), values.dtype)
+    if old is not None:
+        whole[:, : old.shape[1]] = old
+    whole[rows, : values.shape[1]] = values
+    return whole
 
 
 def _images(reads: Pixels, inputs: Sequence[Any]) -> tuple[Any, dict[int, str]]:
@@ -115,14 +112,8 @@ def _images(reads: Pixels, inputs: Sequence[Any]) -> tuple[Any, dict[int, str]]:
 
 
 def _image(reads: Pixels, one: Any) -> np.ndarray:
-    image = one
-    if isinstance(one, str | Path):
-        try:
-            mode = "RGB" if reads.channels == 3 else "L"
-            image = np.asarray(Image.open(one).convert(mode))
-        except UNREADABLE as error:
-            raise InputError(f"{one} is not a readable image: {error}") from None
-        image = image if image.ndim == 3 else image[..., None]
+    is_file = isinstance(one, str | Path)
+    image = read_image(one, reads.channels) if is_file else one
     shape: tuple[int, ...] = getattr(image, "shape", ())
     if len(shape) != 3 or shape[-1] != reads.channels:
         got = f"shape {list(shape)}" if shape else type(one).__name__

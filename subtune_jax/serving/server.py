@@ -11,7 +11,8 @@ from subtune_jax.data.inputs import require_inputs
 from subtune_jax.deltas.file import from_bytes
 from subtune_jax.deltas.store import Store
 from subtune_jax.errors import InputError, require_whole
-from subtune_jax.network import Network, require_network
+from subtune_jax.memory import make_room
+from subtune_jax.network import Network, Tokens, require_network
 from subtune_jax.serving.bank import Prepared
 from subtune_jax.serving.mixed import Mixed
 from subtune_jax.serving.read import read, reader
@@ -55,6 +56,7 @@ class Server:
     ):
         self.mixed, self.store, self.memory = Mixed(network), store, memory
         self.words, self.longest = words, longest
+        self.shapes: set[tuple] = set()  # of batches that were met
         self.versions: dict[str, Version] = {}  # the one used longest ago first
 
     def __repr__(self) -> str:
@@ -77,6 +79,10 @@ class Server:
             rows = require_inputs(self.mixed.network, x, self.mixed.code)
         names = _names(tasks, rows)
         answers = {i: Answer(names[i], "", {}, None, why) for i, why in wrong.items()}
+        shapes = tuple(getattr(leaf, "shape", len(leaf)) for leaf in jax.tree.leaves(x))
+        if shapes not in self.shapes:  # may compile: old programs go if they crowd it
+            self.shapes.add(shapes)
+            make_room()
         waiting = [i for i in range(rows) if i not in answers]
         while waiting:
             refused, ready = self._ready({names[i]: None for i in waiting})
@@ -165,6 +171,10 @@ def serve(
     """
     require_network(network)
     require_whole(memory=memory, max_length=1 if max_length is None else max_length)
+    reads = None if network.source is None else network.source.reads
+    most = reads.max_length if isinstance(reads, Tokens) else None
+    if None not in (max_length, most) and max_length > most:  # type: ignore[operator]
+        raise InputError(f"max_length is {max_length}: the base takes {most} tokens")
     if tokenizer is not None and not hasattr(tokenizer, "encode_batch"):
         kind = type(tokenizer).__name__
         raise InputError(f"tokenizer must be one of the package tokenizers, got {kind}")

@@ -271,6 +271,10 @@ def test_sentences_are_answered_with_a_tokenizer(tmp_path):
     (alone,) = server(["Return a list."], "source")
     np.testing.assert_allclose(one.outputs, alone.outputs, rtol=1e-5, atol=1e-5)
     assert server([3], "source")[0].error.endswith("got int")
+    with pytest.raises(
+        InputError, match="^max_length is 33: the base takes 32 tokens$"
+    ):
+        serve(network, store, max_length=33)
     with pytest.raises(InputError, match="give tokenizer=, that of its texts"):
         serve(network, store)(["a"], "source")
     assert os.path.exists(store.file("source"))
