@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from subtune_jax.data.crops import resized
-from subtune_jax.data.folders import read_image
+from subtune_jax.data.image_files import read_image
 from subtune_jax.data.text import encode, tokenizer
 from subtune_jax.errors import InputError
 from subtune_jax.network import Network, Pixels, Tokens

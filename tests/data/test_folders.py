@@ -152,11 +152,162 @@ def test_a_file_that_is_no_image_is_named(tmp_path):
 
 
 def test_a_folder_without_images_is_refused(tmp_path):
-    with pytest.raises(InputError, match="expected images in .* as CLASS/FILE"):
+    with pytest.raises(InputError, match="has no images: expected them as CLASS/FILE"):
         folder(tmp_path)
     paint(tmp_path / "1.png", (0, 0, 0))
-    with pytest.raises(InputError, match="expected images in .* as CLASS/FILE"):
+    with pytest.raises(InputError, match="must be as CLASS/FILE.*move or remove .*/1"):
         folder(tmp_path)
+    with pytest.raises(InputError, match="nowhere does not exist: expected a folder"):
+        folder(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="1.png is a file: expected a folder"):
+        folder(tmp_path / "1.png")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".ipynb_checkpoints/1.png",
+        "@eaDir/1.png",
+        "__MACOSX/cat/1.png",
+        "cat/.thumbnails/1.png",
+        "cat/._1.png",
+        "cat/Thumbs.db",
+        "cat/.DS_Store",
+    ],
+)
+def test_what_systems_leave_beside_images_is_left_out(tmp_path, recwarn, name):
+    for one in ("cat/1.png", "dog/1.png"):
+        paint(tmp_path / one, (0, 0, 0))
+    file = tmp_path / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(b"\0\5\x16\7")
+    read = folder(tmp_path)
+    assert read.class_names == ("cat", "dog") and read.data.y.tolist() == [0, 1]
+    assert not recwarn
+
+
+def three_classes(root, suffix="png"):
+    for name in ("ant", "bee", "cat"):
+        paint(root / name / f"1.{suffix if name == 'bee' else 'png'}", (0, 0, 0))
+
+
+@pytest.mark.parametrize("suffix", ["tif", "gif", "ppm", "jfif", "TIFF", "jp2"])
+def test_every_suffix_of_pillow_is_read(tmp_path, suffix):
+    (tmp_path / "bee").mkdir()
+    paint(tmp_path / "bee" / f"1.{suffix.lower()}", (0, 0, 0))
+    (tmp_path / "bee" / f"1.{suffix.lower()}").rename(tmp_path / "bee" / f"a.{suffix}")
+    assert folder(tmp_path).class_names == ("bee",)
+
+
+@pytest.mark.parametrize("name", ["bee/1.heic", "bee/2.svg", "bee/3.eps", "bee/4.DNG"])
+def test_pictures_that_are_not_read_are_named(tmp_path, name):
+    three_classes(tmp_path)
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(InputError, match=f"kind that is not read.*remove .*{name}"):
+        folder(tmp_path)
+
+
+def test_other_files_are_left_out_with_a_word(tmp_path):
+    three_classes(tmp_path)
+    (tmp_path / "labels.csv").write_text("a list")  # beside the classes: none of them
+    for name in ("bee/boxes.json", "bee/1.txt", "cat/IMG_0001"):
+        (tmp_path / name).write_text("")
+    with pytest.warns(UserWarning, match="left out: .*1.txt, .*boxes.json, .*IMG_0001"):
+        assert len(folder(tmp_path).data.y) == 3
+
+
+def test_a_part_without_a_class_keeps_the_numbers_of_the_others(tmp_path):
+    three_classes(tmp_path / "train")
+    three_classes(tmp_path / "test")
+    (tmp_path / "test" / "bee" / "1.png").unlink()
+    names = folder(tmp_path / "train").class_names
+    with pytest.raises(InputError, match="classes without images: bee; remove"):
+        folder(tmp_path / "test")
+    for _ in range(2):  # the empty folder, then none
+        read = folder(tmp_path / "test", class_names=names)
+        assert read.class_names == names and read.data.y.tolist() == [0, 2]
+        if (tmp_path / "test" / "bee").exists():
+            (tmp_path / "test" / "bee").rmdir()
+    assert folder(tmp_path / "test").data.y.tolist() == [0, 1]  # its own numbers
+    with pytest.raises(InputError, match="unknown class 'cat': expected.*ant, bee"):
+        folder(tmp_path / "test", class_names=names[:2])
+
+
+def test_groups_keep_their_numbers_too(tmp_path):
+    paint(tmp_path / "cat" / "outdoor" / "1.png", (0, 0, 0))
+    read = folder(tmp_path, group_names=("indoor", "outdoor"))
+    assert read.groups.tolist() == [1] and read.group_names == ("indoor", "outdoor")
+
+
+@pytest.mark.parametrize("parts", [("train", "test"), ("Train", "Val"), ("train",)])
+def test_a_root_of_parts_is_said_to_be_one(tmp_path, parts):
+    for part in parts:
+        three_classes(tmp_path / part)
+    with pytest.raises(InputError, match=f"has the parts .*as .*{parts[0]}, with"):
+        folder(tmp_path)
+
+
+def test_what_stands_at_another_depth_is_named(tmp_path):
+    three_classes(tmp_path)
+    paint(tmp_path / "preview.png", (0, 0, 0))
+    with pytest.raises(InputError, match="move or remove .*preview.png"):
+        folder(tmp_path)
+    (tmp_path / "preview.png").unlink()
+    paint(tmp_path / "ant" / "old" / "1.png", (0, 0, 0))
+    with pytest.raises(InputError, match="move or remove .*ant/old/1.png"):
+        folder(tmp_path)
+    paint(tmp_path / "ant" / "old" / "older" / "1.png", (0, 0, 0))
+    with pytest.raises(InputError, match="older is a folder in a group"):
+        folder(tmp_path)
+
+
+def test_classes_and_files_may_be_links(tmp_path):
+    paint(tmp_path / "pool" / "1.png", (1, 2, 3))
+    root = tmp_path / "set"
+    (root / "bee").mkdir(parents=True)
+    (root / "ant").symlink_to(tmp_path / "pool")
+    (root / "bee" / "2.png").symlink_to(tmp_path / "pool" / "1.png")
+    (tmp_path / "link").symlink_to(root)
+    read = folder(tmp_path / "link")
+    assert read.class_names == ("ant", "bee") and len(read.data.x[:]) == 2
+    (root / "bee" / "3.png").symlink_to(tmp_path / "gone.png")
+    with pytest.raises(InputError, match="bee/3.png is not a readable image"):
+        folder(root)
+    (root / "bee" / "3.png").unlink()
+    (root / "bee" / "loop").symlink_to(root)
+    with pytest.raises(InputError, match="is a folder in a group"):
+        folder(root)
+
+
+def test_all_files_that_cannot_be_read_are_named(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    names = ("ant/1.png", "cat/1.png")
+    for name in names:
+        (tmp_path / name).parent.mkdir()
+        Image.fromarray(noise).save(tmp_path / name)
+        whole = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(whole[: len(whole) // 2])  # the header is whole
+    read = folder(tmp_path)
+    with pytest.raises(InputError, match="2 images cannot be read: .*ant/1.*cat/1"):
+        read.data.x[:]
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(InputError, match="2 images cannot be read: .*ant/1.*cat/1"):
+        folder(tmp_path)
+
+
+def test_turned_photos_of_one_camera_have_one_size(tmp_path):
+    paint(tmp_path / "a" / "1.jpg", (0, 0, 0), (20, 30))
+    turned = Image.new("RGB", (30, 20))
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "a" / "2.jpg", exif=exif)
+    chex.assert_shape(folder(tmp_path).data.x[:], (2, 30, 20, 3))
+
+
+def test_accents_are_one_name_on_every_system(tmp_path):
+    paint(tmp_path / "cafe\u0301" / "1.png", (0, 0, 0))  # as macOS writes it
+    assert folder(tmp_path, class_names=("caf\u00e9",)).data.y.tolist() == [0]
 
 
 def test_every_second_image_is_flipped():

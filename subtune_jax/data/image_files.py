@@ -1,0 +1,153 @@
+"""Image files as arrays of 8 bits: the whole range of their values, the right way up."""
+
+import warnings
+from collections.abc import Callable, Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+
+from subtune_jax.errors import InputError, listed
+
+# Pillow has more, but some of them run a program (EPS), need another one (WMF), or name
+# files that are no pictures to most people (HDF5). HEIF is there with pillow-heif alone.
+FORMATS = (
+    *("AVIF", "BMP", "DIB", "GIF", "HEIF", "JPEG", "JPEG2000", "PCX"),
+    *("PNG", "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP"),
+)
+# Pictures that are refused by name, where another file beside images is passed over.
+OTHER_PICTURES = (
+    *(".heic", ".heif", ".jxl", ".svg", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw"),
+    *(".orf", ".rw2", ".dcm", ".exr", ".hdr", ".pdf", ".ai", ".xcf"),
+)
+QUARTER_TURNS = (5, 6, 7, 8)  # orientation tags that exchange height and width
+WHITE_IS_ZERO, PHOTOMETRIC = 0, 262  # of TIFF
+
+
+@cache
+def formats() -> tuple[str, ...]:
+    """Returns those of `FORMATS` that this installation of Pillow reads."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+@cache
+def suffixes() -> frozenset[str]:
+    """Returns the suffixes of files in `formats`."""
+    readable, known = formats(), Image.registered_extensions()
+    return frozenset(suffix for suffix, name in known.items() if name in readable)
+
+
+@cache
+def other_pictures() -> frozenset[str]:
+    """Returns the suffixes of pictures that are not read."""
+    formats()
+    return frozenset((*Image.registered_extensions(), *OTHER_PICTURES)) - suffixes()
+
+
+def read_image(file: str | Path, channels: int = 3) -> np.ndarray:
+    """Returns uint8[height, width, channels] of a file: RGB, or with one channel grey.
+
+    Orientation tags are obeyed; values of 16 bits, and floats from 0 to 1, are scaled. Of
+    several frames the first is taken, and alpha is left out. Raises `InputError` for
+    what is no image, damaged, too large for Pillow, or of another range."""
+    try:
+        picture = _upright(file)
+    except Exception as error:  # Pillow raises many classes for damaged files
+        raise _unreadable(file, error) from None
+    try:
+        return _pixels(picture, channels)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
+
+
+def _upright(file: str | Path) -> Image.Image:
+    """Returns a loaded picture, turned as its tag says."""
+    picture = _opened(file)
+    # WhiteIsZero is obeyed by Pillow at 8 bits alone.
+    negative = getattr(picture, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about damaged tags, which are passed over
+        upright = ImageOps.exif_transpose(picture)
+    upright.info["negative"] = negative
+    upright.info["format"] = picture.format
+    return upright
+
+
+def _opened(file: str | Path) -> Image.Image:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return Image.open(file, formats=formats())
+
+
+def _pixels(picture: Image.Image, channels: int) -> np.ndarray:
+    mode = "RGB" if channels == 3 else "L"
+    if picture.mode[0] not in "IF":  # 8 bits or fewer
+        return _with_channel(np.asarray(picture.convert(mode)))
+    values = np.asarray(picture)
+    if picture.mode == "I" and picture.info["format"] in ("PNG", "PPM"):
+        values = values.astype(np.uint16)  # of 16 bits in the file
+    grey = eight_bits(values)
+    if picture.info["negative"]:
+        grey = 255 - grey
+    return np.repeat(grey[..., None], channels, axis=2)
+
+
+def _with_channel(pixels: np.ndarray) -> np.ndarray:
+    return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def eight_bits(values: np.ndarray) -> np.ndarray:
+    """Returns uint8 pixels: v / 257 of 16 bits, 255 v of floats from 0 to 1, rounded.
+
+    Raises `InputError` for values of another type or range."""
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype.kind == "u" and values.dtype.itemsize == 2:
+        return np.rint(values / 257).astype(np.uint8)
+    low, high = (float(f(values)) for f in (np.min, np.max))
+    if values.dtype.kind == "f" and 0 <= low and high <= 1:
+        return np.rint(values * 255.0).astype(np.uint8)
+    raise InputError(
+        f"pixels are {values.dtype} from {low:g} to {high:g}: expected 8 or 16 bits, or "
+        "floats from 0 to 1"
+    )
+
+
+def image_size(file: str | Path) -> tuple[int, int]:
+    """Returns the height and width that `read_image` gives; only the header is read.
+
+    Raises `InputError` for what is no image."""
+    try:
+        with _opened(file) as picture:
+            width, height = picture.size
+            # The method of the base class: that of PNG files reads all of them.
+            tag = Image.Image.getexif(picture).get(ExifTags.Base.Orientation)
+            turned = (
+                tag in QUARTER_TURNS and picture.format != "TIFF"
+            )  # turned by Pillow
+    except Exception as error:
+        raise _unreadable(file, error) from None
+    return (width, height) if turned else (height, width)
+
+
+def _unreadable(file: str | Path, error: Exception) -> InputError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return InputError(f"{file} is not a readable image: {reason}")
+
+
+def read_each(read: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+    """Returns `read(item)` of each; raises one `InputError` that names all that failed."""
+    results, errors = [], []
+    for item in items:
+        try:
+            results.append(read(item))
+        except InputError as error:
+            errors.append(str(error))
+    if len(errors) > 1:
+        raise InputError(f"{len(errors)} images cannot be read: {listed(errors)}")
+    if errors:
+        raise InputError(errors[0])
+    return results
