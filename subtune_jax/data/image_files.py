@@ -54,49 +54,39 @@ def read_image(file: str | Path, channels: int = 3) -> np.ndarray:
     several frames the first is taken, and alpha is left out. Raises `InputError` for
     what is no image, damaged, too large for Pillow, or of another range."""
     try:
-        picture = _upright(file)
+        with _opened(file) as picture:
+            values = _values(picture, "RGB" if channels == 3 else "L")
     except Exception as error:  # Pillow raises many classes for damaged files
         raise _unreadable(file, error) from None
     try:
-        return _pixels(picture, channels)
+        pixels = eight_bits(values)
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
-
-
-def _upright(file: str | Path) -> Image.Image:
-    """Returns a loaded picture, turned as its tag says."""
-    picture = _opened(file)
-    # WhiteIsZero is obeyed by Pillow at 8 bits alone.
-    negative = getattr(picture, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about damaged tags, which are passed over
-        upright = ImageOps.exif_transpose(picture)
-    upright.info["negative"] = negative
-    upright.info["format"] = picture.format
-    return upright
+    return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], channels, 2)
 
 
 def _opened(file: str | Path) -> Image.Image:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # of damaged tags, which are passed over
         return Image.open(file, formats=formats())
 
 
-def _pixels(picture: Image.Image, channels: int) -> np.ndarray:
-    mode = "RGB" if channels == 3 else "L"
-    if picture.mode[0] not in "IF":  # 8 bits or fewer
-        return _with_channel(np.asarray(picture.convert(mode)))
-    values = np.asarray(picture)
-    if picture.mode == "I" and picture.info["format"] in ("PNG", "PPM"):
-        values = values.astype(np.uint16)  # of 16 bits in the file
-    grey = eight_bits(values)
-    if picture.info["negative"]:
-        grey = 255 - grey
-    return np.repeat(grey[..., None], channels, axis=2)
-
-
-def _with_channel(pixels: np.ndarray) -> np.ndarray:
-    return pixels if pixels.ndim == 3 else pixels[..., None]
+def _values(picture: Image.Image, mode: str) -> np.ndarray:
+    """Returns the values of a picture the right way up: those of more than 8 bits as they
+    are, others as this mode."""
+    # The tags of a file are lost when it is turned.
+    negative = getattr(picture, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO
+    wide = picture.format in ("PNG", "PPM")  # their mode I is of 16 bits
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        upright = ImageOps.exif_transpose(picture)
+    if upright.mode[0] not in "IF":
+        return np.asarray(upright.convert(mode))
+    values = np.asarray(upright)
+    if upright.mode == "I" and wide:
+        values = values.astype(np.uint16)
+    # Pillow obeys WhiteIsZero at 8 bits alone.
+    return 65535 - values if negative and values.dtype.kind == "u" else values
 
 
 def eight_bits(values: np.ndarray) -> np.ndarray:
