@@ -1,6 +1,5 @@
 """Target tasks of images: a pretrained network, and data shifted from its source."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -14,15 +13,16 @@ import tyro
 from experiments.common.flags import Common, Positive, by_data, default, one_of
 from subtune_jax.data.batches import Dataset, steps_per_epoch
 from subtune_jax.data.breeds import BENCHMARKS, SPLITS, breeds, subpopulations
+from subtune_jax.data.classes import match_classes, named_outputs
 from subtune_jax.data.folders import folder
 from subtune_jax.data.shifts import shift
 from subtune_jax.data.splits import balanced_indices, split_balanced
 from subtune_jax.data.task import Sealed, Task, class_group_pairs, split_task
-from subtune_jax.data.tfds import class_names, images
+from subtune_jax.data.tfds import images
 from subtune_jax.data.vtab import vtab_1k
 from subtune_jax.demo.digits import digits_task
-from subtune_jax.errors import InputError
-from subtune_jax.head import replace_head
+from subtune_jax.errors import InputError, listed
+from subtune_jax.head import replace_head, without_classes
 from subtune_jax.models.load import load_pretrained
 from subtune_jax.network import Network
 from subtune_jax.selection.select import select
@@ -179,6 +179,8 @@ class Target:
             sizes, norm = self.sizes, self.network_norm
             return digits_task(name, seed, sizes=sizes, norm=norm)
         rng, network = np.random.default_rng(seed), loaded(common.weights)
+        if self.new_head:  # what the old one told apart means nothing to these data
+            network = network._replace(source=without_classes(network.source))
         if self.parts in VTAB:
             task = vtab_task(self, common, network)
         elif self.test_split in (None, self.split) or Path(self.dataset).is_dir():
@@ -190,11 +192,12 @@ class Target:
         if not self.new_head:
             return task
         classes = 1 + int(max(task.train.y.max(), task.validation.y.max()))
-        if not Path(self.dataset).is_dir() and self.breeds is None:
-            classes = max(classes, len(class_names(self.dataset, common.tfds_home())))
+        classes = max(classes, len(task.train.classes))
         if self.head_start == "zeros":
-            return task._replace(network=replace_head(network, classes))
-        return probed(task, classes, seed)
+            task = task._replace(network=replace_head(network, classes))
+        else:
+            task = probed(task, classes, seed)
+        return task._replace(network=named_outputs(task.network, task.train))
 
     def name_of(self, name: str) -> str:
         """Returns what a task is called in tables: its shift, or its data set, or both."""
@@ -223,12 +226,10 @@ def loaded(weights: str) -> Network:
 
 
 class Pool(NamedTuple):
-    """Labelled images to draw a target from; `groups` (int[n]) if they have any, and the
-    names of their classes."""
+    """Labelled images to draw a target from; `groups` (int[n]) if they have any."""
 
     data: Dataset
     groups: np.ndarray | None = None
-    classes: tuple[str, ...] = ()
 
     @property
     def pairs(self) -> np.ndarray:
@@ -240,7 +241,7 @@ class Pool(NamedTuple):
     def take(self, index: np.ndarray) -> "Pool":
         """Returns the examples at `index`, their images read."""
         groups = None if self.groups is None else self.groups[index]
-        return Pool(self.data.take(index), groups, self.classes)
+        return Pool(self.data.take(index), groups)
 
 
 def probed(task: Task, num_classes: int, seed: int) -> Task:
@@ -271,7 +272,7 @@ def drawn_pool(
 ) -> Pool:
     """Returns images enough for parts of these sizes, drawn by class, and read."""
     pool = image_pool(target, common, network)
-    require_fit(pool, target, network)
+    pool = pool._replace(data=fitting(pool.data, target, network))
     drawn = balanced_indices(pool.pairs, {"target": pool_size(sizes, pool)}, rng)
     return pool.take(drawn["target"])
 
@@ -299,7 +300,8 @@ def vtab_task(target: Target, common: Common, network: Network) -> Task:
     the validation part is of it."""
     size, home = _size(target, network), common.tfds_home()
     train, test = vtab_1k(target.dataset, home, VTAB[target.parts], size)
-    require_fit(Pool(train, None, class_names(target.dataset, home)), target, network)
+    train = fitting(train, target, network)
+    test = fitting(test, target, network)
     return Task(network, train, train.take(np.arange(800, 1000)), Sealed(test))
 
 
@@ -323,12 +325,11 @@ def image_pool(target: Target, common: Common, network: Network) -> Pool:
     else:
         home = common.tfds_home()
         data = images(target.dataset, target.split, home, size)
-        pool = Pool(data, None, class_names(target.dataset, home))
+        pool = Pool(data)
     if target.breeds is None:
         return pool
     classes = breeds(target.breeds, target.hierarchy, target.breeds_split)
-    names = tuple(one.name for one in classes)
-    return Pool(subpopulations(pool.data, classes, "target"), None, names)
+    return Pool(subpopulations(pool.data, classes, "target"))
 
 
 def _splits(spec: str) -> set[str]:
@@ -344,13 +345,13 @@ def _folder_pool(target: Target, size: int | None) -> Pool:
     read = folder(target.dataset, size)
     if target.groups and len(read.group_names) < 2:
         raise InputError(f"{target.dataset} has no groups: expected CLASS/GROUP/FILE")
-    return Pool(read.data, read.groups if target.groups else None, read.class_names)
+    return Pool(read.data, read.groups if target.groups else None)
 
 
-def require_fit(pool: Pool, target: Target, network: Network) -> None:
-    """Raises `InputError` where the network cannot take the data, or its head is one of
-    other classes."""
-    shape = pool.data.x[np.arange(1)].shape[1:]
+def fitting(data: Dataset, target: Target, network: Network) -> Dataset:
+    """Returns the data with the labels of a kept head; raises `InputError` where the
+    network cannot take them, or its head is one of other classes."""
+    shape = data.x[np.arange(1)].shape[1:]
     reads = network.source.reads
     expected = (*reads.size, reads.channels)
     if shape != expected:
@@ -359,21 +360,18 @@ def require_fit(pool: Pool, target: Target, network: Network) -> None:
             f"network takes {expected}; --resize changes height and width"
         )
     if target.new_head:
-        return
+        return data
     own = network.source.classes
-    if not own or [*map(_plain, own)] != [*map(_plain, pool.classes)]:
-        raise InputError(
-            f"the head of {Path(network.source.folder).name} is of {_listed(own)}, and "
-            f"{target.dataset} has {_listed(pool.classes)}: give --new-head for a fresh head"
-        )
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\W_]+", " ", name).strip().lower()
+    try:
+        if own and data.classes:
+            return match_classes(data, network)
+    except InputError:
+        pass  # said below, with the flag that helps
+    raise InputError(
+        f"the head of {Path(network.source.folder).name} is of {_listed(own)}, and "
+        f"{target.dataset} has {_listed(data.classes)}: give --new-head for a fresh head"
+    )
 
 
 def _listed(names: Sequence[str]) -> str:
-    if not names:
-        return "classes without names"
-    more = ", ..." if len(names) > 3 else ""
-    return f"{len(names)} classes ({', '.join(names[:3])}{more})"
+    return f"{len(names)} classes ({listed(names)})" if names else "classes without names"

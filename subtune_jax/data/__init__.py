@@ -12,6 +12,7 @@ from subtune_jax.data.batches import (
 )
 from subtune_jax.data.breeds import breeds, subpopulations
 from subtune_jax.data.buckets import Ragged, ragged
+from subtune_jax.data.classes import match_classes
 from subtune_jax.data.corruptions import CORRUPTIONS, corrupt
 from subtune_jax.data.crops import crop_and_flip, resized_crop_and_flip
 from subtune_jax.data.digits import digits
@@ -71,6 +72,7 @@ __all__ = [
     "glue",
     "images",
     "in_order",
+    "match_classes",
     "padded",
     "ragged",
     "records",

@@ -13,14 +13,19 @@ Augment = Callable[[Any, np.random.Generator], Any]
 
 
 class Dataset(NamedTuple):
-    """Inputs (a pytree of arrays, example first) and targets [examples, ...]."""
+    """Inputs (a pytree of arrays, example first) and targets [examples, ...].
+
+    classes: the names of the labels 0, 1, ..., () where they have none.
+    """
 
     x: Any
     y: np.ndarray
+    classes: tuple[str, ...] = ()
 
     def take(self, index: Sequence[int] | np.ndarray | slice) -> "Dataset":
         """Returns the examples at `index`, in that order."""
-        return Dataset(jax.tree.map(lambda leaf: leaf[index], self.x), self.y[index])
+        x = jax.tree.map(lambda leaf: leaf[index], self.x)
+        return self._replace(x=x, y=self.y[index])
 
     def only(self, index: np.ndarray) -> "Dataset":
         """Returns the examples at `index`; images that are read when taken stay unread."""
@@ -28,7 +33,7 @@ class Dataset(NamedTuple):
         def part(leaf):
             return leaf.only(index) if hasattr(leaf, "only") else leaf[index]
 
-        return Dataset(jax.tree.map(part, self.x), self.y[index])
+        return self._replace(x=jax.tree.map(part, self.x), y=self.y[index])
 
 
 class Batch(NamedTuple):

@@ -217,4 +217,5 @@ def subpopulations(data: Dataset, classes: list[Superclass], side: str) -> Datas
     if not len(chosen):
         raise InputError(f"the data have no image of a {side} class")
     part = data.only(chosen)
-    return part._replace(y=np.array([label[y] for y in part.y.tolist()], np.int32))
+    y = np.array([label[y] for y in part.y.tolist()], np.int32)
+    return part._replace(y=y, classes=tuple(one.name for one in classes))

@@ -97,7 +97,7 @@ def folder(
             f"images in {root} differ in size ({len(sizes)} sizes): give a size"
         )
     pixels = LazyImages(lambda i: read_image(paths[i]), np.arange(len(files)), size)
-    return Folder(Dataset(pixels, y), numbers, classes, names)
+    return Folder(Dataset(pixels, y, classes), numbers, classes, names)
 
 
 class _File(NamedTuple):

@@ -15,6 +15,7 @@ import numpy as np
 from subtune_jax import tree
 from subtune_jax.data.batches import Dataset
 from subtune_jax.data.buckets import Ragged
+from subtune_jax.data.classes import require_matched
 from subtune_jax.dry_run import output_shapes
 from subtune_jax.errors import InputError, require_type
 from subtune_jax.losses import cross_entropy, require_classes
@@ -30,7 +31,8 @@ def require_data(
     """Raises `InputError` for data that the network cannot take, or would misread.
 
     Targets must be an array of numbers, one row for each row of the inputs, and under
-    `losses.cross_entropy` classes of the network's outputs. Inputs: see `require_inputs`.
+    `losses.cross_entropy` classes of the network's outputs; where both have names, the
+    same ones in the same order. Inputs: see `require_inputs`.
     code: a fingerprint of the stages, where the caller has one.
     """
     require_network(network)
@@ -38,6 +40,7 @@ def require_data(
     require_targets(data.y)
     rows, outputs = _checked(network, data.x, code)
     require_pairs(rows, data.y)
+    require_matched(data, network)
     if loss is cross_entropy:
         require_classes(np.asarray(data.y), outputs)
 

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from subtune_jax.data.batches import Dataset
+from subtune_jax.data.classes import match_classes, named_outputs
 from subtune_jax.data.folders import LazyImages
 from subtune_jax.data.inputs import require_pairs, require_rows, require_targets
 from subtune_jax.data.splits import balanced_folds, balanced_indices
@@ -84,8 +85,10 @@ def split_task(
 
     sizes: of `train`, `validation` and `test`; `None` as the last takes what is left.
     groups: int[examples]; parts are then balanced over pairs of class and group, and the
-    metric is the accuracy of the worst pair. Raises `InputError` for other parts, when a
-    class has too few examples, and where a scored part lacks a pair.
+    metric is the accuracy of the worst pair. Where labels have names, they become those of
+    the network's outputs (`match_classes`), and name the outputs of a fresh head. Raises
+    `InputError` for other parts, other names, when a class has too few examples, and where
+    a scored part lacks a pair.
     """
     require_network(network)
     require_type(Dataset, data=data)
@@ -108,7 +111,9 @@ def split_task(
             f"sizes are of the parts train, validation and test, got {', '.join(sizes)}"
         )
     pairs = data.y if groups is None else class_group_pairs(data.y, groups)
-    indices = balanced_indices(pairs, sizes, seed)
+    indices = balanced_indices(pairs, sizes, seed)  # alike for every order of the outputs
+    data = match_classes(data, network)
+    network = named_outputs(network, data)
     train, validation, test = (
         in_memory(data.only(indices[part])) for part in ("train", "validation", "test")
     )

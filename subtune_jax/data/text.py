@@ -9,7 +9,7 @@ import numpy as np
 
 from subtune_jax.data.batches import Dataset
 from subtune_jax.data.buckets import BUCKETS, ragged
-from subtune_jax.data.tfds import records
+from subtune_jax.data.tfds import class_names, records
 from subtune_jax.errors import InputError, require_positive, unknown
 
 
@@ -133,7 +133,8 @@ def glue(
     rows = [examples[i] for i in range(len(examples))]
     sentences = [texts(row, GLUE[name].fields, f"glue/{name}") for row in rows]
     labels = labelled([row["label"] for row in rows], GLUE[name].outputs, split)
-    return Dataset(encode(tokenizer, sentences, max_length), labels)
+    names = class_names(f"glue/{name}", data_dir) if GLUE[name].outputs > 1 else ()
+    return Dataset(encode(tokenizer, sentences, max_length), labels, names)
 
 
 def texts(row: dict[str, Any], fields: Sequence[str], name: str) -> list[str]:

@@ -119,4 +119,4 @@ def images(
     labels = records(name, split, data_dir, decoders={"image": decode.SkipDecoding()})
     y = np.array([labels[i]["label"] for i in range(len(labels))], np.int32)
     pixels = LazyImages(lambda i: source[i]["image"], np.arange(len(y)), size)
-    return Dataset(pixels, y)
+    return Dataset(pixels, y, class_names(name, data_dir))

@@ -50,5 +50,5 @@ def vtab_1k(
     first, second, test = vtab_splits(name, split_sizes(name, data_dir), protocol)
     parts = [images(name, split, data_dir, size) for split in (first, second)]
     x = np.concatenate([part.x[:] for part in parts])
-    train = Dataset(x, np.concatenate([part.y for part in parts]))
+    train = parts[0]._replace(x=x, y=np.concatenate([part.y for part in parts]))
     return train, images(name, test, data_dir, size)

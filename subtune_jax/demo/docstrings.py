@@ -106,9 +106,8 @@ def words() -> Any:
 def data(modules: tuple[str, ...]) -> Dataset:
     """Returns the sentences of modules as token ids, labelled by module."""
     texts, labels = sentences(modules)
-    return Dataset(
-        encode(words(), [[text] for text in texts], CONFIG.max_positions), labels
-    )
+    x = encode(words(), [[text] for text in texts], CONFIG.max_positions)
+    return Dataset(x, labels, tuple(modules))
 
 
 def docstrings_task(

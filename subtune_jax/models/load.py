@@ -105,12 +105,14 @@ def body_fingerprint(tensors: Mapping[str, np.ndarray]) -> str:
 
 def class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
     """Returns the names of a network's outputs in a `config.json`, () where it has none:
-    `class_names`, `label_names` (timm) or `id2label` (Hugging Face)."""
+    `class_names`, `label_names` (timm) or `id2label` (Hugging Face, whose names by default,
+    `LABEL_0` and so on, are none)."""
     numbered = config.get("id2label")
     if isinstance(numbered, Mapping):
-        return tuple(str(numbered[i]) for i in sorted(numbered, key=int))
-    names = config.get("class_names") or config.get("label_names") or ()
-    return tuple(map(str, names))
+        names = tuple(str(numbered[i]) for i in sorted(numbered, key=int))
+        return () if all(re.fullmatch(r"LABEL_\d+", name) for name in names) else names
+    given = config.get("class_names") or config.get("label_names") or ()
+    return tuple(map(str, given))
 
 
 def find(source: str | Path) -> Path:

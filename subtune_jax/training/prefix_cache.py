@@ -138,7 +138,7 @@ def features(
         for whole, part in zip(*map(jax.tree.leaves, (activations, rows)), strict=True):
             whole[begin:end] = part[: end - begin]
         begin = end
-    return Dataset(activations, data.y)
+    return data._replace(x=activations)
 
 
 def _ragged_features(
@@ -179,4 +179,4 @@ def _ragged_features(
         else np.stack([texts[i][k] for i in back])
         for k, tokens in enumerate(cut)
     ]
-    return Dataset(jax.tree.unflatten(structure, joined), data.y)
+    return data._replace(x=jax.tree.unflatten(structure, joined))
