@@ -66,6 +66,31 @@ def normalized_linear(
     return linear(params, stats, z, batch_stats=batch_stats, key=key)
 
 
+def features(
+    params: Params, stats: Stats, x: jax.Array, *, batch_stats: bool, key: Key
+) -> tuple[jax.Array, Stats]:
+    """The last stage of a network without a head: `linear` by the identity."""
+    return linear(params, stats, x, batch_stats=batch_stats, key=key)
+
+
+def without_head(network: Network) -> Network:
+    """Returns the network with its pooled features as outputs, float[batch, features].
+
+    Its last stage is the identity, which `replace_head` takes the place of; under
+    cross-entropy it is refused. Raises `InputError` as `replace_head` does."""
+    require_network(network)
+    name, _ = network.stages[-1]
+    _require_head(network.stages[-1], network.params[name])
+    width = network.params[name]["kernel"].shape[0]
+    identity = {"kernel": jnp.eye(width), "bias": jnp.zeros(width)}
+    return network._replace(
+        source=without_classes(network.source),
+        stages=(*network.stages[:-1], Stage(name, features)),
+        params={**network.params, name: identity},
+        stats={**network.stats, name: {}},
+    )
+
+
 def span(
     params: Params,
     stats: Stats,
@@ -190,4 +215,5 @@ HEADS: dict[str, Callable] = {
     "linear": linear,
     "normalized": normalized_linear,
     "span": span,
+    "features": features,
 }

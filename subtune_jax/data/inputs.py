@@ -18,6 +18,7 @@ from subtune_jax.data.buckets import Ragged
 from subtune_jax.data.classes import require_matched
 from subtune_jax.dry_run import output_shapes
 from subtune_jax.errors import InputError, require_type
+from subtune_jax.head import features
 from subtune_jax.losses import cross_entropy, require_classes
 from subtune_jax.network import Network, Pixels, Tokens, require_network
 
@@ -42,6 +43,11 @@ def require_data(
     require_pairs(rows, data.y)
     require_matched(data, network)
     if loss is cross_entropy:
+        if network.stages[-1].apply is features:
+            raise InputError(
+                "the network gives features and has no head: replace_head(network, "
+                "num_classes, key) gives it one"
+            )
         require_classes(np.asarray(data.y), outputs)
 
 

@@ -111,7 +111,9 @@ def split_task(
             f"sizes are of the parts train, validation and test, got {', '.join(sizes)}"
         )
     pairs = data.y if groups is None else class_group_pairs(data.y, groups)
-    indices = balanced_indices(pairs, sizes, seed)  # alike for every order of the outputs
+    indices = balanced_indices(
+        pairs, sizes, seed
+    )  # alike for every order of the outputs
     data = match_classes(data, network)
     network = named_outputs(network, data)
     train, validation, test = (

@@ -28,6 +28,7 @@ from subtune_jax.models.load import (
     config_of,
     family_of,
     stored_by_file,
+    wrapper,
 )
 from subtune_jax.network import Network, require_network
 
@@ -70,10 +71,13 @@ def merge(network: Network, folder: str | Path) -> Merged:
     origin = Path(source.folder)
     files, family = stored_by_file(origin), family_of(origin, options)
     tensors = _joined(files)
-    if body_fingerprint(tensors) != source.fingerprint:
+    prefix = wrapper(tensors)
+    plain = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    if body_fingerprint(plain) != source.fingerprint:
         raise InputError(f"the weights in {origin} have changed since they were loaded")
-    inside = _reads_our_head(network, family, tensors, options)
-    written = laid_back(flat(network), tensors, family, fresh=not inside)
+    inside = _reads_our_head(network, family, plain, options)
+    laid = laid_back(flat(network), plain, family, fresh=not inside)
+    written = {prefix + name: tensor for name, tensor in laid.items()}
     with _new_folder(Path(folder)) as new:
         _write_weights(
             origin, new, {file: {n: written[n] for n in files[file]} for file in files}
@@ -88,8 +92,8 @@ def merge(network: Network, folder: str | Path) -> Merged:
         overwritten = _overwritten(written, tensors, text)
         save(overwritten, new / OVERWRITTEN)
     changed = tuple(sorted(overwritten.whole.keys() | overwritten.elements.keys()))
-    own = head_tensors(tensors, family)
-    homes = [file for file, held in files.items() if set(own) & held.keys()]
+    own = {prefix + name for name in head_tensors(plain, family)}
+    homes = [file for file, held in files.items() if own & held.keys()]
     return Merged(Path(folder), changed, Path(folder) / (homes[0] if inside else HEAD))
 
 

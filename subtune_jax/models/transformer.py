@@ -55,9 +55,13 @@ def require_heads(width: int, heads: int) -> None:
         raise InputError(f"width {width} does not divide into {heads} attention heads")
 
 
-def dense(inputs: int, outputs: int, dtype: str, rngs: nnx.Rngs) -> nnx.Linear:
+def dense(
+    inputs: int, outputs: int, dtype: str, rngs: nnx.Rngs, bias: bool = True
+) -> nnx.Linear:
     """Returns a linear layer with float32 parameters that computes in `dtype`."""
-    return nnx.Linear(inputs, outputs, dtype=dtype, kernel_init=INIT, rngs=rngs)
+    return nnx.Linear(
+        inputs, outputs, use_bias=bias, dtype=dtype, kernel_init=INIT, rngs=rngs
+    )
 
 
 def by_row(layer: Callable, x: jax.Array) -> jax.Array:
@@ -103,7 +107,8 @@ class Attention(nnx.Module):
     """Multi-head attention: softmax(Q K^T / sqrt(d)) V, then an output projection.
 
     Attention probabilities are not dropped out, whatever a config says. `norm`, if
-    given, is kept beside the projections; it is the layer that applies it.
+    given, is kept beside the projections; it is the layer that applies it. bias: whether
+    the projections to Q, K and V have one.
     """
 
     def __init__(
@@ -113,13 +118,14 @@ class Attention(nnx.Module):
         dtype: str,
         rngs: nnx.Rngs,
         norm: LayerNorm | None = None,
+        bias: bool = True,
     ):
         self.heads = heads
         if norm is not None:
             self.norm = norm
-        self.query = dense(width, width, dtype, rngs)
-        self.key = dense(width, width, dtype, rngs)
-        self.value = dense(width, width, dtype, rngs)
+        self.query = dense(width, width, dtype, rngs, bias)
+        self.key = dense(width, width, dtype, rngs, bias)
+        self.value = dense(width, width, dtype, rngs, bias)
         self.output = dense(width, width, dtype, rngs)
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:

@@ -38,8 +38,9 @@ class ViTConfig(NamedTuple):
 
     pooling: `cls` (the class token) or `mean` (over the patches); the final norm comes
     after it. pre_norm: a LayerNorm before the first layer, and patch_bias: a bias of
-    the patch embedding (CLIP has the one and not the other). dtype: of the
-    computation; parameters are float32. mean, std: of pixels in [0, 1].
+    the patch embedding (CLIP has the one and not the other). qkv_bias: biases of the
+    projections to queries, keys and values. dtype: of the computation; parameters are
+    float32. mean, std: of pixels in [0, 1], one number or one for each channel.
     """
 
     image_size: int = 224
@@ -56,6 +57,7 @@ class ViTConfig(NamedTuple):
     pooling: str = "cls"
     pre_norm: bool = False
     patch_bias: bool = True
+    qkv_bias: bool = True
     num_classes: int = 1000
     dtype: str = "float32"
     mean: tuple[float, ...] = (0.5,)
@@ -111,7 +113,8 @@ class Layer(nnx.Module):
     def __init__(self, config: ViTConfig, rngs: nnx.Rngs):
         width, dtype = config.hidden_size, config.dtype
         norm = LayerNorm(width, config.epsilon, dtype)
-        self.attention = Attention(width, config.num_heads, dtype, rngs, norm)
+        heads, bias = config.num_heads, config.qkv_bias
+        self.attention = Attention(width, heads, dtype, rngs, norm, bias)
         self.norm = LayerNorm(width, config.epsilon, dtype)
         self.intermediate = dense(width, config.intermediate_size, dtype, rngs)
         self.output = dense(config.intermediate_size, width, dtype, rngs)
@@ -176,6 +179,12 @@ def _check(config: ViTConfig) -> None:
             f"images of {config.image_size} pixels do not divide into patches of "
             f"{config.patch_size}"
         )
+    for name in ("mean", "std"):
+        if len(getattr(config, name)) not in (1, config.channels):
+            raise InputError(
+                f"{name} has {len(getattr(config, name))} numbers: expected 1, or one for "
+                f"each of the {config.channels} channels"
+            )
     if config.pooling == "cls" and not config.class_token:
         raise InputError("pooling 'cls' needs a class token: use pooling 'mean'")
 

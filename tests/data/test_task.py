@@ -91,7 +91,9 @@ def test_every_fold_has_every_class_or_is_refused():
     y = np.array([0] * 9 + [1] * 3)
     folds = balanced_folds(y, 3, 0)
     assert [np.bincount(y[fold]).tolist() for fold in folds] == [[3, 1]] * 3
-    with pytest.raises(InputError, match="4 folds need 4 examples of every class: class 1"):
+    with pytest.raises(
+        InputError, match="4 folds need 4 examples of every class: class 1"
+    ):
         balanced_folds(y, 4, 0)
 
 

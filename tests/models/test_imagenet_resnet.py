@@ -83,7 +83,7 @@ def test_a_file_of_another_network_is_refused(tmp_path):
         InputError, match="unknown residual network 'resnet26': expected"
     ):
         described(architecture="resnet26")
-    with pytest.raises(InputError, match="resnet50 with model_args stem_type is not"):
+    with pytest.raises(InputError, match="timm model arguments.*: stem_type='deep'"):
         described(model_args={"stem_type": "deep"})
 
 

@@ -299,7 +299,7 @@ def test_timm_architectures():
         ({"global_pool": "max"}, "unknown timm pooling 'max'"),
         (
             {"model_args": {"act_layer": "relu"}},
-            "unknown timm model argument 'act_layer'",
+            "model arguments that are not known: act_layer='relu'",
         ),
     ],
 )

@@ -10,6 +10,7 @@ import jax
 from subtune_jax.errors import InputError
 from subtune_jax.models.bert import BertConfig, bert
 from subtune_jax.models.files import convert
+from subtune_jax.models.files.entries import BERT, COMMON, require_known
 
 _BODY = r"(?:bert\.|roberta\.)?"
 _LAYER = _BODY + r"encoder\.layer\.(\d+)\."
@@ -77,6 +78,7 @@ def bert_family(
             f"position embeddings are {config['position_embedding_type']!r}: expected "
             "absolute ones"
         )
+    require_known(config, COMMON | BERT, "config.json")
     full = BertConfig(
         vocab_size=config["vocab_size"],
         hidden_size=config["hidden_size"],

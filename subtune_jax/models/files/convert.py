@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from subtune_jax import tree
-from subtune_jax.errors import InputError, unknown
+from subtune_jax.errors import InputError, listed, unknown
 from subtune_jax.network import Network
 
 
@@ -29,7 +29,7 @@ LINEAR = (1, 0)  # (out, in) to (in, out)
 HEAD = r"(?:fc|linear|classifier|qa_outputs|head|heads\.head)(?:\.out_proj)?\.(?:weight|bias)"
 
 HINTS = {  # where a path is missing
-    "params/head/": "num_classes=N gives a fresh head",
+    "params/head/": "num_classes=N gives a fresh head, 0 the features",
     "params/pooler/dense": "pooling='mean' or 'cls' does without a pooler",
 }
 
@@ -78,7 +78,8 @@ def filled(
     """Returns the network with the values of `tensors`, all of them and no others.
 
     `fresh` names a stage that keeps the network's own values, whatever the file has for
-    it. Raises `InputError` that lists every missing, unexpected and misshapen tensor.
+    it. Raises `InputError` that names missing, unexpected and misshapen tensors, the first
+    ten of each.
     """
     wanted = tree.flatten({"params": network.params, "stats": network.stats})
     kept = {path: leaf for path, leaf in wanted.items() if path.split("/")[1] == fresh}
@@ -103,7 +104,7 @@ def filled(
         "unexpected": unexpected,
         "misshapen": misshapen,
     }
-    said = [f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names]
+    said = [f"{kind}: {listed(names)}" for kind, names in problems.items() if names]
     said += [h for p, h in HINTS.items() if any(p in n for n in problems["missing"])]
     if said:
         raise InputError(f"{file} does not fit the network: {'; '.join(said)}")

@@ -10,7 +10,7 @@ from subtune_jax.models.files.bert import ROBERTA_TYPES, bert_family
 from subtune_jax.models.files.cifar_resnet import resnet_family
 from subtune_jax.models.files.convert import Family
 from subtune_jax.models.files.imagenet_resnet import timm_resnet
-from subtune_jax.models.files.vit import CLIP_TYPES, timm_family, vit_family
+from subtune_jax.models.files.vit import CLIP_TYPES, VIT_TYPES, timm_family, vit_family
 
 
 def described(
@@ -27,7 +27,7 @@ def described(
     configuration that lacks something.
     """
     makers = {kind: bert_family for kind in ("bert", *ROBERTA_TYPES)}
-    makers |= {kind: partial(vit_family, images) for kind in ("vit", *CLIP_TYPES)}
+    makers |= {kind: partial(vit_family, images) for kind in (*VIT_TYPES, *CLIP_TYPES)}
     makers |= {"resnet": resnet_family, "timm": timm_network}
     kind = config.get("model_type") or guessed_type(config)
     if kind is None:

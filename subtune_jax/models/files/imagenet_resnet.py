@@ -18,6 +18,7 @@ from subtune_jax.models.files.convert import (
     Name,
     norm_names,
 )
+from subtune_jax.models.files.entries import require_known
 from subtune_jax.models.imagenet_resnet import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -41,21 +42,33 @@ TORCHVISION = [
 ]
 
 
+TIMM_ARGUMENTS = (  # what is read, and rates of training
+    *("num_classes", "in_chans", "global_pool", "pretrained"),
+    *("drop_rate", "drop_path_rate", "drop_block_rate", "zero_init_last"),
+)
+
+
 def timm_resnet(config: Mapping[str, Any], options: Mapping[str, Any]) -> Family:
     """Returns a residual network that timm or torchvision wrote; raises `InputError` for
-    model arguments, which change its layers in ways that are not known here."""
+    model arguments that change its layers."""
     name = config["architecture"].partition(".")[0]
     if name not in SIZES:
         raise unknown("residual network", name, SIZES)
-    if arguments := config.get("model_args"):
-        raise InputError(f"{name} with model_args {', '.join(arguments)} is not known")
+    given = config.get("model_args") or {}
+    require_known(given, TIMM_ARGUMENTS, "config.json", "timm model arguments")
+    if given.get("global_pool", config.get("global_pool", "avg")) != "avg":
+        raise InputError(
+            f"{name} pools by {given.get('global_pool', config.get('global_pool'))!r}: "
+            "expected avg"
+        )
     pretrained = config.get("pretrained_cfg") or {}
+    channels, *size = pretrained.get("input_size", (3, 224, 224))
     shape = sized(name)._replace(
         num_classes=config.get("num_classes") or 2,  # 0: the file has no head
         mean=tuple(pretrained.get("mean", IMAGENET_MEAN)),
         std=tuple(pretrained.get("std", IMAGENET_STD)),
+        channels=given.get("in_chans", channels),
     )
-    size = pretrained.get("input_size", (3, 224, 224))[-2:]
     return _family(shape, tuple(size), options)
 
 
