@@ -12,8 +12,9 @@ from subtune_jax.data.batches import Dataset
 from subtune_jax.data.splits import balanced_indices
 from subtune_jax.data.squad import SQUAD, Windows, exact_match, f1, squad
 from subtune_jax.data.task import Sealed, Task
-from subtune_jax.data.text import GLUE, glue, tokenizer
+from subtune_jax.data.text import GLUE, glue
 from subtune_jax.data.tfds import split_sizes
+from subtune_jax.data.tokenizer_files import tokenizer
 from subtune_jax.demo import docstrings
 from subtune_jax.demo.docstrings import docstrings_task
 from subtune_jax.errors import InputError, unknown

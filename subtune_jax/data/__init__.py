@@ -34,8 +34,9 @@ from subtune_jax.data.squad import (
 )
 from subtune_jax.data.squad import f1 as f1_of_answers
 from subtune_jax.data.task import Sealed, Task, fold_tasks, split_task, test_once
-from subtune_jax.data.text import GLUE, GlueTask, encode, glue, tokenizer
+from subtune_jax.data.text import GLUE, GlueTask, encode, glue
 from subtune_jax.data.tfds import class_names, images, records, split_sizes
+from subtune_jax.data.tokenizer_files import tokenizer
 from subtune_jax.data.vtab import vtab_1k, vtab_splits
 
 __all__ = [

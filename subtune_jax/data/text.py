@@ -1,6 +1,5 @@
 """Sentences as token ids, and the tasks of GLUE through TFDS."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,62 +33,29 @@ GLUE = {
     "wnli": GlueTask(_PAIR, 2, ("accuracy",)),
 }
 
-# Tables may be larger than their tokenizer's vocabulary: round sizes are faster.
-PADDING = 1024
-
-
-def tokenizer(folder: str | Path, vocabulary: int | None = None) -> Any:
-    """Returns the fast tokenizer of a folder: `tokenizer.json`, or BERT's from `vocab.txt`.
-
-    vocabulary: how many words the network knows. Raises `InputError` when there is
-    neither file, one is damaged, or the tokenizer is of another vocabulary: it gives ids
-    that the network does not know, or leaves more of them unused than padding explains.
-    """
-    import tokenizers  # a tenth of a second, only where there is text
-
-    folder = Path(folder)
-    whole, words = folder / "tokenizer.json", folder / "vocab.txt"
-    if not whole.exists() and not words.exists():
-        raise InputError(f"{folder} has no tokenizer.json and no vocab.txt")
-    try:
-        if whole.exists():
-            loaded = tokenizers.Tokenizer.from_file(str(whole))
-        else:
-            loaded = tokenizers.BertWordPieceTokenizer(str(words), **_settings(folder))
-    except Exception as error:  # the library raises bare exceptions
-        raise InputError(f"{folder} has no readable tokenizer: {error}") from None
-    size = max(loaded.get_vocab().values(), default=-1) + 1
-    if vocabulary is not None and not 0 <= vocabulary - size < PADDING:
-        raise InputError(
-            f"the tokenizer in {folder} has ids up to {size - 1}, the network "
-            f"{vocabulary} words: expected {max(vocabulary - PADDING, 0)} to "
-            f"{vocabulary - 1}, so it belongs to another network"
-        )
-    loaded.no_padding()
-    return loaded
-
-
-def _settings(folder: Path) -> dict[str, Any]:
-    """Returns what `tokenizer_config.json` says of a `vocab.txt`; BERT's rules where not."""
-    file = folder / "tokenizer_config.json"
-    config = json.loads(file.read_text()) if file.exists() else {}
-    return {
-        "lowercase": config.get("do_lower_case", True),
-        "strip_accents": config.get("strip_accents"),
-        "handle_chinese_chars": config.get("tokenize_chinese_chars", True),
-    }
-
 
 def encode(
     tokenizer: Any, sentences: Sequence[Sequence[str]], max_length: int
 ) -> dict[str, Any]:
     """Returns `input_ids`, `attention_mask`, `token_type_ids` as ragged int32 arrays.
 
-    `sentences` has one or two texts per example, the same number for all; examples are
-    cut to `max_length` tokens. Raises `InputError` for another number, for no example, and
-    where `max_length` leaves no room for a word beside the special tokens.
+    `sentences` has one or two texts per example, the same number for all; a string is one
+    text. Examples are cut to `max_length` tokens, on the tokenizer's side. Raises
+    `InputError` for what is no tokenizer or no text, another number of texts, no example,
+    and where `max_length` leaves no room for a word beside the special tokens.
     """
+    if not hasattr(tokenizer, "encode_batch"):
+        kind = type(tokenizer).__name__
+        raise InputError(
+            f"tokenizer must be one, as data.tokenizer returns, got {kind}"
+        )
+    if isinstance(sentences, str):
+        raise InputError("sentences must be a list of texts, got one text")
     require_positive(max_length=max_length, examples=len(sentences))
+    sentences = [(e,) if isinstance(e, str) else e for e in sentences]
+    for number, example in enumerate(sentences):
+        if wrong := not_texts(example):
+            raise InputError(f"example {number} {wrong}")
     parts = {len(example) for example in sentences}
     if parts not in ({1}, {2}):
         raise InputError(
@@ -102,7 +68,9 @@ def encode(
             f"max_length is {max_length}: {special} are special tokens, so expected "
             f"{special + 1} or more"
         )
-    tokenizer.enable_truncation(max_length)
+    left = (tokenizer.truncation or {}).get("direction") == "left"
+    # Tokenizers that are built in Python, such as BERT's, cut on the right alone.
+    tokenizer.enable_truncation(max_length, **({"direction": "left"} if left else {}))
     inputs = [e[0] if len(e) == 1 else tuple(e) for e in sentences]
     encodings = tokenizer.encode_batch(inputs)
     columns = {
@@ -115,6 +83,22 @@ def encode(
         name: ragged([np.array(row, np.int32) for row in rows], buckets)
         for name, rows in columns.items()
     }
+
+
+def not_texts(example: Any) -> str | None:
+    """Returns what is wrong with an example that is not a list or tuple of texts."""
+    if not isinstance(example, list | tuple):
+        return f"is no text: {example!r:.40}"
+    for text in example:
+        if isinstance(text, list | tuple):
+            return f"has a text in parts, {text!r:.40}: join its words with spaces"
+        if not isinstance(text, str):
+            return f"is no text: {text!r:.40}"
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return f"has half of a surrogate pair: {text!r:.40}"
+    return None
 
 
 def glue(

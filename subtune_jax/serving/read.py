@@ -9,7 +9,8 @@ import numpy as np
 
 from subtune_jax.data.crops import resized
 from subtune_jax.data.image_files import read_image
-from subtune_jax.data.text import encode, tokenizer
+from subtune_jax.data.text import encode, not_texts
+from subtune_jax.data.tokenizer_files import tokenizer
 from subtune_jax.errors import InputError
 from subtune_jax.network import Network, Pixels, Tokens
 
@@ -64,10 +65,12 @@ def _texts(
     wrong, groups = {}, {1: [], 2: []}  # type: ignore[var-annotated]
     for i, text in enumerate(inputs):
         parts = text if isinstance(text, tuple) else (text,)
-        if len(parts) in groups and all(isinstance(part, str) for part in parts):
+        said = not_texts(parts)
+        if len(parts) in groups and said is None:
             groups[len(parts)].append((i, parts))
         else:
-            wrong[i] = f"expected a text or a pair of texts, got {type(text).__name__}"
+            got = said or f"has {len(parts)} texts"
+            wrong[i] = f"expected a text or a pair of texts: the input {got}"
     arrays: dict[str, np.ndarray] = {}
     for group in filter(None, groups.values()):
         rows = [i for i, _ in group]

@@ -6,8 +6,9 @@ import pytest
 
 from subtune_jax.data.classes import match_classes
 from subtune_jax.data.task import split_task
-from subtune_jax.data.text import glue, tokenizer
+from subtune_jax.data.text import glue
 from subtune_jax.data.tfds import images
+from subtune_jax.data.tokenizer_files import tokenizer
 from subtune_jax.errors import InputError
 from subtune_jax.head import replace_head
 from subtune_jax.models.load import class_names, load_pretrained

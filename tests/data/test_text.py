@@ -9,7 +9,8 @@ import pytest
 from subtune_jax.data import batches
 from subtune_jax.data.batches import Dataset
 from subtune_jax.data.buckets import Ragged, by_length, lengths, ragged
-from subtune_jax.data.text import GLUE, encode, glue, labelled, texts, tokenizer
+from subtune_jax.data.text import GLUE, encode, glue, labelled, texts
+from subtune_jax.data.tokenizer_files import tokenizer
 from subtune_jax.errors import InputError
 from subtune_jax.metrics import METRICS, f1, matthews, spearman
 from subtune_jax.models.load import load_pretrained
@@ -133,7 +134,7 @@ def test_a_tokenizer_that_does_not_fit_is_said(tmp_path, words):
     with pytest.raises(InputError, match="has no tokenizer.json and no vocab.txt"):
         tokenizer(tmp_path / "nowhere")
     (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(InputError, match="has no readable tokenizer"):
+    with pytest.raises(InputError, match="tokenizer.json is not a JSON file"):
         tokenizer(tmp_path)
 
 

@@ -267,10 +267,10 @@ def test_sentences_are_answered_with_a_tokenizer(tmp_path):
         ["Return a list.", ("two", "texts"), ("a", "b", "c")], "source"
     )
     assert not one.error and not pair.error
-    assert odd.error == "expected a text or a pair of texts, got tuple"
+    assert odd.error == "expected a text or a pair of texts: the input has 3 texts"
     (alone,) = server(["Return a list."], "source")
     np.testing.assert_allclose(one.outputs, alone.outputs, rtol=1e-5, atol=1e-5)
-    assert server([3], "source")[0].error.endswith("got int")
+    assert server([3], "source")[0].error.endswith("the input is no text: 3")
     with pytest.raises(
         InputError, match="^max_length is 33: the base takes 32 tokens$"
     ):
