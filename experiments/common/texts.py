@@ -1,7 +1,9 @@
 """Target tasks of texts: an encoder, and disjoint parts of labelled sentences."""
 
+import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -9,9 +11,11 @@ import tyro
 
 from experiments.common.flags import Common, Positive, by_data, default, one_of
 from subtune_jax.data.batches import Dataset
+from subtune_jax.data.classes import named_outputs
 from subtune_jax.data.splits import balanced_indices
 from subtune_jax.data.squad import SQUAD, Windows, exact_match, f1, squad
-from subtune_jax.data.task import Sealed, Task
+from subtune_jax.data.tables import DELIMITERS, LINES, table
+from subtune_jax.data.task import Sealed, Task, split_task
 from subtune_jax.data.text import GLUE, glue
 from subtune_jax.data.tfds import split_sizes
 from subtune_jax.data.tokenizer_files import tokenizer
@@ -30,8 +34,15 @@ class TextTarget:
     """What the target task is."""
 
     dataset: str = "docstrings"
-    """docstrings or docstrings_other (embedded), a task of GLUE, as glue/cola, or squad (v1.1:
-    answers are spans of a passage; scored by F1 and exact match)."""
+    """docstrings or docstrings_other (embedded), a task of GLUE, as glue/cola, squad (v1.1:
+    answers are spans of a passage; scored by F1 and exact match), or a file of your own,
+    CSV or JSON lines: see --text and --label."""
+    text: Annotated[tuple[str, ...], default("none", "COLUMN [COLUMN]")] = ()
+    """The column of texts in a file of your own, or two of pairs."""
+    label: Annotated[str | None, default("none", "COLUMN")] = None
+    """The column of labels: names or whole numbers of classes (scored by accuracy), else
+    numbers (by Spearman's and Pearson's correlation). The test part is what the other parts
+    leave of the file."""
     train_examples: Annotated[Positive[int] | None, *by_data(100, 1000)] = None
     """Sentences (squad: questions) for training; docstrings: balanced over classes, else drawn
     at random, since F1 and Matthews depend on how often a class is."""
@@ -58,12 +69,17 @@ class TextTarget:
     """Compute the inside of each layer again in the backward pass: less memory, more
     FLOPs."""
 
-    OLDER: ClassVar = {"stride": 128}
+    OLDER: ClassVar = {"stride": 128, "text": (), "label": None}
 
     @property
     def embedded(self) -> bool:
         """Whether the data need no download."""
         return self.dataset in EMBEDDED
+
+    @property
+    def own(self) -> bool:
+        """Whether the data are a file of the user's."""
+        return Path(self.dataset).suffix.lower() in (*DELIMITERS, *LINES)
 
     @property
     def shifts(self) -> tuple[None]:
@@ -73,6 +89,13 @@ class TextTarget:
     def check(self, settings: Any) -> None:
         """Raises `InputError` for the first combination that cannot be."""
         common = settings.common
+        if self.own != bool(self.text and self.label) or self.own != bool(
+            self.text or self.label
+        ):
+            raise InputError(
+                "--text and --label name the columns of a --dataset FILE, of .csv, .tsv or "
+                ".jsonl: the three are given together"
+            )
         if self.embedded:
             given = (common.weights, common.data_dir, self.max_length, self.pooling)
             if any(flag is not None for flag in (*given, self.dropout, self.dtype)):
@@ -81,8 +104,13 @@ class TextTarget:
                     "--pooling, --dropout and --dtype are for real data"
                 )
             return
-        if self.glue_name not in GLUE and self.dataset != "squad":
-            choices = [*EMBEDDED, *(f"glue/{name}" for name in GLUE), "squad"]
+        if not self.own and self.glue_name not in GLUE and self.dataset != "squad":
+            choices = [
+                *EMBEDDED,
+                *(f"glue/{name}" for name in GLUE),
+                "squad",
+                "FILE.csv",
+            ]
             raise unknown("data set", self.dataset, choices)
         if common.weights is None:
             raise InputError(
@@ -100,8 +128,12 @@ class TextTarget:
         return {"train": self.train_examples, "validation": self.validation_examples}
 
     def fingerprint(self, common: Common) -> str | None:
-        """Returns that of the weights; the embedded encoder is known by its code."""
-        return None if self.embedded else encoder(self, common, 1).source.fingerprint
+        """Returns that of the weights, and of a file of texts; the embedded encoder is
+        known by its code."""
+        if self.embedded:
+            return None
+        weights = encoder(self, common, 1).source.fingerprint
+        return f"{weights} {file_fingerprint(self.dataset)}" if self.own else weights
 
     def task(self, common: Common, shift: None, seed: int) -> Task:
         """Returns the task; the seed draws training and validation sentences."""
@@ -111,6 +143,8 @@ class TextTarget:
             return task._replace(network=in_memory(task.network, self))
         if self.dataset == "squad":
             return squad_task(self, common, seed)
+        if self.own:
+            return table_task(self, common, seed)
         network, train, tests = glue_parts(self, common)
         # As often as the set has them: all examples count as one class.
         parts = balanced_indices(np.zeros(len(train.y), int), self.sizes, seed)
@@ -151,6 +185,43 @@ def glue_parts(
         for split in evaluation_splits(name)
     }
     return in_memory(network, target), train, tests
+
+
+def file_fingerprint(file: str) -> str:
+    """Returns the SHA-256 of a file; raises `InputError` where it cannot be read."""
+    try:
+        return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror or error}") from None
+
+
+@lru_cache(1)
+def own_parts(target: TextTarget, common: Common) -> tuple[Network, Dataset]:
+    """Returns the encoder with a fresh head for the labels of a file, and its rows."""
+    words, max_length = reader(encoder(target, common, 1), target, common, 128)
+    assert target.label is not None
+    data = table(target.dataset, target.text, target.label, words, max_length)
+    network = encoder(target, common, len(data.classes) or 1)
+    return in_memory(named_outputs(network, data), target), data
+
+
+def table_task(target: TextTarget, common: Common, seed: int) -> Task:
+    """Returns the task of a file; the seed draws its parts, balanced over classes."""
+    network, data = own_parts(target, common)
+    sizes = target.sizes | {"test": None}
+    if data.classes:
+        return split_task(network, data, sizes, seed)
+    parts = balanced_indices(np.zeros(len(data.y), int), sizes, seed)
+    train, validation, test = (data.only(parts[part]) for part in sizes)
+    return Task(
+        network,
+        train,
+        validation,
+        Sealed(test),
+        {part: METRICS["spearman"] for part in ("validation", "test")},
+        "spearman",
+        {"pearson": (Sealed(test), METRICS["pearson"])},
+    )
 
 
 def squad_task(target: TextTarget, common: Common, seed: int) -> Task:

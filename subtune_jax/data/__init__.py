@@ -33,6 +33,7 @@ from subtune_jax.data.squad import (
     windows,
 )
 from subtune_jax.data.squad import f1 as f1_of_answers
+from subtune_jax.data.tables import Table, read_table, table
 from subtune_jax.data.task import Sealed, Task, fold_tasks, split_task, test_once
 from subtune_jax.data.text import GLUE, GlueTask, encode, glue
 from subtune_jax.data.tfds import class_names, images, records, split_sizes
@@ -53,6 +54,7 @@ __all__ = [
     "Ragged",
     "Sealed",
     "Shift",
+    "Table",
     "Task",
     "Windows",
     "answered",
@@ -76,6 +78,7 @@ __all__ = [
     "match_classes",
     "padded",
     "ragged",
+    "read_table",
     "records",
     "resized_crop_and_flip",
     "shift",
@@ -86,6 +89,7 @@ __all__ = [
     "split_task",
     "steps_per_epoch",
     "subpopulations",
+    "table",
     "test_once",
     "tokenizer",
     "vtab_1k",
