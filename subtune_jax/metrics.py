@@ -76,6 +76,8 @@ def _correlation(f: Callable, outputs: np.ndarray, targets: np.ndarray) -> float
             f"the outputs have shape {list(np.shape(outputs))}, and the targets "
             f"{list(np.shape(targets))}: expected one number per example in both"
         )
+    if np.isnan(other).any():
+        raise InputError("the targets must be numbers: some are NaN")
     if np.isnan(one).any():
         return float("nan")
     constant = np.ptp(one) == 0 or np.ptp(other) == 0

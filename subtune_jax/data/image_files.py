@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -47,25 +47,29 @@ def other_pictures() -> frozenset[str]:
     return frozenset((*Image.registered_extensions(), *OTHER_PICTURES)) - suffixes()
 
 
-def read_image(file: str | Path, channels: int = 3) -> np.ndarray:
+def read_image(
+    file: str | Path | BinaryIO, channels: int = 3, name: str | None = None
+) -> np.ndarray:
     """Returns uint8[height, width, channels] of a file: RGB, or with one channel grey.
 
     Orientation tags are obeyed; values of 16 bits, and floats from 0 to 1, are scaled. Of
-    several frames the first is taken, and alpha is left out. Raises `InputError` for
-    what is no image, damaged, too large for Pillow, or of another range."""
+    several frames the first is taken, and alpha is left out. name: what errors call the
+    file. Raises `InputError` for what is no image, damaged, too large for Pillow, or of
+    another range."""
+    name = str(file) if name is None else name
     try:
         with _opened(file) as picture:
             values = _values(picture, "RGB" if channels == 3 else "L")
     except Exception as error:  # Pillow raises many classes for damaged files
-        raise _unreadable(file, error) from None
+        raise _unreadable(name, error) from None
     try:
         pixels = eight_bits(values)
     except InputError as error:
-        raise InputError(f"{file}: {error}") from None
+        raise InputError(f"{name}: {error}") from None
     return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], channels, 2)
 
 
-def _opened(file: str | Path) -> Image.Image:
+def _opened(file: str | Path | BinaryIO) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of damaged tags, which are passed over
         return Image.open(file, formats=formats())

@@ -97,6 +97,8 @@ def require_targets(targets: Any) -> None:
     if targets.dtype.kind in "OUS":
         first = f": the first is {str(targets.ravel()[0])!r}" if targets.size else ""
         raise InputError(f"targets must be numbers (classes from 0 up){first}")
+    if jnp.issubdtype(targets.dtype, jnp.inexact) and not np.isfinite(targets).all():
+        raise InputError("targets must be finite numbers: some are NaN or infinite")
     if not targets.ndim or not len(targets):
         raise InputError(
             f"there are no examples: the targets have shape {list(targets.shape)}"

@@ -27,8 +27,9 @@ def balanced_indices(
 
     `None` as the last size takes what is left. Where a size is no multiple of the
     number of classes, classes drawn at random give one more. Raises `InputError` when
-    a class has too few examples.
+    a class has too few examples, and for values that are no classes.
     """
+    _require_classes(y)
     rng, classes = np.random.default_rng(seed), np.unique(y)
     left = {c: rng.permutation(np.flatnonzero(y == c)) for c in classes}
     parts = {}
@@ -47,8 +48,9 @@ def balanced_folds(
     as it can be, int[n] each.
 
     Raises `InputError` unless there are 2 folds or more, and an example of every class for
-    each of them.
+    each of them, and for values that are no classes.
     """
+    _require_classes(y)
     _require_folds(count, len(y))
     values, counts = np.unique(y, return_counts=True)
     if counts.min() < count:
@@ -104,3 +106,19 @@ def _per_class(
                 f"{len(index)} left, {wanted[c]} are needed"
             )
     return wanted
+
+
+def _require_classes(y: np.ndarray) -> None:
+    """Raises `InputError` unless values are whole numbers from 0 up, one an example."""
+    y = np.asarray(y)
+    if y.ndim != 1 or y.dtype.kind not in "iu":
+        raise InputError(
+            f"parts are drawn by class: expected integer labels [examples], got "
+            f"{y.dtype}{list(y.shape)}"
+        )
+    if len(y) and y.min() < 0:
+        raise InputError(
+            f"{(y < 0).sum()} of {len(y)} labels are below 0, as sets have them where the "
+            "label is hidden: leave these examples out, data.only(np.flatnonzero(data.y >= "
+            "0))"
+        )

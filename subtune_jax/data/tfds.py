@@ -1,5 +1,6 @@
 """Prepared TFDS data sets, read from their folder without TensorFlow."""
 
+import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 
 from subtune_jax.data.batches import Dataset
 from subtune_jax.data.folders import LazyImages
+from subtune_jax.data.image_files import eight_bits, read_image
 from subtune_jax.errors import InputError, nearest
 
 CIFAR10 = (
@@ -83,20 +85,21 @@ def class_names(name: str, data_dir: str | Path) -> tuple[str, ...]:
     """
     if name.partition("/")[0] == "cifar10_corrupted":
         return CIFAR10
-    import tensorflow_datasets as tfds  # a second of imports, only when used
-
-    builder = tfds.builder_from_directory(find(name, data_dir))
-    features = builder.info.features
+    features = _builder(name, data_dir).info.features
     label = features["label"] if "label" in features else None
     names = tuple(getattr(label, "names", None) or ())
     return () if names == tuple(map(str, range(len(names)))) else names
 
 
-def split_sizes(name: str, data_dir: str | Path) -> dict[str, int]:
-    """Returns the examples of every split of a prepared set."""
+def _builder(name: str, data_dir: str | Path) -> Any:
     import tensorflow_datasets as tfds  # a second of imports, only when used
 
-    splits = tfds.builder_from_directory(find(name, data_dir)).info.splits
+    return tfds.builder_from_directory(find(name, data_dir))
+
+
+def split_sizes(name: str, data_dir: str | Path) -> dict[str, int]:
+    """Returns the examples of every split of a prepared set."""
+    splits = _builder(name, data_dir).info.splits
     return {part: info.num_examples for part, info in splits.items()}
 
 
@@ -105,18 +108,59 @@ def images(
 ) -> Dataset:
     """Returns a TFDS image set: pixels are read when taken, labels are here.
 
-    x: uint8[n, h, w, c] as `LazyImages`; y: int32[n]. Raises `InputError` as `records`
-    does, and when a record has no `image` and `label`.
+    x: uint8[n, h, w, c] as `LazyImages`, scaled as `image_files.eight_bits` says; y:
+    int32[n]. Raises `InputError` as `records` does, when a record has no `image` and
+    `label`, and where labels are not one class of an example.
     """
-    source = records(name, split, data_dir)
-    features = list(source[0])
-    if not {"image", "label"} <= set(features):
-        raise InputError(
-            f"{name} is not an image set: its features are {', '.join(features)}"
-        )
-    from tensorflow_datasets import decode
+    _require_images(name, data_dir)
+    import tensorflow_datasets as tfds  # a second of imports, only when used
 
-    labels = records(name, split, data_dir, decoders={"image": decode.SkipDecoding()})
-    y = np.array([labels[i]["label"] for i in range(len(labels))], np.int32)
-    pixels = LazyImages(lambda i: source[i]["image"], np.arange(len(y)), size)
+    skip = {"image": tfds.decode.SkipDecoding()}
+    source = records(name, split, data_dir)
+    stored = records(name, split, data_dir, decoders=skip)
+    y = _classes([stored[i]["label"] for i in range(len(stored))], name, split)
+    feature = _builder(name, data_dir).info.features["image"]
+
+    def read(i: int) -> np.ndarray:
+        if feature.np_dtype == np.uint16:  # which TFDS decodes with OpenCV alone
+            file = io.BytesIO(stored[i]["image"])
+            return read_image(file, feature.shape[-1], f"image {i} of {name}")
+        return eight_bits(source[i]["image"])
+
+    pixels = LazyImages(read, np.arange(len(y)), size)
     return Dataset(pixels, y, class_names(name, data_dir))
+
+
+def _require_images(name: str, data_dir: str | Path) -> None:
+    """Raises `InputError` unless a set has the features `image`, one each, and `label`."""
+    import tensorflow_datasets as tfds  # a second of imports, only when used
+
+    features = _builder(name, data_dir).info.features
+    names = list(features.keys()) if hasattr(features, "keys") else []
+    if not {"image", "label"} <= set(names):
+        raise InputError(
+            f"{name} is not an image set: its features are {', '.join(names) or 'unnamed'}"
+        )
+    if not isinstance(features["image"], tfds.features.Image):
+        raise InputError(
+            f"the feature 'image' of {name} is no single image but a "
+            f"{type(features['image']).__name__}"
+        )
+
+
+def _classes(labels: Sequence[Any], name: str, split: str) -> np.ndarray:
+    """Returns int32[n]; raises `InputError` for labels that are not one class each."""
+    kinds = {np.asarray(label).dtype.kind for label in labels}
+    if any(np.ndim(label) for label in labels) or not kinds <= set("iub"):
+        first = np.asarray(labels[0])
+        raise InputError(
+            f"the labels of {name} are {first.dtype}{list(first.shape)}: expected one class, "
+            "a whole number, for each example"
+        )
+    y = np.array(labels, np.int32)
+    if len(y) and y.min() < 0:
+        raise InputError(
+            f"{(y < 0).sum()} of the {len(y)} labels in split {split!r} of {name} are below "
+            "0: sets hide labels so; name a split that has them"
+        )
+    return y
