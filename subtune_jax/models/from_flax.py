@@ -10,7 +10,7 @@ from flax import linen, nnx
 from flax.errors import InvalidRngError, ModifyScopeVariableError
 
 from subtune_jax.errors import InputError, unknown
-from subtune_jax.models.nnx_stages import split_stages
+from subtune_jax.models.nnx_stages import split_stages, tied_units
 from subtune_jax.network import Network, Stage, UnitTable
 
 WHOLE = "model"  # the stage of a network adopted in one piece
@@ -35,11 +35,13 @@ def from_nnx(
     agree. A whole model is the single stage `model`: selecting works as ever, but no
     prefix can be cached or shared, and dropout acts in all of it where any of it trains.
     `nnx.Param` leaves are parameters and `nnx.BatchStat` leaves statistics; random streams
-    get their keys from the run.
+    get their keys from the run, and other variables and plain arrays are constants. Tied
+    weights have one path, their first, and are selected by each of their names (units of
+    the table `tied`).
 
-    units: `{table: {unit: patterns of paths}}`. Raises `InputError` for other variables,
-    for weights tied across modules, for a module that takes more than one input, and
-    when it is run, for one that trains in evaluation.
+    units: `{table: {unit: patterns of paths}}`. Raises `InputError` for weights tied
+    across modules, for a module that takes more than one input, and when it is run, for
+    one that trains in evaluation or changes a constant.
     """
     if not isinstance(modules, Mapping):
         modules = {WHOLE: modules}
@@ -57,7 +59,8 @@ def from_nnx(
     for name, module in modules.items():
         _require_one_input(name, module, (*FLAGS, "rngs", flag))
     _require_units(units)
-    return network
+    tied = tied_units(modules)
+    return network._replace(units={**units, "tied": tied}) if tied else network
 
 
 @lru_cache(64)  # so that equal modules share one `apply`

@@ -102,7 +102,9 @@ def family_of(folder: Path, options: Mapping[str, Any]) -> Family:
     """Returns the family of the network in a folder, read with these options."""
     images = folder / "preprocessor_config.json"
     beside = _config(images) if images.exists() else {}
-    return described(config_of(folder), beside, folder, {**pooling_of(folder), **options})
+    return described(
+        config_of(folder), beside, folder, {**pooling_of(folder), **options}
+    )
 
 
 def pooling_of(folder: Path) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """From Flax nnx modules to stages; the one place where nnx meets plain trees."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -20,20 +20,21 @@ def split_stages(
     """Returns the stages, parameters and statistics of modules run one after the other.
 
     call(module, x, batch_stats=..., key=...) runs one; it may change the module, which
-    is a copy. Keys of lists become strings: `layers/0/kernel`. Modules with equal
-    graphs share one `apply`. Raises `InputError` for a variable that
-    two modules share (tied weights must be in one stage) and for one that is no
-    parameter, statistic or random state.
+    is a copy. Keys of lists become strings: `layers/0/kernel`. What is no parameter,
+    statistic or random state (plain arrays, buffers) is a constant of the stage. Modules
+    with equal graphs and constants share one `apply`. Raises `InputError` for a variable
+    that two modules share (tied weights must be in one stage), and when a stage is run,
+    for one that changes a constant.
     """
     stages, params, stats = [], {}, {}
     _require_untied(modules)
     for name, module in modules.items():
-        graph, *states = nnx.split(module, nnx.Param, nnx.BatchStat, ...)
-        weights, statistics, rest = states
-        _require_random(name, rest)
+        graph, *states = nnx.split(module, nnx.Param, nnx.BatchStat, nnx.RngState, ...)
+        weights, statistics, rest, fixed = states
         params[name], weight_keys = _plain(weights)
         stats[name], stat_keys = _plain(statistics)
-        apply = _shared_apply(graph, weight_keys, stat_keys, call, Streams(rest))
+        given = Streams(rest), Constants(fixed)
+        apply = _shared_apply(graph, weight_keys, stat_keys, call, *given)
         stages.append(Stage(name, apply))
     return tuple(stages), params, stats
 
@@ -52,28 +53,22 @@ def _require_untied(modules: Mapping[str, nnx.Module]) -> None:
                 )
 
 
-def _require_random(name: str, rest: nnx.State) -> None:
-    for keys, leaf in nnx.to_flat_state(rest):
-        if not isinstance(leaf, nnx.RngState):
-            raise InputError(
-                f"stage {name!r} has a {type(leaf).__name__} at "
-                f"{'/'.join(map(str, keys))}: expected nnx.Param or nnx.BatchStat"
-            )
-
-
 def _apply(
     graph: nnx.GraphDef,
     weight_keys: Keys,
     stat_keys: Keys,
     call: Callable,
     rest: nnx.State,
+    fixed: nnx.State,
 ) -> Callable:
     def apply(params: Params, stats: Stats, x: Any, *, batch_stats: bool, key):
         states = _native(params, weight_keys), _native(stats, stat_keys)
         # Without a copy, statistics that the call updates would be written into arrays
         # that `jax.grad` still traces: an error under grad, a leak without it.
-        module = nnx.merge(graph, *states, _rekeyed(rest, key), copy=True)
+        module = nnx.merge(graph, *states, _rekeyed(rest, key), fixed, copy=True)
+        before = _constants(module)
         x = call(module, x, batch_stats=batch_stats, key=key)
+        _require_unchanged(before, _constants(module))
         return x, _plain(nnx.state(module, nnx.BatchStat))[0]
 
     return apply
@@ -96,9 +91,50 @@ class Streams:
         return hash(self.kinds)
 
 
+class Constants:
+    """The arrays of a module that nothing trains or moves, equal where their values are."""
+
+    def __init__(self, fixed: nnx.State):
+        self.fixed = fixed
+        self.values = tree.fingerprint(
+            {"/".join(map(str, keys)): value for keys, value in _arrays(fixed)}
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Constants) and self.values == other.values
+
+    def __hash__(self) -> int:
+        return hash(self.values)
+
+
+def _arrays(state: nnx.State) -> list[tuple[tuple, Any]]:
+    """Returns (keys, array) of every leaf, in a Variable or plain."""
+    return [
+        (keys, leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf)
+        for keys, leaf in nnx.to_flat_state(state)
+    ]
+
+
+def _constants(module: nnx.Module) -> list[tuple[tuple, Any]]:
+    _, *states = nnx.split(module, nnx.Param, nnx.BatchStat, nnx.RngState, ...)
+    return _arrays(states[-1])
+
+
+def _require_unchanged(before: list, after: list) -> None:
+    """Raises `InputError` for a stage that counts or caches: its calls would differ."""
+    old = dict(before)
+    for keys, value in after:
+        if keys not in old or old[keys] is not value:
+            raise InputError(
+                f"the module changes {'/'.join(map(str, keys))!r} when it is called, and a "
+                "stage must be a pure function: leave that out, or make it an nnx.BatchStat "
+                "if it changes under batch statistics alone, as those of norms do"
+            )
+
+
 @lru_cache(1024)
-def _shared_apply(graph, weight_keys, stat_keys, call, streams) -> Callable:
-    return _apply(graph, weight_keys, stat_keys, call, streams.rest)
+def _shared_apply(graph, weight_keys, stat_keys, call, streams, constants) -> Callable:
+    return _apply(graph, weight_keys, stat_keys, call, streams.rest, constants.fixed)
 
 
 def _rekeyed(rest: nnx.State, key: jax.Array | None) -> nnx.State:
@@ -131,13 +167,53 @@ def _native(plain: dict, keys: Keys) -> nnx.State:
     return nnx.from_flat_state([(k, flat["/".join(map(str, k))]) for k in keys])
 
 
+def tied_units(modules: Mapping[str, nnx.Module]) -> dict[str, tuple[str, ...]]:
+    """Returns units for the other names of tied weights, and for the modules that hold
+    them: a weight has its first path in the parameters, and can be selected by any."""
+    units: dict[str, tuple[str, ...]] = {}
+    for stage, module in modules.items():
+        first: dict[int, str] = {}
+        for path, variable in _variables(module):
+            own = first.setdefault(id(variable), path)
+            if own == path:
+                continue
+            parts = path.split("/")
+            for end in range(1, len(parts) + 1):
+                name = "/".join(parts[:end])
+                kept = () if end == len(parts) else (f"{stage}/{name}",)
+                units[name] = (*units.get(name, kept), f"{stage}/{own}")
+    return units
+
+
+def _variables(
+    part: Any, path: tuple[str, ...] = (), within: tuple[int, ...] = ()
+) -> Iterator[tuple[str, nnx.Variable]]:
+    """Yields the path and the variable of every attribute, tied ones again."""
+    if isinstance(part, nnx.Variable):
+        yield "/".join(path), part
+        return
+    if id(part) in within:
+        return
+    inner: list[tuple[Any, Any]]
+    if isinstance(part, nnx.Module):
+        inner = sorted(vars(part).items())
+    elif isinstance(part, Mapping):
+        inner = list(part.items())
+    elif isinstance(part, list | tuple):
+        inner = list(enumerate(part))
+    else:
+        return
+    for name, one in inner:
+        yield from _variables(one, (*path, str(name)), (*within, id(part)))
+
+
 def filled(name: str, module: nnx.Module, params: Params, stats: Stats) -> nnx.Module:
     """Returns a copy of a module with a stage's parameters and statistics as its values.
 
     Raises `InputError` where the paths or shapes are not those of the module.
     """
     graph, *states = nnx.split(module, nnx.Param, nnx.BatchStat, ...)
-    weights, statistics, rest = states
+    weights, statistics, rest = states  # streams and constants are the module's own
     native = []
     for state, values in ((weights, params), (statistics, stats)):
         own, keys = _plain(state)

@@ -220,7 +220,9 @@ def _paths_by_unit(network: Network, groups: Groups) -> dict[str, list[str]]:
     for unit, given in groups.items():
         entries = [given] if isinstance(given, str) else given
         paths = [[e] if e in leaves else match(network, e) for e in entries]
-        paths_by_unit[unit] = list(dict.fromkeys(path for some in paths for path in some))
+        paths_by_unit[unit] = list(
+            dict.fromkeys(path for some in paths for path in some)
+        )
     return paths_by_unit
 
 

@@ -3,10 +3,11 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+import jax.numpy as jnp
 import numpy as np
 
 from subtune_jax import tree
-from subtune_jax.errors import InputError, nearest
+from subtune_jax.errors import InputError, listed, nearest
 from subtune_jax.labels import FROZEN, trainable_half
 from subtune_jax.network import Labels, Network, Params, require_network
 
@@ -54,12 +55,14 @@ def select(network: Network, selection: Mapping[str, Sequence[str]]) -> Labels:
 
 
 def match(network: Network, entry: str) -> list[str]:
-    """Returns the paths of the leaves that one entry of a selection matches (>= 1).
+    """Returns the paths of the real floating-point leaves that one entry of a selection
+    matches (>= 1).
 
     Of alternatives, `block1|head`, each is a unit or a pattern, and matches on its own.
     """
     require_network(network)
-    names = list(tree.flatten(network.params))
+    leaves = tree.flatten(network.params)
+    names = list(leaves)
     alternatives = _alternatives(entry)
     if len(alternatives) > 1 and not unit_patterns(network, entry):
         held = {name for one in alternatives for name in match(network, one)}
@@ -80,7 +83,15 @@ def match(network: Network, entry: str) -> list[str]:
             f"{', '.join(nearest(entry, names))}; nearest parts of paths are "
             f"{', '.join(nearest(entry, parts))}"
         )
-    return matched
+    # Tables of integers are parameters of some models, and nothing can train them.
+    real = [n for n in matched if jnp.issubdtype(leaves[n].dtype, jnp.floating)]
+    if not real:
+        kinds = listed(f"{name} {leaves[name].dtype}" for name in matched)
+        raise InputError(
+            f"selector {entry!r} matches only {kinds}: real floating-point parameters alone "
+            "can be trained"
+        )
+    return real
 
 
 def unit_patterns(network: Network, name: str) -> tuple[str, ...]:
