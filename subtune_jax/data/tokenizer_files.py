@@ -214,7 +214,7 @@ def _added(
             tokens = tokens.values() if isinstance(tokens, Mapping) else tokens
             for token in tokens:
                 yield UNNUMBERED, _content(token), {"special": True}
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
         raise InputError(
             f"{folder} lists its added tokens wrongly: {error!r}"
         ) from None

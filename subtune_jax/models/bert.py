@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from subtune_jax.errors import InputError, require_positive, unknown
+from subtune_jax.errors import InputError, require_positive, require_whole, unknown
 from subtune_jax.head import linear, linear_params, span
 from subtune_jax.models.dropout import dropout, require_dropout
 from subtune_jax.models.nnx_stages import split_stages
@@ -170,10 +170,17 @@ def bert(config: BertConfig, key: jax.Array) -> Network:
     return Network((*stages, head), params, stats, units(config), source=Source(reads))
 
 
+SIZES = (
+    *("vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size"),
+    *("max_positions", "type_vocab_size", "num_classes"),
+)
+
+
 def _check(config: BertConfig) -> None:
+    require_whole(**{name: getattr(config, name) for name in SIZES})
     require_heads(config.hidden_size, config.num_heads)
     require_dropout(config.dropout)
-    require_positive(num_layers=config.num_layers, num_classes=config.num_classes)
+    require_positive(epsilon=config.epsilon)
     closed = {"pooling": POOLINGS, "head": HEADS, "dtype": DTYPES}
     for name, choices in closed.items():
         if getattr(config, name) not in choices:

@@ -11,7 +11,15 @@ from flax import nnx
 
 from subtune_jax.errors import unknown
 from subtune_jax.head import linear_params
-from subtune_jax.models.resnet import Pool, ResNetConfig, assembled, conv, normed, units
+from subtune_jax.models.resnet import (
+    Pool,
+    ResNetConfig,
+    assembled,
+    conv,
+    normed,
+    require_sizes,
+    units,
+)
 from subtune_jax.network import Network
 
 # name: blocks by stage, and whether they are bottlenecks
@@ -115,8 +123,10 @@ def imagenet_resnet(config: ImageNetResNetConfig, key: jax.Array) -> Network:
     """Returns a residual network with random weights for pixels 0 to 255 [batch, h, w, c].
 
     Of every stage but the first the first block halves height and width. The unit tables
-    are those of `resnet.units`; a block of SubTuning is one of the table `fine`.
+    are those of `resnet.units`; a block of SubTuning is one of the table `fine`. Raises
+    `InputError` for sizes that are no positive whole numbers.
     """
+    require_sizes(config)
     body_key, head_key = jax.random.split(key)
     rngs, inputs = nnx.Rngs(body_key), config.stem_width
     modules: dict[str, nnx.Module] = {"stem": Stem(config.channels, inputs, rngs)}

@@ -16,6 +16,7 @@ from subtune_jax import tree
 from subtune_jax.errors import InputError, listed, require_positive
 from subtune_jax.head import LECUN_NORMAL, replace_head, without_head
 from subtune_jax.models.files.convert import HEAD, Family, filled, head_tensors
+from subtune_jax.models.files.entries import require_fitting
 from subtune_jax.models.files.family import described
 from subtune_jax.network import Network, Source
 
@@ -74,6 +75,8 @@ def load_pretrained(
     folder = find(source)
     options = {"pooling": pooling, "dropout": dropout, "dtype": dtype, "head": head}
     given = {name: value for name, value in options.items() if value is not None}
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    require_fitting(config_of(folder), size, folder)
     family = family_of(folder, given)
     tensors, file = unwrapped(stored(folder), folder), f"{folder}/{WEIGHTS}"
     if num_classes is None and pooling_of(folder) and not head_tensors(tensors, family):
@@ -168,7 +171,13 @@ def class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
     `LABEL_0` and so on, are none)."""
     numbered = config.get("id2label")
     if isinstance(numbered, Mapping):
-        names = tuple(str(numbered[i]) for i in sorted(numbered, key=int))
+        try:
+            order = sorted(numbered, key=int)
+        except ValueError:
+            raise InputError(
+                f"id2label of config.json has keys that are no numbers: {listed(numbered)}"
+            ) from None
+        names = tuple(str(numbered[i]) for i in order)
         return () if all(re.fullmatch(r"LABEL_\d+", name) for name in names) else names
     given = config.get("class_names") or config.get("label_names") or ()
     return tuple(map(str, given))

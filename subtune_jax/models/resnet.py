@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from subtune_jax.errors import InputError, unknown
+from subtune_jax.errors import InputError, require_whole, unknown
 from subtune_jax.head import linear, linear_params
 from subtune_jax.models.nnx_stages import split_stages
 from subtune_jax.models.pixels import normalize
@@ -173,8 +173,10 @@ def _call(module: nnx.Module, x, *, batch_stats: bool, key) -> jax.Array:
 def resnet(config: ResNetConfig, key: jax.Array) -> Network:
     """Returns a residual network with random weights for pixels 0 to 255 [batch, h, w, c].
 
-    Raises `InputError` for a norm that is neither `group` nor `batch`.
+    Raises `InputError` for a norm that is neither `group` nor `batch`, and sizes that are
+    no positive whole numbers.
     """
+    require_sizes(config)
     if config.norm not in NORMS:
         raise unknown("norm", config.norm, NORMS)
     if config.projection and not config.preactivation:
@@ -207,6 +209,17 @@ def resnet(config: ResNetConfig, key: jax.Array) -> Network:
     head = linear_params(head_key, inputs, config.num_classes)
     tables = units(config.blocks, pool=config.preactivation)
     return assembled(modules, head, tables, config.channels, config.mean, config.std)
+
+
+def require_sizes(config: Any) -> None:
+    """Raises `InputError` for numbers of blocks, widths, channels and classes of a
+    residual network that are no positive whole numbers."""
+    for name in ("blocks", "widths"):
+        for value in getattr(config, name):
+            require_whole(**{name: value})
+    if config.stem_width is not None:
+        require_whole(stem_width=config.stem_width)
+    require_whole(channels=config.channels, num_classes=config.num_classes)
 
 
 def assembled(

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from subtune_jax.errors import InputError, require_positive, unknown
+from subtune_jax.errors import InputError, require_positive, require_whole, unknown
 from subtune_jax.head import linear, linear_params
 from subtune_jax.models.dropout import dropout, require_dropout
 from subtune_jax.models.nnx_stages import split_stages
@@ -166,11 +166,17 @@ def vit(config: ViTConfig, key: jax.Array) -> Network:
     return Network(stages, params, stats, units(config), source=source)
 
 
+SIZES = (
+    *("image_size", "patch_size", "channels", "hidden_size", "num_layers"),
+    *("num_heads", "intermediate_size", "num_classes"),
+)
+
+
 def _check(config: ViTConfig) -> None:
+    require_whole(**{name: getattr(config, name) for name in SIZES})
     require_heads(config.hidden_size, config.num_heads)
     require_dropout(config.dropout)
-    sizes = ("image_size", "patch_size", "num_layers", "num_classes")
-    require_positive(**{name: getattr(config, name) for name in sizes})
+    require_positive(epsilon=config.epsilon)
     for name, choices in {"pooling": POOLINGS, "dtype": DTYPES}.items():
         if getattr(config, name) not in choices:
             raise unknown(name, getattr(config, name), choices)

@@ -235,7 +235,7 @@ def test_bfloat16_is_near_and_parameters_stay_float32():
         ({"head": "token"}, "unknown head 'token'"),
         ({"dtype": "float16"}, "unknown dtype 'float16'"),
         ({"activation": "gelo"}, "unknown activation 'gelo'.*mean 'gelu'"),
-        ({"num_layers": 0}, "num_layers must be a positive number, got 0"),
+        ({"num_layers": 0}, "num_layers must be a positive whole number, got 0"),
         ({"dropout": 1.0}, "dropout must be from 0 up to 1, got 1.0"),
     ],
 )

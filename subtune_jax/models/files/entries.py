@@ -74,6 +74,39 @@ def require_known(
         )
 
 
+def require_fitting(config: Mapping[str, Any], size: int, folder: Any) -> None:
+    """Raises `InputError` for a configuration of far more parameters than a file of `size`
+    bytes can hold, before a network of them is built: it may not fit into memory."""
+    parts = (config, *(config.get(name) for name in ("model_args", "vision_config")))
+    most = max(_parameters(part) for part in parts if isinstance(part, Mapping))
+    if most > 2 * size + 200_000:  # a byte each, and room for what is counted roughly
+        raise InputError(
+            f"{folder}/config.json describes a network of {most:.3g} parameters, and its "
+            f"weights have {size:,} bytes: they are of different networks"
+        )
+
+
+def _parameters(config: Mapping[str, Any]) -> float:
+    """Returns about how many parameters sizes of a transformer or a ResNet stand for."""
+
+    def sizes(name: str) -> list[float]:
+        value = config.get(name)
+        values = value if isinstance(value, list) else [value]
+        return [float(v) for v in values if isinstance(v, int | float) and v > 0]
+
+    def size(*names: str) -> float:
+        return sum(max(sizes(name), default=0.0) for name in names)
+
+    width = size("hidden_size", "embed_dim")
+    rows = size("vocab_size", "max_position_embeddings", "type_vocab_size")
+    layer = width * (4 * width + 2 * size("intermediate_size"))
+    patch = max(size("patch_size"), 1)
+    tokens = width * ((size("image_size", "img_size") / patch) ** 2 + 3 * patch**2)
+    widths, depths = sizes("widths"), sizes("blocks_per_stage")
+    blocks = sum(18 * w * w * depth for w, depth in zip(widths, depths, strict=False))
+    return width * rows + size("num_hidden_layers", "depth") * layer + tokens + blocks
+
+
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:37]}..."

@@ -39,11 +39,20 @@ def described(
     name = "residual network" if kind == "resnet" else f"{kind} network"
     try:
         return makers[kind](config, options)
+    except InputError:
+        raise
     except KeyError as error:
         raise InputError(
             f"{folder}/config.json describes no {name}: {error} is missing"
         ) from None
-    except (TypeError, AttributeError) as error:
+    # An entry may be of any type and size.
+    except (
+        TypeError,
+        AttributeError,
+        ValueError,
+        ArithmeticError,
+        LookupError,
+    ) as error:
         raise InputError(f"{folder}/config.json describes no {name}: {error}") from None
 
 
