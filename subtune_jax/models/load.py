@@ -15,8 +15,14 @@ from safetensors.numpy import load_file
 from subtune_jax import tree
 from subtune_jax.errors import InputError, listed, require_positive
 from subtune_jax.head import LECUN_NORMAL, replace_head, without_head
-from subtune_jax.models.files.convert import HEAD, Family, filled, head_tensors
-from subtune_jax.models.files.entries import require_fitting
+from subtune_jax.models.files.convert import (
+    HEAD,
+    Family,
+    filled,
+    head_tensors,
+    without_values,
+)
+from subtune_jax.models.files.entries import require_depth
 from subtune_jax.models.files.family import described
 from subtune_jax.network import Network, Source
 
@@ -75,9 +81,8 @@ def load_pretrained(
     folder = find(source)
     options = {"pooling": pooling, "dropout": dropout, "dtype": dtype, "head": head}
     given = {name: value for name, value in options.items() if value is not None}
-    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    require_fitting(config_of(folder), size, folder)
-    family = family_of(folder, given)
+    require_depth(config_of(folder), folder)
+    family = without_values(lambda: family_of(folder, given))
     tensors, file = unwrapped(stored(folder), folder), f"{folder}/{WEIGHTS}"
     if num_classes is None and pooling_of(folder) and not head_tensors(tensors, family):
         num_classes = 0

@@ -79,7 +79,9 @@ class Streams:
     are never used, so that equal layers and networks share one `apply`."""
 
     def __init__(self, rest: nnx.State):
-        self.rest = _rekeyed(rest, jax.random.key(0))
+        # Networks may be built for their shapes alone; streams are values all the same.
+        with jax.ensure_compile_time_eval():
+            self.rest = _rekeyed(rest, jax.random.key(0))
         self.kinds = tuple(
             (keys, type(leaf).__name__) for keys, leaf in nnx.to_flat_state(rest)
         )

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from subtune_jax import tree
@@ -109,7 +110,9 @@ def filled(
     if said:
         raise InputError(f"{file} does not fit the network: {'; '.join(said)}")
     values = tree.map_with_path(
-        lambda path, leaf: np.asarray(found.get(path, leaf), leaf.dtype),
+        lambda path, leaf: (
+            np.asarray(found[path], leaf.dtype) if path in found else leaf
+        ),
         {"params": network.params, "stats": network.stats},
     )
     return network._replace(**values)
@@ -214,6 +217,21 @@ class Family(NamedTuple):
     network: Network
     names: Sequence[Name]
     plain: Callable = dict
+
+
+def without_values(make: Callable[[], Family]) -> Family:
+    """Returns a family whose network has shapes in place of its random weights, which a
+    file's take the place of: to draw and to compile them takes seconds."""
+    families = []
+
+    def build() -> Any:
+        families.append(make())
+        network = families[0].network
+        return network.params, network.stats
+
+    params, stats = jax.eval_shape(build)
+    family = families[0]
+    return family._replace(network=family.network._replace(params=params, stats=stats))
 
 
 def with_options(

@@ -51,6 +51,7 @@ PROCESSOR = frozenset(
     feature_extractor_type image_mean image_processor_type image_std input_data_format
     processor_class resample rescale_factor return_tensors size size_divisor""".split()
 )
+DEPTHS, DEEPEST = ("blocks_per_stage", "depth", "num_hidden_layers"), 1000
 # What may also be written where it is off.
 OFF: tuple[Any, ...] = (None, False, 0, "", [], {})
 
@@ -74,37 +75,19 @@ def require_known(
         )
 
 
-def require_fitting(config: Mapping[str, Any], size: int, folder: Any) -> None:
-    """Raises `InputError` for a configuration of far more parameters than a file of `size`
-    bytes can hold, before a network of them is built: it may not fit into memory."""
+def require_depth(config: Mapping[str, Any], folder: Any) -> None:
+    """Raises `InputError` for a network of more layers than any has: it would be built, a
+    layer at a time, until there is no memory left."""
     parts = (config, *(config.get(name) for name in ("model_args", "vision_config")))
-    most = max(_parameters(part) for part in parts if isinstance(part, Mapping))
-    if most > 2 * size + 200_000:  # a byte each, and room for what is counted roughly
-        raise InputError(
-            f"{folder}/config.json describes a network of {most:.3g} parameters, and its "
-            f"weights have {size:,} bytes: they are of different networks"
-        )
-
-
-def _parameters(config: Mapping[str, Any]) -> float:
-    """Returns about how many parameters sizes of a transformer or a ResNet stand for."""
-
-    def sizes(name: str) -> list[float]:
-        value = config.get(name)
-        values = value if isinstance(value, list) else [value]
-        return [float(v) for v in values if isinstance(v, int | float) and v > 0]
-
-    def size(*names: str) -> float:
-        return sum(max(sizes(name), default=0.0) for name in names)
-
-    width = size("hidden_size", "embed_dim")
-    rows = size("vocab_size", "max_position_embeddings", "type_vocab_size")
-    layer = width * (4 * width + 2 * size("intermediate_size"))
-    patch = max(size("patch_size"), 1)
-    tokens = width * ((size("image_size", "img_size") / patch) ** 2 + 3 * patch**2)
-    widths, depths = sizes("widths"), sizes("blocks_per_stage")
-    blocks = sum(18 * w * w * depth for w, depth in zip(widths, depths, strict=False))
-    return width * rows + size("num_hidden_layers", "depth") * layer + tokens + blocks
+    for part in parts:
+        for name in DEPTHS if isinstance(part, Mapping) else ():
+            value = part.get(name, 0)
+            depths = value if isinstance(value, list) else [value]
+            if any(isinstance(d, int | float) and d > DEEPEST for d in depths):
+                raise InputError(
+                    f"{folder}/config.json says {name}={_short(value)}: expected at most "
+                    f"{DEEPEST:,} layers"
+                )
 
 
 def _short(value: Any) -> str:
