@@ -23,8 +23,9 @@ def loaded(case, folder):
     (folder / "config.json").write_text(json.dumps(case["config"]))
     if "images" in case:
         (folder / "preprocessor_config.json").write_text(json.dumps(case["images"]))
-    new_head = 2 if case["config"].get("model_type") == "clip_vision_model" else None
-    return load_pretrained(folder, num_classes=new_head, **case.get("options", {}))
+    clip = case["config"].get("model_type") == "clip_vision_model"
+    head = 0 if clip or case.get("features") else None  # no head in the file
+    return load_pretrained(folder, num_classes=head, **case.get("options", {}))
 
 
 def inputs(case):
@@ -41,8 +42,6 @@ def test_outputs_are_those_of_pytorch(name, tmp_path):
     case, x = CASES[name], inputs(CASES[name])
     network, theirs = loaded(case, tmp_path), np.array(case["outputs"])
     ours = np.asarray(network(x))
-    if name == "clip":  # the tower has no head
-        ours, _ = forward(network.stages, network.params, network.stats, x, stop=-1)
     if name == "bert, spans":
         real = x["attention_mask"] == 1
         ours, theirs = ours[real], theirs[real]
