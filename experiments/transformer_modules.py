@@ -125,7 +125,8 @@ def carried_rows(
     carried, network = settings.carried, trial.network
     task = carried.task(settings.common, None, job.seed)
     params = {**network.params, "head": task.network.params["head"]}
-    task = task._replace(network=network._replace(params=params))
+    source = task.network.source  # the names of its classes go with its head
+    task = task._replace(network=network._replace(params=params, source=source))
     setting = setting._replace(target=carried, folder=setting.folder / "carried")
     # The delta of the job is that of the module; a new classifier on it is not kept.
     setting = setting._replace(keep=lambda base, tuned, row: None)

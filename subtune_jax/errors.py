@@ -85,6 +85,18 @@ def require_type(expected: type, **values: object) -> None:
             )
 
 
+def require_names(**values: object) -> None:
+    """Raises `InputError` naming the first value that is no list of different texts."""
+    for name, value in values.items():
+        texts = isinstance(value, list | tuple) and all(
+            isinstance(v, str) for v in value
+        )
+        if not texts or len(set(value)) < len(value):  # type: ignore[arg-type,call-overload]
+            raise InputError(
+                f"{name} must be a list of different names, got {value!r:.60}"
+            )
+
+
 def require_path(**values: object) -> None:
     """Raises `InputError` naming the first value that names no file or folder."""
     for name, value in values.items():

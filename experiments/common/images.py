@@ -1,5 +1,6 @@
 """Target tasks of images: a pretrained network, and data shifted from its source."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -170,8 +171,17 @@ class Target:
                 raise InputError(problem)
 
     def fingerprint(self, common: Common) -> str | None:
-        """Returns that of the weights; the digits' network is known by its code."""
-        return None if self.embedded else loaded(common.weights).source.fingerprint
+        """Returns that of the weights, and of the files of a folder by name and size; the
+        digits' network is known by its code."""
+        if self.embedded:
+            return None
+        weights = loaded(common.weights).source.fingerprint
+        root = Path(self.dataset)
+        if not root.is_dir():
+            return weights
+        files = sorted(p for p in root.glob("**/*") if p.is_file())
+        listing = [(str(p.relative_to(root)), p.stat().st_size) for p in files]
+        return f"{weights} {hashlib.sha256(str(listing).encode()).hexdigest()}"
 
     def task(self, common: Common, name: str, seed: int) -> Task:
         """Returns the task of a shift; the seed draws its images, noise and parts."""
@@ -374,4 +384,6 @@ def fitting(data: Dataset, target: Target, network: Network) -> Dataset:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return f"{len(names)} classes ({listed(names)})" if names else "classes without names"
+    return (
+        f"{len(names)} classes ({listed(names)})" if names else "classes without names"
+    )

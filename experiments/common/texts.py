@@ -23,7 +23,7 @@ from subtune_jax.demo import docstrings
 from subtune_jax.demo.docstrings import docstrings_task
 from subtune_jax.errors import InputError, unknown
 from subtune_jax.metrics import METRICS
-from subtune_jax.models.load import load_pretrained
+from subtune_jax.models.load import find, load_pretrained, pooling_of
 from subtune_jax.network import Network, Tokens, remat
 
 EMBEDDED = {"docstrings": docstrings.TARGET, "docstrings_other": docstrings.OTHER}
@@ -69,7 +69,7 @@ class TextTarget:
     """Compute the inside of each layer again in the backward pass: less memory, more
     FLOPs."""
 
-    OLDER: ClassVar = {"stride": 128, "text": (), "label": None}
+    OLDER: ClassVar = {"stride": 128, "text": [], "label": None}
 
     @property
     def embedded(self) -> bool:
@@ -282,6 +282,12 @@ def in_memory(network: Network, target: TextTarget) -> Network:
     return remat(network) if target.remat else network
 
 
+@lru_cache(4)
+def own_pooling(weights: str) -> str | None:
+    """Returns mean, or `None` where the folder of weights says how it pools."""
+    return None if pooling_of(find(weights)) else "mean"
+
+
 def encoder(
     target: TextTarget, common: Common, num_classes: int, head: str | None = None
 ) -> Network:
@@ -289,7 +295,7 @@ def encoder(
     return load_pretrained(
         common.weights,
         num_classes,
-        pooling=target.pooling or "mean",
+        pooling=target.pooling or own_pooling(common.weights),
         dropout=target.dropout,
         dtype=target.dtype,
         head=head,

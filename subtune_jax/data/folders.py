@@ -1,5 +1,6 @@
 """Folders of images, read where they are taken."""
 
+import re
 import unicodedata
 import warnings
 from collections import Counter
@@ -19,11 +20,14 @@ from subtune_jax.data.image_files import (
     read_image,
     suffixes,
 )
-from subtune_jax.errors import InputError, listed, require_path, unknown
+from subtune_jax.errors import InputError, listed, require_names, require_path, unknown
 
 # What systems and tools put beside files; names that begin with a dot are theirs too.
 SYSTEM = ("@eaDir", "__MACOSX", "__pycache__", "Thumbs.db", "desktop.ini", "lost+found")
-PARTS = ("train", "training", "val", "valid", "validation", "dev", "eval", "test")
+PARTS = re.compile(
+    r"(train(ing)?|val(id(ation)?)?|dev|eval(uation)?|tests?|testing|holdout)"
+    r"([ _-]?(set|data|images|split))?"
+)
 LAYOUT = "CLASS/FILE or CLASS/GROUP/FILE"
 
 
@@ -147,7 +151,7 @@ def _is_users(path: Path) -> bool:
 
 def _require_layout(root: Path, images: Sequence[_File]) -> None:
     tops = {file.parts[0] for file in images if file.parts}
-    if tops and all(name.lower() in PARTS for name in tops):
+    if tops and all(PARTS.fullmatch(name.lower()) for name in tops):
         part = root / max(tops, key=lambda name: name.lower().startswith("train"))
         raise InputError(
             f"{root} has the parts {listed(sorted(tops))}: expected the folder of one, "
@@ -187,6 +191,7 @@ def _numbered(
     that is not an expected one."""
     distinct = tuple(sorted(set(names)))
     if expected is not None:
+        require_names(**{f"{kind}_names": expected})
         every = tuple(unicodedata.normalize("NFC", name) for name in expected)
         wrong = [name for name in distinct if name not in every]
         if wrong:

@@ -57,6 +57,8 @@ def read_image(
     file. Raises `InputError` for what is no image, damaged, too large for Pillow, or of
     another range."""
     name = str(file) if name is None else name
+    if channels not in (1, 3):
+        raise InputError(f"images are read with 1 or 3 channels, got {channels}")
     try:
         with _opened(file) as picture:
             values = _values(picture, "RGB" if channels == 3 else "L")

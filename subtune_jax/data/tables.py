@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,17 +13,13 @@ import numpy as np
 from subtune_jax.data.batches import Dataset
 from subtune_jax.data.classes import plain
 from subtune_jax.data.text import encode, not_texts
-from subtune_jax.errors import InputError, listed, require_path, unknown
+from subtune_jax.errors import InputError, listed, require_names, require_path, unknown
 
 DELIMITERS = {".csv": ",;\t", ".tsv": "\t", ".txt": "\t,;"}
 LINES = (".jsonl", ".ndjson", ".json")
-MISSING = (
-    "nan",
-    "inf",
-    "-inf",
-    "infinity",
-    "-infinity",
-)  # no labels in a column of numbers
+MISSING = ("nan", "inf", "-inf", "infinity", "-infinity")
+# What stands for no label beside numbers; beside names, `NA` may be Namibia.
+ABSENT = ("na", "n/a", "null", "none", "<na>", "-", "?")
 
 
 class Table(NamedTuple):
@@ -51,10 +47,11 @@ def table(
     max_length: int = 128,
     *,
     classes: Sequence[str] | None = None,
+    regression: bool = False,
 ) -> Dataset:
     """Returns the texts of a file as token ids, with their labels; see `read_table` and
     `encode`."""
-    read = read_table(file, text, label, classes=classes)
+    read = read_table(file, text, label, classes=classes, regression=regression)
     return Dataset(encode(tokenizer, read.texts, max_length), read.labels, read.classes)
 
 
@@ -64,17 +61,26 @@ def read_table(
     label: str,
     *,
     classes: Sequence[str] | None = None,
+    regression: bool = False,
 ) -> Table:
     """Returns the texts and labels of a CSV file with a header, or of JSON lines.
 
     text: the column of texts, or two of pairs. Fields of a CSV file are separated by what
     its header is (comma, semicolon or tab). Classes are the names in the label column in
     alphabetical order, whole numbers in theirs; classes: their order, for a part that lacks
-    one. Raises `InputError` with the line of the first row that has no text or no label, and
+    one. Numbers that are not all whole, and with regression all numbers, are no classes.
+    Raises `InputError` with the line of the first row that has no text or no label, and
     for a file that cannot be read, another encoding than UTF-8, a column that is not there,
     and a label that is none of `classes`.
     """
     require_path(file=file)
+    for name, column in {"text": text, "label": label}.items():
+        if not isinstance(column, str) and (name == "label" or not _are_texts(column)):
+            raise InputError(f"{name} must name a column, got {column!r:.60}")
+    if isinstance(classes, list | tuple):
+        classes = [str(name) for name in classes]
+    if classes is not None:
+        require_names(classes=classes)
     file, columns = Path(file), (text,) if isinstance(text, str) else tuple(text)
     if len(columns) not in (1, 2):
         raise InputError(f"text must be one column or two, got {len(columns)}")
@@ -85,7 +91,7 @@ def read_table(
         raise InputError(f"{file} has no rows")
     for row in cells:
         _require_texts(file, row, columns)
-    labels, names = _labels(file, cells, label, classes)
+    labels, names = _labels(file, cells, label, classes, regression)
     return Table([row.texts for row in cells], labels, names)
 
 
@@ -177,29 +183,58 @@ def _require_texts(file: Path, row: Cells, columns: Sequence[str]) -> None:
     if wrong:
         raise InputError(f"line {row.line} of {file} {wrong}")
     for column, text in zip(columns, row.texts, strict=True):
+        # One stray quote makes one text of many lines, in silence.
+        if "\n" in text and file.suffix.lower() == ".tsv":
+            raise InputError(
+                f"line {row.line} of {file} ends a text of several lines, which began at a "
+                "quote: save a table with such texts as .csv or .jsonl"
+            )
         if not text.strip():
             raise InputError(f"line {row.line} of {file} has no text in {column!r}")
 
 
 def _labels(
-    file: Path, cells: Sequence[Cells], label: str, classes: Sequence[str] | None
+    file: Path,
+    cells: Sequence[Cells],
+    label: str,
+    classes: Sequence[str] | None,
+    regression: bool,
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Returns labels by the names of their classes, or numbers; see `Table`."""
     values = [_label(file, row, label) for row in cells]
     numbers = [_number(value) for value in values]
+    if classes is None:
+        _require_one_kind(file, cells, values, numbers, regression)
     if classes is None and None not in numbers:
         known = [number for number in numbers if number is not None]
-        if not all(number.is_integer() for number in known):
+        if regression or not all(number.is_integer() for number in known):
             return np.array(known, np.float32)[:, None], ()
-        values = [f"{int(number)}" for number in known]
         classes = [f"{n}" for n in sorted({int(number) for number in known})]
-    names = tuple(sorted(set(values)) if classes is None else map(str, classes))
+    names = tuple(sorted(set(values)) if classes is None else classes)
     _require_distinct(file, names)
     place = {name: i for i, name in enumerate(names)}
     for row, value in zip(cells, values, strict=True):
         if value not in place:
             raise unknown(f"label in line {row.line} of {file}", value, names)
     return np.array([place[value] for value in values], np.int32), names
+
+
+def _require_one_kind(
+    file: Path,
+    cells: Sequence[Cells],
+    values: Sequence[str],
+    numbers: Sequence[float | None],
+    regression: bool,
+) -> None:
+    """Raises `InputError` for the first label that is no number where most are numbers."""
+    odd = [i for i, number in enumerate(numbers) if number is None]
+    absent = all(values[i].lower() in ABSENT for i in odd)
+    few = len(odd) <= len(numbers) // 2
+    if odd and (regression or few or (absent and len(odd) < len(numbers))):
+        raise InputError(
+            f"line {cells[odd[0]].line} of {file} has the label {values[odd[0]]!r}, and "
+            "other lines have numbers: give classes= if all are names"
+        )
 
 
 def _label(file: Path, row: Cells, column: str) -> str:
@@ -216,15 +251,23 @@ def _label(file: Path, row: Cells, column: str) -> str:
         raise InputError(
             f"line {row.line} of {file} has no label in {column!r}: {name!r}"
         )
-    return name
+    number = _number(name)  # pandas writes 1 as 1.0 where a column had gaps
+    return name if number is None or not number.is_integer() else f"{int(number)}"
 
 
 def _number(value: str) -> float | None:
+    """Returns a number; `None` for names, and codes such as 01."""
+    if not re.fullmatch(r"[-+]?(0|[1-9]\d*)?(\.\d*)?([eE][-+]?\d+)?", value):
+        return None
     try:
         number = float(value)
     except ValueError:
         return None
-    return number if math.isfinite(number) and "_" not in value else None
+    return number if abs(number) <= float(np.finfo(np.float32).max) else None
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)
 
 
 def _require_distinct(file: Path, names: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from subtune_jax.data.batches import Dataset
 from subtune_jax.data.buckets import BUCKETS, ragged
 from subtune_jax.data.tfds import class_names, records
-from subtune_jax.errors import InputError, require_positive, unknown
+from subtune_jax.errors import InputError, require_positive, require_whole, unknown
 
 
 class GlueTask(NamedTuple):
@@ -49,9 +49,11 @@ def encode(
         raise InputError(
             f"tokenizer must be one, as data.tokenizer returns, got {kind}"
         )
-    if isinstance(sentences, str):
-        raise InputError("sentences must be a list of texts, got one text")
-    require_positive(max_length=max_length, examples=len(sentences))
+    if isinstance(sentences, str) or not isinstance(sentences, Sequence | np.ndarray):
+        kind = "one text" if isinstance(sentences, str) else type(sentences).__name__
+        raise InputError(f"sentences must be a list of texts, got {kind}")
+    require_whole(max_length=max_length)
+    require_positive(examples=len(sentences))
     sentences = [(e,) if isinstance(e, str) else e for e in sentences]
     for number, example in enumerate(sentences):
         if wrong := not_texts(example):

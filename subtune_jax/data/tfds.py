@@ -124,7 +124,8 @@ def images(
     def read(i: int) -> np.ndarray:
         if feature.np_dtype == np.uint16:  # which TFDS decodes with OpenCV alone
             file = io.BytesIO(stored[i]["image"])
-            return read_image(file, feature.shape[-1], f"image {i} of {name}")
+            channels = 1 if feature.shape[-1] == 1 else 3  # alpha is left out
+            return read_image(file, channels, f"image {i} of {name}")
         return eight_bits(source[i]["image"])
 
     pixels = LazyImages(read, np.arange(len(y)), size)

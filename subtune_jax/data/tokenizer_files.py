@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from subtune_jax.errors import InputError, listed
+from subtune_jax.errors import InputError, listed, require_path
 
 # Tables may be larger than their tokenizer's vocabulary: round sizes are faster.
 PADDING = 1024
@@ -30,8 +30,8 @@ UNUSED = frozenset(
     max_length model_input_names model_max_length name_or_path never_split pad_to_max_length
     pad_to_multiple_of pad_token_type_id processor_class return_token_type_ids
     sep_token_extra sp_model_kwargs special_tokens special_tokens_map_file stride
-    tokenizer_class tokenizer_file trim_offsets truncation_strategy use_fast
-    vocab_file wordpieces_prefix""".split()
+    tokenizer_class tokenizer_file trim_offsets truncation truncation_strategy use_fast
+    vocab_file vocab_size wordpieces_prefix chat_template padding""".split()
 )
 READ = (*SPECIAL, *BERT_SETTINGS, *ADDED, *SIDES, "add_prefix_space")
 # Those that split a text as BERT's does; others have words of their own before.
@@ -51,6 +51,7 @@ def tokenizer(folder: str | Path, vocabulary: int | None = None) -> Any:
     or the tokenizer is of another network: it gives ids that the network does not know, or
     leaves more of them unused than padding explains.
     """
+    require_path(folder=folder)
     folder = Path(folder)
     if not (folder / WHOLE).exists() and not (folder / WORDS).exists():
         raise InputError(f"{folder} has no {WHOLE} and no {WORDS}")

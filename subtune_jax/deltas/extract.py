@@ -18,7 +18,7 @@ from subtune_jax.deltas.delta import (
     of_stage,
     reads,
 )
-from subtune_jax.errors import InputError, unknown
+from subtune_jax.errors import InputError, listed, unknown
 from subtune_jax.network import Network, require_network
 from subtune_jax.tuning.lora import Factors, fits, low_rank
 
@@ -57,6 +57,7 @@ def extract(
     if values not in VALUES:
         raise unknown("form of values", values, VALUES)
     _require_about(about)
+    _require_names(about.get("classes"), tuned)
     head = head_of(tuned)
     _require_same_body(base, tuned, head)
     old, new = flat(base), flat(tuned)
@@ -195,6 +196,16 @@ def _about(
         "reads": reads(source),
         "versions": {"jax": jax.__version__, "subtune_jax": version("subtune-jax")},
     }
+
+
+def _require_names(classes: Any, tuned: Network) -> None:
+    """Raises `InputError` for class names that are not those of the network's outputs."""
+    own = () if tuned.source is None else tuned.source.classes
+    if classes is not None and own and list(classes) != list(own):
+        raise InputError(
+            f"classes are {listed(map(str, classes))}, and the network's outputs "
+            f"{listed(own)}: leave classes= out, the network has its own"
+        )
 
 
 def _require_inside(new: Mapping[str, Any], chosen: Mapping[str, np.ndarray]) -> None:

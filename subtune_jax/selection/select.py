@@ -55,8 +55,8 @@ def select(network: Network, selection: Mapping[str, Sequence[str]]) -> Labels:
 
 
 def match(network: Network, entry: str) -> list[str]:
-    """Returns the paths of the real floating-point leaves that one entry of a selection
-    matches (>= 1).
+    """Returns the paths of the leaves that one entry of a selection matches (>= 1), those
+    of integers left out.
 
     Of alternatives, `block1|head`, each is a unit or a pattern, and matches on its own.
     """
@@ -84,14 +84,14 @@ def match(network: Network, entry: str) -> list[str]:
             f"{', '.join(nearest(entry, parts))}"
         )
     # Tables of integers are parameters of some models, and nothing can train them.
-    real = [n for n in matched if jnp.issubdtype(leaves[n].dtype, jnp.floating)]
-    if not real:
+    inexact = [n for n in matched if jnp.issubdtype(leaves[n].dtype, jnp.inexact)]
+    if not inexact:
         kinds = listed(f"{name} {leaves[name].dtype}" for name in matched)
         raise InputError(
-            f"selector {entry!r} matches only {kinds}: real floating-point parameters alone "
+            f"selector {entry!r} matches only {kinds}: only real floating-point parameters "
             "can be trained"
         )
-    return real
+    return inexact
 
 
 def unit_patterns(network: Network, name: str) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import numpy as np
 from subtune_jax.data import batches
 from subtune_jax.data.batches import Dataset
 from subtune_jax.data.buckets import lengths
+from subtune_jax.data.classes import named_outputs
 from subtune_jax.data.inputs import require_data
 from subtune_jax.errors import (
     InputError,
@@ -53,6 +54,7 @@ def make_plan(
     """Returns the plan of a run; raises `InputError` for a run that cannot be."""
     require_settings(settings)
     require_data(network, data, settings.loss)
+    network = named_outputs(network, data)
     require_key(key)
     if not isinstance(phases, Sequence):
         raise InputError(

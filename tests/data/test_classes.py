@@ -9,10 +9,15 @@ from subtune_jax.data.task import split_task
 from subtune_jax.data.text import glue
 from subtune_jax.data.tfds import images
 from subtune_jax.data.tokenizer_files import tokenizer
+from subtune_jax.deltas.extract import extract
 from subtune_jax.errors import InputError
 from subtune_jax.head import replace_head
 from subtune_jax.models.load import class_names, load_pretrained
 from subtune_jax.network import Source
+from subtune_jax.selection.select import select
+from subtune_jax.training.loop import fit
+from subtune_jax.training.optimizers import adam
+from subtune_jax.training.phases import Phase
 from subtune_jax.training.predict import evaluate
 from tests import toy
 from tests.data.test_inputs import refused
@@ -113,3 +118,46 @@ def test_images_have_their_names(real_data):
         source=network.source._replace(classes=network.source.classes[::-1])
     )
     np.testing.assert_array_equal(match_classes(data, turned).y, 9 - data.y)
+
+
+@pytest.mark.parametrize(
+    ("names", "outputs", "labels"),
+    [
+        (("-", "+"), ("+", "-"), [1, 0]),
+        (("-1", "1"), ("1", "-1"), [1, 0]),
+        (("C", "C++"), ("C++", "C"), [1, 0]),
+        (("crane", "cat", "crane"), ("crane", "cat", "crane"), [0, 1]),
+        (("0", "1"), ("NEGATIVE", "POSITIVE"), [0, 1]),  # numbers are no names
+        (("Cat", "cat"), ("cat", "Cat"), [1, 0]),
+    ],
+)
+def test_signs_count_and_numbers_are_no_names(names, outputs, labels):
+    data = toy.points(2)._replace(y=np.array([0, 1]), classes=names)
+    assert match_classes(data, named(toy.mlp(), *outputs)).y.tolist() == labels
+
+
+@pytest.mark.parametrize(
+    "y", [np.array([0, -1]), np.array([0, 7]), np.eye(2, dtype=int), np.zeros(2)]
+)
+def test_labels_that_are_not_the_numbers_of_names_are_refused(y):
+    data = toy.points(2)._replace(y=y, classes=("b", "a"))
+    with pytest.raises(InputError, match="labels must be the numbers of their 2 names"):
+        match_classes(data, named(toy.mlp(), "a", "b"))
+
+
+def test_a_part_that_lacks_a_class_is_refused_by_an_unnamed_head():
+    data = toy.points(64)._replace(y=np.arange(64) % 2, classes=("ant", "cat"))
+    names = ("fit", "sweep", "evaluate")
+    refused(toy.mlp(), data, r"have 2 classes \(ant, cat\), and the network 3 o", names)
+    evaluate(toy.mlp(), data._replace(classes=()))
+
+
+def test_fit_names_the_outputs_of_a_fresh_head():
+    data = toy.points(64)._replace(classes=GLUE)
+    fresh = replace_head(named(toy.mlp(), *NLI), 3, jax.random.key(0))
+    labels = select(fresh, {"head": ["head"]})
+    result = fit(fresh, Phase(labels, adam(1e-2), 2), data, key=jax.random.key(1))
+    assert result.network.source.classes == GLUE
+    with pytest.raises(InputError, match="leave classes= out"):
+        extract(fresh, result.network, classes=NLI)
+    assert extract(fresh, result.network).about["classes"] == list(GLUE)

@@ -7,6 +7,7 @@ from subtune_jax.data import batches
 from subtune_jax.data.batches import Dataset
 from subtune_jax.data.crops import crop_and_flip, resized
 from subtune_jax.data.folders import folder
+from subtune_jax.data.image_files import read_image
 from subtune_jax.data.tfds import find, images, records
 from subtune_jax.errors import InputError
 
@@ -239,7 +240,17 @@ def test_groups_keep_their_numbers_too(tmp_path):
     assert read.groups.tolist() == [1] and read.group_names == ("indoor", "outdoor")
 
 
-@pytest.mark.parametrize("parts", [("train", "test"), ("Train", "Val"), ("train",)])
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ("train", "test"),
+        ("Train", "Val"),
+        ("train",),
+        ("Training", "Testing"),
+        ("training_set", "test_set"),
+        ("train-images", "tests", "val_data"),
+    ],
+)
 def test_a_root_of_parts_is_said_to_be_one(tmp_path, parts):
     for part in parts:
         three_classes(tmp_path / part)
@@ -335,3 +346,18 @@ def test_the_newest_version_is_the_highest_number(tmp_path):
         home.mkdir(parents=True)
         (home / "dataset_info.json").write_text("{}")
     assert find("set", tmp_path).name == "10.0.0"
+
+
+@pytest.mark.parametrize("names", [[0, 1], ["a", "b", "a"], "ab", 5])
+def test_names_of_classes_are_different_texts(tmp_path, names):
+    paint(tmp_path / "a" / "1.png", (0, 0, 0))
+    with pytest.raises(
+        InputError, match="class_names must be a list of different names"
+    ):
+        folder(tmp_path, class_names=names)
+
+
+def test_other_channels_are_refused(tmp_path):
+    paint(tmp_path / "1.png", (0, 0, 0))
+    with pytest.raises(InputError, match="read with 1 or 3 channels, got 4"):
+        read_image(tmp_path / "1.png", 4)

@@ -144,3 +144,71 @@ def test_a_table_of_token_ids(tmp_path):
     assert data.x["input_ids"][:].tolist()[0][:5] == [2, 5, 3, 6, 3]
     assert data.x["token_type_ids"][:].tolist()[0][:5] == [0, 0, 0, 1, 1]
     assert data.classes == ("no", "yes") and data.y.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (
+            "3.5 2.25 N/A 1",
+            "line 4 of .* the label 'N/A', and other lines have numbers",
+        ),
+        ("1 0 NA", "line 4 of .* 'NA'.*give classes= if all are names"),
+        ("1,5 2 3", "line 2 of .* the label '1,5'"),
+        ("None 1", "line 2 of .* the label 'None'"),
+        ("5 1e300", "line 3 of .* the label '1e300'"),
+    ],
+)
+def test_one_label_that_is_no_number_among_numbers_is_said(tmp_path, labels, said):
+    rows = [f'a,"{label}"' for label in labels.split()]
+    file = file_of(tmp_path, "text,label\n" + "\n".join(rows))
+    with pytest.raises(InputError, match=said):
+        read_table(file, "text", "label")
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        ("01 1 1", ("01", "1")),  # codes
+        ("-1 1 -1", ("-1", "1")),
+        ("C C++ C#", ("C", "C#", "C++")),
+        ("NA DE FR", ("DE", "FR", "NA")),
+        ("1.0 0.0 1.0", ("0", "1")),
+    ],
+)
+def test_labels_are_told_apart(tmp_path, labels, classes):
+    rows = [f"a,{label}" for label in labels.split()]
+    file = file_of(tmp_path, "text,label\n" + "\n".join(rows))
+    if labels.startswith("01"):
+        with pytest.raises(InputError, match="line 2 of .* the label '01'"):
+            read_table(file, "text", "label")
+        assert read_table(file, "text", "label", classes=classes).classes == classes
+        return
+    assert read_table(file, "text", "label").classes == classes
+    assert read_table(file, "text", "label", classes=list(classes)).classes == classes
+
+
+def test_whole_numbers_may_be_a_regression(tmp_path):
+    file = file_of(tmp_path, "text,label\na,1\nb,5\n")
+    read = read_table(file, "text", "label", regression=True)
+    assert read.labels.tolist() == [[1.0], [5.0]] and read.classes == ()
+
+
+def test_a_stray_quote_in_a_tsv_is_said(tmp_path):
+    content = 'text\tlabel\n"The film is bad\tneg\nfine\tpos\nhe called it "\tpos\n'
+    with pytest.raises(InputError, match="line 4 of .* ends a text of several lines"):
+        read_table(file_of(tmp_path, content, "a.tsv"), "text", "label")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"text": 5, "label": "y"}, "text must name a column, got 5"),
+        ({"text": "a", "label": ("y",)}, "label must name a column"),
+        ({"text": "a", "label": "y", "classes": 5}, "classes must be a list of diff"),
+        ({"text": "a", "label": "y", "classes": ["b", "b"]}, "classes must be a list"),
+    ],
+)
+def test_arguments_of_other_types_are_said(tmp_path, given, said):
+    with pytest.raises(InputError, match=said):
+        read_table(file_of(tmp_path, "a,y\nb,c\n"), **given)

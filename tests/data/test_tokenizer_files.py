@@ -184,6 +184,7 @@ def test_what_is_not_known_is_refused_by_name_and_value(tmp_path, config, said):
         {"model_max_length": 512, "clean_up_tokenization_spaces": True},
         {"padding_side": "right", "never_split": None, "do_basic_tokenize": True},
         {"new_entry": None, "another": False, "tokenizer_class": "DistilBertTokenizer"},
+        {"vocab_size": 11, "padding": True, "truncation": True, "chat_template": "x"},
     ],
 )
 def test_what_changes_no_token_is_passed_over(tmp_path, config):
@@ -238,5 +239,12 @@ def test_strings_are_texts(tmp_path):
     assert ones == strings
     with pytest.raises(InputError, match="must be a list of texts, got one text"):
         encode(words, "paris is", 16)
+    for sentences in (None, (s for s in "ab"), 5):
+        with pytest.raises(InputError, match="sentences must be a list of texts, got"):
+            encode(words, sentences, 16)
+    with pytest.raises(InputError, match="max_length must be a positive whole number"):
+        encode(words, ["paris"], 16.5)
+    with pytest.raises(InputError, match="folder must be a path, got NoneType"):
+        tokenizer(None)
     with pytest.raises(InputError, match="tokenizer must be one.*got PosixPath"):
         encode(tmp_path, ["paris"], 16)

@@ -287,8 +287,9 @@ def test_a_job_that_was_killed_goes_on_from_its_checkpoints(
         (
             "--dataset cifar100",
             "the head of resnet26_gn_cifar10 is of 10 classes (airplane, automobile, "
-            "bird, ...), and cifar100 has 100 classes (apple, aquarium_fish, baby, ...): "
-            "give --new-head",
+            "bird, cat, deer, dog, frog, horse, ship, truck), and cifar100 has 100 "
+            "classes (apple, aquarium_fish, baby, bear, beaver, bed, bee, beetle, "
+            "bicycle, bottle and 90 more): give --new-head",
         ),
         ("--split train", "has no split 'train': expected one of test"),
         ("--weights nowhere", "there is no folder nowhere with weights"),

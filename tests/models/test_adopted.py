@@ -10,6 +10,7 @@ from flax import nnx
 from subtune_jax import deltas, tree
 from subtune_jax.data.batches import Dataset, in_order
 from subtune_jax.errors import InputError
+from subtune_jax.function_identity import fingerprint
 from subtune_jax.models.from_flax import from_nnx
 from subtune_jax.models.to_flax import to_nnx
 from subtune_jax.selection.scores import relative_gradient_norm
@@ -168,6 +169,39 @@ def test_integers_are_left_out_of_a_selection(entry):
 def test_integers_alone_are_refused():
     network = from_nnx(Permuted())
     with pytest.raises(
-        InputError, match="'order' matches only model/order int32: real"
+        InputError, match="'order' matches only model/order int32: only"
     ):
         select(network, {"tuned": ["order"]})
+
+
+@pytest.mark.parametrize("kind", ["jax array", "Variable", "Cache"])
+def test_long_constants_are_known_by_all_their_values(kind, tmp_path):
+    """A text of a long array leaves most of it out, and a checkpoint would be another's."""
+
+    class Picked(nnx.Module):
+        def __init__(self, place):
+            self.lin = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+            self.where = SCALES[kind](np.eye(5000, dtype=np.float32)[place])
+
+        def __call__(self, x):
+            held = isinstance(self.where, nnx.Variable)
+            where = self.where[...] if held else self.where
+            return self.lin(x) * (1 + where[2500])
+
+    one, other = from_nnx(Picked(2000)), from_nnx(Picked(2500))
+    assert fingerprint(one.stages) != fingerprint(other.stages)
+    labels = select(one, {"tuned": [".*"]})
+    phase = Phase(labels, adam(1e-2), 2)
+    fit(one, phase, DATA, key=KEY, checkpoint=tmp_path)
+    with pytest.raises(InputError):
+        fit(other, phase, DATA, key=KEY, checkpoint=tmp_path)
+
+
+def test_constants_may_be_keys_and_trees():
+    for constant in (jax.random.key(0), nnx.Variable(jax.random.key(1))):
+        module = Scaled(jnp.ones(3))
+        module.extra = nnx.data(constant)
+        np.testing.assert_allclose(from_nnx(module)(X), module(X), rtol=1e-6)
+    module = Scaled(jnp.ones(3))
+    module.extra = nnx.Variable({"a": jnp.ones(2)})
+    np.testing.assert_allclose(from_nnx(module)(X), module(X), rtol=1e-6)

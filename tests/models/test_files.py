@@ -97,6 +97,7 @@ def test_what_is_not_known_is_refused_by_name_and_value(tmp_path, config, images
         {"use_cache": True, "torch_dtype": "float16", "classifier_dropout": 0.3},
         {"is_decoder": False, "pruned_heads": {}, "new_entry": None, "another": []},
         {"pooler_type": "first_token_transform", "directionality": "bidi"},
+        {"sbert_ce_default_activation_function": "torch.nn.Sigmoid"},
     ],
 )
 def test_what_does_not_matter_is_passed_over(tmp_path, more):
@@ -308,6 +309,19 @@ def test_a_sentence_encoder_of_other_modules_is_refused(folder, pooling, modules
     sentence_encoder(folder, pooling, modules)
     with pytest.raises(InputError, match=said):
         load_pretrained(folder, 2)
+
+
+def test_another_pooling_leaves_modules_out(folder):
+    sentence_encoder(
+        folder, {"pooling_mode_max_tokens": True}, ("Transformer", "Dense")
+    )
+    load_pretrained(folder, 2, pooling="cls")
+
+
+@pytest.mark.parametrize("kind", [["bert"], {}, 5])
+def test_a_model_type_that_is_no_text(tmp_path, kind):
+    with pytest.raises(InputError, match="unknown model type|has no model_type"):
+        network_of(BERT | {"model_type": kind}, {}, tmp_path)
 
 
 def test_minilm_in_python(minilm, real_data, tmp_path):

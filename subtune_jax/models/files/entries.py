@@ -19,7 +19,8 @@ COMMON = frozenset(
     model_type name_or_path no_repeat_ngram_size num_beam_groups num_beams num_labels
     num_return_sequences output_attentions output_hidden_states output_past output_scores
     pad_token_id prefix problem_type remove_invalid_values repetition_penalty return_dict
-    return_dict_in_generate sep_token_id suppress_tokens task_specific_params temperature
+    return_dict_in_generate sbert_ce_default_activation_function sentence_transformers
+    sep_token_id suppress_tokens task_specific_params temperature
     tf_legacy_loss tie_encoder_decoder tie_word_embeddings tokenizer_class top_k top_p
     torch_dtype torchscript transformers_version typical_p use_bfloat16 use_cache""".split()
 )
@@ -79,7 +80,7 @@ def require_depth(config: Mapping[str, Any], folder: Any) -> None:
     """Raises `InputError` for a network of more layers than any has: it would be built, a
     layer at a time, until there is no memory left."""
     parts = (config, *(config.get(name) for name in ("model_args", "vision_config")))
-    for part in parts:
+    for part in filter(None, parts):
         for name in DEPTHS if isinstance(part, Mapping) else ():
             value = part.get(name, 0)
             depths = value if isinstance(value, list) else [value]

@@ -34,7 +34,7 @@ def described(
         raise InputError(
             f"{folder}/config.json has no model_type: expected one of {', '.join(makers)}"
         )
-    if kind not in makers:
+    if not isinstance(kind, str) or kind not in makers:
         raise unknown("model type", kind, makers)
     name = "residual network" if kind == "resnet" else f"{kind} network"
     try:
