@@ -17,6 +17,7 @@ import jax
 import pytest
 
 from experiments.common.study import main
+from subtune_jax import memory
 from subtune_jax.demo import digits, docstrings
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -35,6 +36,13 @@ def own_cache(tmp_path_factory):
     digits.STEPS, docstrings.STEPS = 150, 60
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@pytest.fixture
+def uncrowded(monkeypatch):
+    """For tests that count programs: none is let go to make room, however many earlier
+    tests of the same process have left."""
+    monkeypatch.setattr(memory, "crowded", lambda: False)
 
 
 @pytest.fixture(scope="session")

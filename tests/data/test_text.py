@@ -110,7 +110,7 @@ def test_unknown_words_are_the_unknown_word(words):
         ([["a"], ["a", "b"]], 8, "examples have 1 and 2 texts: expected one or two"),
         ([["a", "b", "c"]], 8, "examples have 3 texts"),
         ([], 8, "examples must be a positive number, got 0"),
-        ([["a"]], 0, "max_length must be a positive number, got 0"),
+        ([["a"]], 0, "max_length must be a positive whole number, got 0"),
         ([["a"]], 2, "max_length is 2: 2 are special tokens, so expected 3 or more"),
         (
             [["a", "b"]],

@@ -50,7 +50,7 @@ def test_nothing_travels_on_eight_devices_and_steps_are_compiled_once(eight):
     assert eight["programs"] == 2
 
 
-def test_nothing_travels_on_one_device_and_a_step_is_compiled_once():
+def test_nothing_travels_on_one_device_and_a_step_is_compiled_once(uncrowded):
     network = toy.mlp()
     network = network._replace(params=jax.tree.map(np.asarray, network.params))
     phase = Phase(select(network, {"g": ["head"]}), adam(1e-2), 3)

@@ -167,7 +167,7 @@ def test_what_rests_trains_on_from_its_own_values(name):
     )
 
 
-def test_forty_masks_of_one_size_are_one_program():
+def test_forty_masks_of_one_size_are_one_program(uncrowded):
     network = toy.mlp()
     labels = select(network, {"g": ["two/kernel"]})
     before = compiled_step.cache_info().misses
