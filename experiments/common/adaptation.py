@@ -24,7 +24,7 @@ from subtune_jax.selection.select import count_trainable
 from subtune_jax.training.loop import DivergedError, FitResult, fit
 from subtune_jax.training.mesh import placement
 from subtune_jax.training.phases import check
-from subtune_jax.training.predict import predict
+from subtune_jax.training.predict import evaluate, predict
 from subtune_jax.training.settings import Settings
 from subtune_jax.training.watch import Record, early_then_log
 from subtune_jax.tree import count
@@ -165,34 +165,54 @@ def adapted_rows(
         "total_params": count(task.network.params),
         "commit": results.commit(),
     }
-    best: tuple[float, Row, FitResult] | None = None
+    # A curve takes as long as the run that it is of, or longer: of several rates the best
+    # alone has one, in a second run, which is the same to the last bit.
+    watched = remembered if len(rates) == 1 else None
+    best: tuple[Row, FitResult] | None = None
     for rate in rates:
-        began = time.perf_counter()
-        run, start = adapted(task, strategy, recipe, rate, job.seed, mesh, remembered)
-        ended = isinstance(run, FitResult)
-        row = {
-            "split": "validation",
-            "learning_rate": rate,
-            "value": run.records[-1].value["target"] if ended else None,
-            "status": "ok" if ended else "diverged",
-            "steps": recipe.steps if ended else run.step,
-            "trainable_params": _trained(start, strategy, recipe),
-            "seconds": time.perf_counter() - began,
-        }
+        run, row = _tried(task, strategy, recipe, rate, job.seed, mesh, watched)
         context.progress(f"learning_rate {rate:g}: {_described(row)}")
         yield about | row
-        if ended and (best is None or row["value"] > best[0]):
-            best = row["value"], row, run
+        if row["status"] == "ok" and (best is None or row["value"] > best[0]["value"]):
+            best = row, run
     if best is None:
         yield about | row | {"split": "test", "learning_rate": None, "curve": []}
         return
-    _, row, run = best
+    row, run = best
+    if watched is None:
+        run, _ = adapted(
+            task, strategy, recipe, row["learning_rate"], job.seed, mesh, remembered
+        )
     score = test_once(lambda data: predict(run.network, data), task)[task.metric]
     row = (
         about | row | {"split": "test", "value": score, "curve": curve_of(run.records)}
     )
     context.keep(task.network, run.network, row)
     yield row
+
+
+def _tried(
+    task: Task,
+    strategy: Strategy,
+    recipe: Recipe,
+    rate: float,
+    seed: int,
+    mesh: int,
+    remembered: Remembered | None,
+) -> tuple[Any, Row]:
+    """Returns a run, and the row of its learning rate."""
+    began = time.perf_counter()
+    run, start = adapted(task, strategy, recipe, rate, seed, mesh, remembered)
+    ended = isinstance(run, FitResult)
+    return run, {
+        "split": "validation",
+        "learning_rate": rate,
+        "value": evaluate(run.network, task.validation) if ended else None,
+        "status": "ok" if ended else "diverged",
+        "steps": recipe.steps if ended else run.step,
+        "trainable_params": _trained(start, strategy, recipe),
+        "seconds": time.perf_counter() - began,
+    }
 
 
 def _trained(network: Network, strategy: Strategy, recipe: Recipe) -> int:

@@ -10,6 +10,7 @@ from experiments.common import curve_tables, diff_tables, source
 from experiments.common.adaptation import CURVES
 from experiments.common.flags import Common, resolved
 from experiments.common.images import Target
+from experiments.common.report import results
 from experiments.common.strategies import STRATEGIES, phases_of
 from subtune_jax.demo.digits import digits_task
 from subtune_jax.errors import InputError
@@ -87,6 +88,21 @@ def test_all_strategies_have_as_many_updates_and_a_batch_of_one_is_refused():
     task = digits_task("contrast", 0)
     with pytest.raises(InputError, match="a batch of 1 leaves none"):
         source.require_runnable(one, task, [STRATEGIES["fast"]])
+
+
+@pytest.mark.slow
+def test_of_several_rates_the_best_alone_has_a_curve_and_it_is_that_of_its_run(
+    call, tmp_path
+):
+    flags = "--steps 10 --strategies fast --learning-rates 1e-4 3e-3 --seeds 1"
+    assert not call(fast_adaptation, flags)
+    *tries, test = results.read(tmp_path / "out")
+    assert [row["split"] for row in tries] == ["validation"] * 2
+    assert not any("curve" in row for row in tries)
+    best = max(tries, key=lambda row: row["value"])
+    assert test["learning_rate"] == best["learning_rate"] == 3e-3
+    last = test["curve"][-1]
+    assert last[0] == 10 and last[1] == pytest.approx(best["value"], rel=1e-3)
 
 
 @pytest.mark.parametrize(
