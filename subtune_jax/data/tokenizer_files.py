@@ -109,7 +109,9 @@ def _whole(folder: Path, config: Mapping[str, Any]) -> Any:
     data = _json(folder / WHOLE)
     normalizer, splitter = data.get("normalizer"), data.get("pre_tokenizer")
     kind = str(config.get("tokenizer_class", ""))
-    # transformers rewrites these of its own classes, and of no other.
+    # transformers rewrites these of its own classes, and of no other. It also lower-cases a
+    # file that keeps capitals where do_lower_case is missing, which is not done here: such
+    # a file was saved without its configuration, and says itself what it does.
     if isinstance(normalizer, dict) and normalizer.get("type") == "BertNormalizer":
         for theirs, ours in BERT_SETTINGS.items():
             if theirs in config and not kind.startswith("PreTrained"):

@@ -155,6 +155,11 @@ def test_case_beside_a_whole_tokenizer_is_transformers(tmp_path, config, word):
     assert tokens(tmp_path, "one Six") == ["[CLS]", "one", word, "[SEP]"]
 
 
+def test_a_whole_tokenizer_alone_keeps_the_case_that_it_has(tmp_path):
+    whole(tmp_path, lowercase=False)
+    assert tokens(tmp_path, "one Six") == ["[CLS]", "one", "Six", "[SEP]"]
+
+
 @pytest.mark.parametrize(
     ("config", "said"),
     [
