@@ -164,13 +164,16 @@ def _member(
     network: Network, name: str, delta: Delta, fingerprint: str, capacity: int
 ) -> Member:
     require_type(Delta, **{f"the task {name!r}": delta})
-    head, weights, outputs = head_of_task(network, delta, fingerprint)
+    body = body_of(network, delta)
+    try:
+        head, weights, outputs = head_of_task(network, delta, fingerprint)
+        tuned, _ = apply(network, body, fingerprint=fingerprint)
+    except InputError as error:  # one of many
+        raise InputError(f"the task {name!r}: {error}") from None
     if capacity == 1 and outputs is not None:  # no other head is to fit its program
         params, stats = weights
         last = {k: params[k][..., :outputs] for k in ("kernel", "bias")}
         weights = ({**params, **last}, stats)
-    body = body_of(network, delta)
-    tuned, _ = apply(network, body, fingerprint=fingerprint)
     keys = changes(body)
     return Member(
         tuple(keys.get(stage.name, "") for stage in network.stages[:-1]),

@@ -113,8 +113,11 @@ def test_what_cannot_be_planned_is_one_sentence():
         plan(network, {})
     with pytest.raises(InputError, match="^the task 'a' must be a Delta, got str$"):
         plan(network, {"a": "a.delta"})
-    with pytest.raises(InputError, match="^the delta belongs to another base"):
-        plan(other, deltas)
+    strange = deltas | {"source": extract(other, other)}
+    with pytest.raises(
+        InputError, match="^the task 'source': the delta belongs to another base"
+    ):
+        plan(network, strange)
     with pytest.raises(InputError, match="^capacity must be a positive whole number"):
         plan(network, deltas, capacity=0)
     trunk = plan(network, {"source": deltas["source"], "low": deltas["low"]})
@@ -122,7 +125,9 @@ def test_what_cannot_be_planned_is_one_sentence():
         remove(trunk, "sorce")
     with pytest.raises(InputError, match="^'low' is the only task"):
         remove(remove(trunk, "source"), "low")
-    with pytest.raises(InputError, match="^the delta belongs to another base"):
+    with pytest.raises(
+        InputError, match="^the task 'other': the delta belongs to another base"
+    ):
         add(trunk, "other", tasks.deltas("mlp", other)["low"])
     with pytest.raises(InputError, match="^stage 'one' cannot take its input"):
         trunk(np.zeros((2, 9), np.float32))
