@@ -112,6 +112,8 @@ def adapted(
     are there where `remembered` scores the source."""
     start = new_network(task.network, strategy, jax.random.key(seed))
     start, held = with_head_statistics(start, task.train), task.validation
+    # A record takes as long as two steps. These are 49 of the first 100 steps: the area
+    # under a curve is 0.03 points from that of all of them, and 0.5 at most (126 curves).
     try:
         run: FitResult | DivergedError = fit(
             start,
@@ -119,7 +121,7 @@ def adapted(
             task.train,
             key=jax.random.key(seed),
             watch=remembered and watch_forgetting(start, held, remembered),
-            watch_at=early_then_log(),
+            watch_at=early_then_log(20, 40),
             progress=False,
             settings=settings_of(strategy, recipe, mesh),
         )
