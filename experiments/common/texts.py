@@ -23,7 +23,9 @@ from subtune_jax.demo import docstrings
 from subtune_jax.demo.docstrings import docstrings_task
 from subtune_jax.errors import InputError, unknown
 from subtune_jax.metrics import METRICS
-from subtune_jax.models.load import find, load_pretrained, pooling_of
+from subtune_jax.models.files.folder import find
+from subtune_jax.models.files.sentence import pooling_of
+from subtune_jax.models.load import load_pretrained
 from subtune_jax.network import Network, Tokens, remat
 
 EMBEDDED = {"docstrings": docstrings.TARGET, "docstrings_other": docstrings.OTHER}

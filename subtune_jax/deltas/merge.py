@@ -21,15 +21,13 @@ from subtune_jax.deltas.file import load, save
 from subtune_jax.errors import InputError
 from subtune_jax.head import span
 from subtune_jax.models.files.convert import Family, head_tensors, laid_back
-from subtune_jax.models.load import (
+from subtune_jax.models.files.folder import (
     INDEX,
-    body_fingerprint,
-    class_names,
     config_of,
-    family_of,
     stored_by_file,
     wrapper,
 )
+from subtune_jax.models.load import body_fingerprint, class_names, family_of
 from subtune_jax.network import Network, require_network
 
 HEAD, OVERWRITTEN, CONFIG = "head.safetensors", "overwritten.delta", "config.json"

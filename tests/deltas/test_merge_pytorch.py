@@ -9,7 +9,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from subtune_jax import deltas, tree
-from subtune_jax.models.load import config_of, load_pretrained
+from subtune_jax.models.files.folder import config_of
+from subtune_jax.models.load import load_pretrained
 from tests.models.test_reference import CASES, inputs, loaded
 
 torch = pytest.importorskip("torch", reason="pip install torch")

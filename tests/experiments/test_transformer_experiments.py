@@ -25,7 +25,7 @@ from subtune_jax.demo import docstrings as sentences
 from subtune_jax.head import replace_head
 from subtune_jax.metrics import accuracy, f1
 from subtune_jax.models.bert import BertConfig, bert
-from subtune_jax.models.load import PACKAGES
+from subtune_jax.models.files.folder import PACKAGES
 from subtune_jax.network import Source, Tokens
 from subtune_jax.training.optimizers import adamw
 from subtune_jax.training.tune import Trial

@@ -13,7 +13,8 @@ from subtune_jax.data.batches import Dataset
 from subtune_jax.errors import InputError
 from subtune_jax.head import replace_head
 from subtune_jax.models.files.family import described
-from subtune_jax.models.load import load_pretrained, wrapper
+from subtune_jax.models.files.folder import wrapper
+from subtune_jax.models.load import load_pretrained
 from tests.data.test_inputs import refused
 from tests.models.test_reference import CASES, inputs, loaded
 
