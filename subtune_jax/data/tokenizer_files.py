@@ -67,6 +67,7 @@ def tokenizer(folder: str | Path, vocabulary: int | None = None) -> Any:
         raise InputError(f"{folder} cuts texts at {side!r}: expected left or right")
     loaded.enable_truncation(512, direction=side or "right")  # the side alone is read
     loaded.no_padding()
+    _require_own_ids(loaded, folder)
     return loaded
 
 
@@ -230,4 +231,16 @@ def _require_vocabulary(loaded: Any, vocabulary: int | None, folder: Path) -> No
             f"the tokenizer in {folder} has ids up to {size - 1}, the network "
             f"{vocabulary} words: expected {max(vocabulary - PADDING, 0)} to "
             f"{vocabulary - 1}, so it belongs to another network"
+        )
+
+
+def _require_own_ids(loaded: Any, folder: Path) -> None:
+    """Raises `InputError` where the tokens around texts, whose numbers a tokenizer.json says
+    apart from its vocabulary, are not of it."""
+    around, words = loaded.encode("", "").ids, loaded.get_vocab().values()
+    others = [str(i) for i in sorted(set(around) - set(words))]
+    if others:
+        raise InputError(
+            f"{folder}/{WHOLE} puts tokens with the numbers {listed(others)} around texts, "
+            "which are not of its vocabulary"
         )

@@ -160,6 +160,16 @@ def test_a_whole_tokenizer_alone_keeps_the_case_that_it_has(tmp_path):
     assert tokens(tmp_path, "one Six") == ["[CLS]", "one", "Six", "[SEP]"]
 
 
+def test_tokens_around_texts_are_of_the_vocabulary(tmp_path):
+    whole(tmp_path)
+    data = json.loads((tmp_path / "tokenizer.json").read_text())
+    assert data["post_processor"]["sep"] == ["[SEP]", 3]
+    data["post_processor"]["sep"] = ["[SEP]", 99]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    with pytest.raises(InputError, match="tokens with the numbers 99 around texts"):
+        tokenizer(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("config", "said"),
     [
