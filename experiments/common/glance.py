@@ -1,8 +1,11 @@
 """Results at a glance: one line a claim, made from the rows in results/."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from statistics import mean
 
+from experiments.common.adaptation import records_of
 from experiments.common.module_tables import gap, relative_rows
 from experiments.common.report import results, tables
 
@@ -20,6 +23,7 @@ def glance(home: Path) -> str:
         _digits(home),
         _memo(home),
         _subset(home),
+        _calm(home),
         _modules(home),
         _steps(home),
         _storage(home),
@@ -78,6 +82,24 @@ def _memo(home: Path) -> tuple[str, ...]:
     paper = ", ".join(f"{value}" for value in PAPER_MEMO.values())
     claim = "online MEMO on CIFAR-10: does the first block gain, and full tuning lose?"
     return claim, ours, f"paper: {paper}", _page("test_time")
+
+
+def _calm(home: Path) -> tuple[str, ...]:
+    ends = {
+        method: mean(records_of(row)[-1].value["source"] for row in rows)
+        for method, rows in _by_method(_tests(home / "fast_adaptation_cifar100"))
+    }
+    claim = (
+        "CIFAR-10 to CIFAR-100 by FAST: what is kept of the source after 150 steps (%)"
+    )
+    beside = f"a head as PyTorch starts it: {ends['torch']:.1f}"
+    return claim, f"{ends['fast']:.1f}", beside, _page("fast")
+
+
+def _by_method(rows: list[results.Row]) -> Iterator[tuple[str, list[results.Row]]]:
+    """Yields each method with its rows."""
+    for method in dict.fromkeys(row["method"] for row in rows):
+        yield method, [row for row in rows if row["method"] == method]
 
 
 def _modules(home: Path) -> tuple[str, ...]:
