@@ -8,7 +8,7 @@ good, and a head that was trained a little first does better than one at zeros.
     python -m experiments.fast_ablation --dataset cifar100 --new-head \\
         --weights resnet20_cifar10 --data-dir DATA --steps 100
 
-One CPU core: four minutes. A stall of k updates is a head that was trained for k updates: 1 is
+One CPU core: three minutes. A stall of k updates is a head that was trained for k updates: 1 is
 FAST's, 10 and 50 are the counter-claim's. Ours are in the documentation, made from
 results/.
 """

@@ -9,7 +9,7 @@ source more slowly than prevailing practice.
     python -m experiments.fast_adaptation --dataset cifar100 --new-head \\
         --weights resnet20_cifar10 --source-dataset cifar10 --data-dir DATA
 
-One CPU core: four minutes. Only abstracts could be read: strategies, rates and
+One CPU core: three minutes. Only abstracts could be read: strategies, rates and
 measurements are our reconstruction (docs/methods.md), and there is no figure of the paper
 to compare with.
 Curves are of the validation part, on which the learning rate is chosen by the accuracy
