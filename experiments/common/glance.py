@@ -1,7 +1,6 @@
 """Results at a glance: one line a claim, made from the rows in results/."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean
 
@@ -85,21 +84,17 @@ def _memo(home: Path) -> tuple[str, ...]:
 
 
 def _calm(home: Path) -> tuple[str, ...]:
-    ends = {
-        method: mean(records_of(row)[-1].value["source"] for row in rows)
-        for method, rows in _by_method(_tests(home / "fast_adaptation_cifar100"))
-    }
+    tests = _tests(home / "fast_adaptation_cifar100")
+
+    def kept(method: str) -> float:
+        runs = [records_of(row) for row in tests if row["method"] == method]
+        return mean(records[-1].value["source"] for records in runs)
+
     claim = (
         "CIFAR-10 to CIFAR-100 by FAST: what is kept of the source after 150 steps (%)"
     )
-    beside = f"a head as PyTorch starts it: {ends['torch']:.1f}"
-    return claim, f"{ends['fast']:.1f}", beside, _page("fast")
-
-
-def _by_method(rows: list[results.Row]) -> Iterator[tuple[str, list[results.Row]]]:
-    """Yields each method with its rows."""
-    for method in dict.fromkeys(row["method"] for row in rows):
-        yield method, [row for row in rows if row["method"] == method]
+    beside = f"a head as PyTorch starts it: {kept('torch'):.1f}"
+    return claim, f"{kept('fast'):.1f}", beside, _page("fast")
 
 
 def _modules(home: Path) -> tuple[str, ...]:

@@ -173,7 +173,8 @@ def _ungated(ended: Ended, params: Params) -> Params:
 # and gathers anew to learn which of equal places won, and a step takes twice as long to
 # compile.
 PROMISES: dict[str, Any] = {
-    **{"indices_are_sorted": True, "unique_indices": True},
+    "indices_are_sorted": True,
+    "unique_indices": True,
     "mode": "promise_in_bounds",
 }
 
