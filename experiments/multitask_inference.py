@@ -4,43 +4,35 @@ Claim (SubTuning, Kaplun et al. 2023): tasks that tune a few layers share all ot
 inference, so that a task more costs what lies above its first tuned layer, or less.
 
     python -m experiments.multitask_inference      # two minutes on two cores
-    python -m experiments.multitask_inference --parts unit pair tasks mixed accuracy
+    python -m experiments.multitask_inference --parts mixed --tasks 1 4 16 64
     python -m experiments.multitask_inference --network resnet50 --examples 4 --parts tasks
 
 Random weights and inputs, which do not change the time; accuracies are of the embedded
 digits. A trunk answers for all tasks on the same images; a mixed batch has a task for
-each text, on an encoder of MiniLM's shape. Ours is in the documentation, made from
+each text, on an encoder of MiniLM's shape. With PEFT (`pip install 'subtune-jax[peft]'`) its
+mixed batches of LoRA are timed in the same run. Ours is in the documentation, made from
 results/.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple
 
-import jax
 import numpy as np
 
 import subtune_jax as st
 from experiments.common.flags import Common, Flags, Positive, one_of
-from experiments.common.report import results
+from experiments.common.mixed_cost import KINDS, installed, mixed_batch
+from experiments.common.report import results, tables
 from experiments.common.report.plots import scattered
 from experiments.common.report.results import Row
-from experiments.common.speed import (
-    MINILM,
-    SMALL,
-    changed_elements,
-    random_texts,
-    require_no_data,
-    seconds,
-)
+from experiments.common.speed import require_no_data
 from experiments.common.study import Config, Context, Study, main
+from experiments.common.trunk_cost import accuracy, blocks, images, trunk
 
-RESNET50 = st.models.ImageNetResNetConfig((3, 4, 6, 3), bottleneck=True)
 PARTS = ("unit", "pair", "tasks", "mixed", "accuracy")
-KINDS = ("LayerNorms, biases", "LoRA, rank 8", "0.5 % of elements")
-Change = Callable[[st.Network, int], tuple[st.Network, Mapping[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -60,10 +52,16 @@ class Settings:
     """Tokens of a text."""
     tasks: tuple[int, ...] = (1, 4, 16)
     """How many tasks a mixed batch has."""
+    kinds: Annotated[tuple[str, ...], *one_of(*KINDS)] = tuple(KINDS)
+    """What its tasks changed: biases and LayerNorms; kernels by LoRA; the same by PEFT, where
+    `subtune-jax[peft]` is installed; elements, sorted into tasks, or gathered for each row."""
+    stacked: bool | None = None
+    """Whether a trunk's distinct weights are one array (default: on an accelerator)."""
     repeats: Positive[int] = 5
     """How often each call is timed; the median is shown."""
     common: Flags = field(default_factory=Common)
 
+    OLDER: ClassVar = {"kinds": [], "stacked": None}
     SMOKE: ClassVar = {
         "examples": 2,
         "texts": 4,
@@ -93,38 +91,24 @@ class Job(NamedTuple):
 
 def jobs(settings: Settings, task: None) -> list[Job]:
     """Returns the measurements of all parts."""
-    blocks, counts = _blocks(_images(settings)[0]), (1, 2, 4, 8, 16, 32)
-    mixed = [(kind, count) for kind in KINDS for count in settings.tasks]
-    neighbours = [" ".join(pair) for pair in zip(blocks, blocks[1:], strict=False)]
-    digits = [*_blocks(st.demo.digits_task("contrast").network), "all"]
+    units, counts = blocks(images(settings)[0]), (1, 2, 4, 8, 16, 32)
+    kinds = filter(installed, settings.kinds)
+    neighbours = [" ".join(pair) for pair in zip(units, units[1:], strict=False)]
+    digits = [*blocks(st.demo.digits_task("contrast").network), "all"]
     every = {
-        "unit": [(block, 1) for block in blocks],
+        "unit": [(unit, 1) for unit in units],
         "pair": [(pair, 1) for pair in neighbours],
-        "tasks": [(blocks[-1], count) for count in counts],
-        "mixed": mixed,
+        "tasks": [(units[-1], count) for count in counts],
+        "mixed": [(kind, count) for kind in kinds for count in settings.tasks],
         "accuracy": [(block, 1) for block in digits],
     }
     short = 1 if settings.common.smoke else None
     return [
-        Job(part, changed, count, 0)
+        Job(part, changed, count, seed)
         for part in settings.parts
         for changed, count in every[part][:short]
+        for seed in range(settings.common.seeds if part == "accuracy" else 1)
     ]
-
-
-def _blocks(network: st.Network) -> list[str]:
-    return [stage.name for stage in network.stages if stage.name.startswith("block")]
-
-
-def _images(settings: Settings) -> tuple[st.Network, np.ndarray]:
-    size, key = (224, 32)[settings.network == "resnet26"], jax.random.key(0)
-    if settings.network == "resnet50" and not settings.common.smoke:
-        network = st.models.imagenet_resnet(RESNET50, key)
-    else:
-        blocks = (1,) * 3 if settings.common.smoke else (4,) * 3
-        network = st.models.resnet(st.models.ResNetConfig(blocks=blocks), key)
-    shape = (settings.examples, size, size, 3)
-    return network, np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
 
 def rows(settings: Settings, task: None, job: Job, context: Context) -> Iterator[Row]:
@@ -144,171 +128,6 @@ def rows(settings: Settings, task: None, job: Job, context: Context) -> Iterator
     }
 
 
-def trunk(settings: Settings, job: Job) -> dict[str, Any]:
-    """Returns what a trunk of the source task and `job.tasks` others costs."""
-    network, x = _images(settings)
-    base = st.deltas.base_fingerprint(network)
-    deltas = {"source": st.extract(network, network, fingerprint=base)}
-    for seed in range(job.tasks):
-        tuned = with_units(network, job.changed.split(), seed)
-        deltas[f"task{seed}"] = st.extract(network, tuned, fingerprint=base)
-    served = st.serving.plan(network, deltas)
-    one = st.serving.plan(network, {"source": deltas["source"]})
-    alone = [st.serving.plan(network, {n: d}) for n, d in deltas.items()]
-    pixels = jax.device_put(x)
-    return timed(
-        settings.repeats,
-        {
-            "value": lambda: served(pixels),
-            "one": lambda: one(pixels),
-            "separate": lambda: [each(pixels) for each in alone],
-        },
-    ) | {
-        "flops": st.serving.trunk_flops(served, pixels),
-        "one_flops": st.serving.trunk_flops(one, pixels),
-        "floor": floor(served, pixels),
-        "bytes": sum(len(st.deltas.to_bytes(delta)) for delta in deltas.values()),
-        "total_params": st.tree.count(network.params),
-    }
-
-
-def floor(served: st.serving.Trunk, x: Any) -> int:
-    """Returns the FLOPs of every stage times the distinct streams there, and of the heads."""
-    flops = st.cost.stage_flops(served.network, x)
-    *body, head = flops.values()
-    streams = [sum(map(len, groups)) for groups in served.layout.groups]
-    shared = sum(f * n for f, n in zip(body, streams, strict=True))
-    return shared + head * len(served.members)
-
-
-def with_units(network: st.Network, units: Sequence[str], seed: int) -> st.Network:
-    """Returns the network with all leaves of units a little larger, and another head."""
-    factor, head = 1 + (seed + 1) / 1000, network.stages[-1].name
-
-    def part(path: str, leaf: jax.Array) -> jax.Array:
-        return leaf * factor if path.split("/")[0] in (*units, head) else leaf
-
-    return network._replace(params=st.tree.map_with_path(part, network.params))
-
-
-def mixed_batch(settings: Settings, job: Job) -> dict[str, Any]:
-    """Returns what a batch costs whose rows belong to `job.tasks` tasks in turn."""
-    small = settings.common.smoke
-    config = st.models.BertConfig(**(SMALL if small else MINILM), pooling="mean")
-    network, data = random_texts(settings.texts, settings.tokens, config)
-    x = jax.device_put({n: np.asarray(leaf) for n, leaf in data.x.items()})
-    served = st.serving.Mixed(network)
-    deltas = {}
-    for seed in range(job.tasks):
-        deltas[f"task{seed}"] = CHANGES[job.changed](network, seed)
-        served.put(f"task{seed}", deltas[f"task{seed}"])
-    names = [f"task{i % job.tasks}" for i in range(settings.texts)]
-    source = st.serving.Mixed(network)
-    source.put("task0", st.extract(network, network))
-    parts = {
-        name: np.flatnonzero(np.array(names) == name) for name in dict.fromkeys(names)
-    }
-    own = {
-        name: jax.tree.map(lambda leaf, i=i: leaf[i], x) for name, i in parts.items()
-    }
-    alone = {n: st.serving.plan(network, {n: delta}) for n, delta in deltas.items()}
-    first = ["task0"] * settings.texts
-    return timed(
-        settings.repeats,
-        {
-            "value": lambda: served(x, names),
-            "one": lambda: source(x, first),
-            "separate": lambda: [alone[n](own[n]) for n in own],
-        },
-    ) | {
-        "flops": served.flops(x, names),
-        "one_flops": source.flops(x, first),
-        "bytes": sum(len(st.deltas.to_bytes(delta)) for delta in deltas.values()),
-        "total_params": st.tree.count(network.params),
-    }
-
-
-def small_leaves(network: st.Network, seed: int) -> st.Delta:
-    """Returns a task that changed all LayerNorms and biases, and its head."""
-    head = network.stages[-1].name
-
-    def part(path: str, leaf: jax.Array) -> jax.Array:
-        small = leaf.ndim == 1 or path.startswith(head)
-        return leaf + 0.01 * (seed + 1) if small else leaf
-
-    tuned = network._replace(params=st.tree.map_with_path(part, network.params))
-    return st.extract(network, tuned)
-
-
-def low_rank(network: st.Network, seed: int) -> st.Delta:
-    """Returns a task with factors of rank 8 of every kernel of the layers."""
-    labels = st.select(network, {"tuned": [r"layer_\d+/.*kernel"], "head": ["head"]})
-    tuning, key = st.tuning.lora(8), jax.random.key(seed)
-    parts = tuning.init(network.params, labels, key)
-
-    def drawn(path: str, leaf: jax.Array) -> jax.Array:
-        return leaf + 0.01 * (seed + 1) if path.endswith("/b") else leaf
-
-    trainable = st.tree.map_with_path(drawn, parts.trainable)
-    tuned = tuning.materialize(trainable, parts.fixed, network.params)
-    factors = st.tuning.lora_factors(trainable)
-    return st.extract(network, network._replace(params=tuned), factors=factors)
-
-
-def some_elements(network: st.Network, seed: int) -> st.Delta:
-    """Returns a task that changed 0.5 % of the elements of every leaf, and its head."""
-    return st.extract(network, changed_elements(network, 0.005, seed))
-
-
-CHANGES = dict(zip(KINDS, (small_leaves, low_rank, some_elements), strict=True))
-
-
-def accuracy(settings: Settings, job: Job) -> dict[str, Any]:
-    """Returns the accuracy of tuning one unit and the head on digits of low contrast, and
-    what a trunk of the source and this task costs."""
-    task = st.demo.digits_task("contrast", seed=job.seed)
-    network = task.network
-    units = [".*"] if job.changed == "all" else [job.changed, network.stages[-1].name]
-    steps = 2 if settings.common.smoke else 75
-
-    def phases(rate: float) -> list[st.Phase]:
-        labels = st.select(network, {"tuned": units})
-        return [st.Phase(labels, st.adam(rate), steps=steps)]
-
-    chosen = st.tune(
-        network,
-        phases,
-        [1e-2, 1e-3],
-        task,
-        key=jax.random.key(job.seed),
-        settings=st.Settings(batch_size=20),
-    )
-    score = st.test_once(chosen, task)
-    delta = st.extract(network, chosen.network)
-    source = st.extract(network, network)
-    served = st.serving.plan(network, {"source": source, "task": delta})
-    one = st.serving.plan(network, {"source": source})
-    x = jax.device_put(np.zeros((64, 8, 8, 1), np.uint8))
-    return timed(
-        20 * settings.repeats, {"value": lambda: served(x), "one": lambda: one(x)}
-    ) | {
-        "score": score[task.metric],
-        "flops": st.serving.trunk_flops(served, x),
-        "one_flops": st.serving.trunk_flops(one, x),
-        "total_params": st.tree.count(network.params),
-    }
-
-
-def timed(repeats: int, calls: Mapping[str, Callable]) -> dict[str, float]:
-    """Returns the median seconds of each call, taken in turn: noise meets all of them."""
-    for call in calls.values():
-        seconds(call)  # compiles
-    rounds = [
-        {name: seconds(call) for name, call in calls.items()} for _ in range(repeats)
-    ]
-    return {name: float(np.median([one[name] for one in rounds])) for name in calls}
-
-
 def of_part(part: str, rows: Sequence[Row], config: Config) -> str:
     """Returns a part's rows as markdown, relative to one model."""
     head = "| changed | tasks | ms | one model ms | ratio | separate | GFLOP ratio | bytes |"
@@ -317,7 +136,8 @@ def of_part(part: str, rows: Sequence[Row], config: Config) -> str:
         if row["part"] == part:
             times = (row["value"] / row["one"], row["separate"] / row["one"])
             lines.append(
-                f"| {row['changed']} | {row['tasks']} | {1000 * row['value']:.1f} | "
+                f"| {KINDS.get(row['changed'], row['changed'])} | {row['tasks']} | "
+                f"{1000 * row['value']:.1f} | "
                 f"{1000 * row['one']:.1f} | {times[0]:.2f} | {times[1]:.2f} | "
                 f"{row['flops'] / row['one_flops']:.3f} | {row['bytes']:,} |"
             )
@@ -325,15 +145,29 @@ def of_part(part: str, rows: Sequence[Row], config: Config) -> str:
 
 
 def accuracies(rows: Sequence[Row], config: Config) -> str:
-    """Returns the accuracy of each unit beside what serving it costs."""
+    """Returns the accuracy of each unit (mean over seeds) beside what serving it costs."""
     lines = ["| tuned | accuracy | time, one model is 1 | FLOPs |", "|---|---|---|---|"]
-    lines += [
-        f"| {row['changed']} | {row['score']:.1f} | {row['value'] / row['one']:.2f} | "
-        f"{row['flops'] / row['one_flops']:.2f} |"
-        for row in rows
-        if row["part"] == "accuracy"
-    ]
+    for unit, seeds in by_unit(rows).items():
+        scores = tables.mean_and_error([row["score"] for row in seeds])
+        time, flops = times(seeds), seeds[0]["flops"] / seeds[0]["one_flops"]
+        lines.append(
+            f"| {unit} | {tables.text_of(tables.Cell(*scores))} | {time:.2f} | {flops:.2f} |"
+        )
     return "\n".join(lines)
+
+
+def by_unit(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Returns the rows of accuracies by what was tuned."""
+    units: dict[str, list[Row]] = {}
+    for row in rows:
+        if row["part"] == "accuracy":
+            units.setdefault(row["changed"], []).append(row)
+    return units
+
+
+def times(rows: Sequence[Row]) -> float:
+    """Returns the median of the time of a call, as a share of one model's."""
+    return float(np.median([row["value"] / row["one"] for row in rows]))
 
 
 def summary(rows: Sequence[Row], config: Config) -> str:
@@ -348,9 +182,8 @@ def summary(rows: Sequence[Row], config: Config) -> str:
 def draw(out: Path, rows: Sequence[Row], settings: Any, task: Any) -> None:
     """Writes the picture of accuracy against time."""
     points = {
-        row["changed"]: (row["value"] / row["one"], row["score"])
-        for row in rows
-        if row["part"] == "accuracy"
+        unit: (times(seeds), float(np.mean([row["score"] for row in seeds])))
+        for unit, seeds in by_unit(rows).items()
     }
     if points:
         label = "time for the source and this task (one model is 1)"
@@ -367,7 +200,7 @@ STUDY = Study(
     | {part: partial(of_part, part) for part in PARTS[:-1]}
     | {"accuracy": accuracies},
     draw=draw,
-    free=("parts", "tasks"),
+    free=("parts", "tasks", "kinds"),
 )
 
 if __name__ == "__main__":

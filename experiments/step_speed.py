@@ -38,6 +38,7 @@ from experiments.common.speed import (
     our_step,
     random_texts,
     require_no_data,
+    torch_shape,
 )
 from experiments.common.study import Config, Context, Study, main
 
@@ -132,11 +133,7 @@ def torch_step(
 
     model = transformers.BertForSequenceClassification(
         transformers.BertConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            intermediate_size=config.intermediate_size,
+            **torch_shape(config),
             attention_probs_dropout_prob=0.0,  # as ours
         )
     ).train()

@@ -20,7 +20,7 @@ NAMES = {  # a distribution by the module it brings, where the two differ
     "sklearn": "scikit-learn",
     "tensorflow_datasets": "tensorflow-datasets",
 }
-OPTIONAL = {"torch", "transformers"}  # a benchmark beside ours, where it is installed
+OPTIONAL = {"torch", "transformers", "peft"}  # timed beside ours, where they are installed
 
 
 def names(requirements):

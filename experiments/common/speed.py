@@ -38,6 +38,7 @@ __all__ = [
     "require_no_data",
     "seconds",
     "step_flops",
+    "torch_shape",
 ]
 Step = Callable[[], None]
 
@@ -64,6 +65,17 @@ def random_texts(
     x["token_type_ids"] = np.zeros_like(ids)
     data = Dataset(x, np.arange(examples, dtype=np.int32) % 2)
     return bert(config, jax.random.key(0)), data
+
+
+def torch_shape(config: BertConfig) -> dict[str, int]:
+    """Returns the arguments of transformers' `BertConfig` for an encoder of this shape."""
+    return {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "intermediate_size": config.intermediate_size,
+    }
 
 
 def last_two(network: Network) -> list[str]:
