@@ -230,8 +230,9 @@ def draw(out: Path, rows: Sequence[Row], settings: Any, task: st.Task) -> None:
     for row in rows:
         if row["split"] == "plane" and row["seed"] == 0:
             points = dict(zip(("base", *NAMES.values()), row["corners"], strict=True))
-            for name in ("source", "target"):
-                title = f"{row['task']}, {row['statistics']}: {name} loss"
+            refit = " at refitted statistics" * (row["statistics"] == "refit")
+            for name, dark in (("source", "remembered"), ("target", "learned")):
+                title = f"{row['task']}: {name} loss{refit} (dark: {dark})"
                 panels[title] = (row["xs"], row["ys"], row[name], points)
     if panels:
         along = "distance from the base, towards ordinary fine-tuning"

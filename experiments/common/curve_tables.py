@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.common.adaptation import records_of
-from experiments.common.report.plots import curves
+from experiments.common.report.plots import curves, planes
 from experiments.common.report.results import Row
 from experiments.common.report.tables import Cell, mean_and_error, text_of
 from experiments.common.study import Config
@@ -169,11 +169,11 @@ def draw_curves(out: Path, rows: Sequence[Row]) -> None:
             ylabel=labels[name],
             log=True,
         )
-    curves(
+    planes(
         panels["plane"],
         out / "plane.png",
-        xlabel=labels["target"],
-        ylabel=labels["source"],
+        xlabel="learned: target accuracy (%)",
+        ylabel="not forgotten: source accuracy (%)",
     )
 
 

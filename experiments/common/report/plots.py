@@ -77,6 +77,33 @@ def curves(
     _save(figure, file)
 
 
+def planes(
+    lines: Mapping[str, Mapping[str, tuple]], file: Path, xlabel: str, ylabel: str
+) -> None:
+    """Draws the way of each method through a plane, `{panel: {line: (x, y)}}`, to a PNG: a
+    dot for each recorded step, a star at the end, and an arrow to where both are high."""
+    figure = Figure(figsize=(2.2 + 3.6 * len(lines), 3.8), layout="constrained")
+    axes = figure.subplots(1, len(lines), squeeze=False)[0]
+    names = list(dict.fromkeys(name for drawn in lines.values() for name in drawn))
+    shown = {}  # a line of each name, for the legend of all panels
+    for axis, (panel, drawn) in zip(axes, lines.items(), strict=True):
+        for name, (x, y) in drawn.items():
+            style = {"color": f"C{names.index(name)}"}
+            (shown[name],) = axis.plot(x, y, ".-", linewidth=1, **style)
+            axis.plot(x[-1], y[-1], "*", markersize=13, markeredgecolor="w", **style)
+        arrow = {"arrowstyle": "->", "color": "0.4"}
+        place = {"xycoords": "axes fraction", "ha": "right", "color": "0.4"}
+        axis.annotate("better", (1, 1.04), (0.9, 0.97), arrowprops=arrow, **place)
+        axis.margins(0.08, 0.12)
+        axis.set_title(panel, fontsize=10, loc="left")
+        axis.set_xlabel(xlabel)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel(ylabel)
+    legend = {"title": "dot: a step\nstar: the end", "title_fontsize": 8, "fontsize": 8}
+    figure.legend([shown[n] for n in names], names, loc="outside right upper", **legend)
+    _save(figure, file)
+
+
 def scattered(
     points: Mapping[str, tuple[float, float]], file: Path, xlabel: str, ylabel: str
 ) -> None:
