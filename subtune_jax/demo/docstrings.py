@@ -13,6 +13,7 @@ import sysconfig
 import warnings
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ STEPS, LEARNING_RATE = 500, 2e-3
 SIZES = {"train": 100, "validation": 100, "test": None}
 # Of the training, since the recipe cannot tell: 2 draws an epoch's remainder at random.
 VERSION = 2
+WIDTHS = (16, CONFIG.max_positions)
 
 
 @cache
@@ -103,10 +105,12 @@ def words() -> Any:
     return tokenizers.BertWordPieceTokenizer(numbers, lowercase=True)
 
 
-def data(modules: tuple[str, ...]) -> Dataset:
-    """Returns the sentences of modules as token ids, labelled by module."""
+def data(modules: tuple[str, ...], widths: tuple[int, ...] = WIDTHS) -> Dataset:
+    """Returns the sentences of modules as token ids, labelled by module; a batch is padded
+    to the smallest of `widths` that holds it."""
     texts, labels = sentences(modules)
     x = encode(words(), [[text] for text in texts], CONFIG.max_positions)
+    x = {name: replace(leaf, buckets=widths) for name, leaf in x.items()}
     return Dataset(x, labels, tuple(modules))
 
 
@@ -120,7 +124,10 @@ def docstrings_task(
 
     modules: `TARGET` or `OTHER`. The seed draws the parts, class-balanced.
     """
-    return split_task(docstrings_network(), data(modules), sizes, seed)
+    # One width: every width is a program of its own, and with sentences this short
+    # compilation takes longer than padding.
+    padded = data(modules, WIDTHS[-1:])
+    return split_task(docstrings_network(), padded, sizes, seed)
 
 
 def docstrings_network() -> Network:

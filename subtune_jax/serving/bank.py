@@ -1,8 +1,9 @@
 """Tasks in memory: what each has by row, and what it has as weights of its own."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from functools import partial
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import jax
@@ -64,7 +65,7 @@ class Held(NamedTuple):
 
 class Bank:
     """Tasks on one base by name. Those that changed a stage in small parts have them in
-    arrays by row; where one changed large leaves, the stage runs by task for all."""
+    arrays by row; one that changed large leaves has the whole stage, and runs it alone."""
 
     def __init__(self, network: Network, all_by_row: bool):
         self.fingerprint = base_fingerprint(network)
@@ -81,10 +82,56 @@ class Bank:
         self.factored: set[str] = set()  # stages that are seen to keep factors apart
         self.unfactored: set[str] = set()  # and those that do not
         self.own_bytes = 0
+        self.divided: list[tuple[Stage, ...]] | None = None  # what `runs` returns
 
     def by_task(self, stage: Stage) -> bool:
-        """Returns whether a stage runs once for each of its distinct weights."""
+        """Returns whether a stage has tasks that run it with weights of their own."""
         return stage.name in self.large or stage.name in self.unfactored
+
+    def runs_alone(self, one: Held, stage: str) -> bool:
+        """Returns whether a task runs a stage with weights of its own."""
+        by_factors = stage in self.unfactored and any(
+            stage_of(path) == stage and path.endswith("/a")
+            for path in one.prepared.values
+        )
+        return stage in one.own or by_factors
+
+    def runs(self) -> list[tuple[Stage, ...]]:
+        """Returns the stages of the body in runs, each of them with the same tasks that run
+        it with weights of their own."""
+        # By all tasks in memory, and not by those of a batch: what is compiled shall not
+        # depend on which of them meet in one.
+        if self.divided is None:
+            body = self.network.stages[:-1]
+            runs = groupby(body, lambda stage: self._alone(stage.name))
+            self.divided = [tuple(stages) for _, stages in runs]
+        return self.divided
+
+    def _alone(self, stage: str) -> set[str]:
+        if not (stage in self.large or stage in self.unfactored):
+            return set()
+        return {name for name, one in self.tasks.items() if self.runs_alone(one, stage)}
+
+    def unfactor(self, stage: str) -> None:
+        """Lets tasks with factors of a stage's kernels run it with weights of their own."""
+        self.unfactored.add(stage)
+        self.divided = None
+
+    def arrays_of(self, stages: Container[str]) -> dict[str, jax.Array]:
+        """Returns the arrays by row of stages, without factors that do not stay apart."""
+        return {
+            path: array
+            for path, array in self.rows.arrays.items()
+            if stage_of(path) in stages
+            and not (path.endswith(("/a", "/b")) and stage_of(path) in self.unfactored)
+        }
+
+    def own(self, one: Held, stage: str) -> tuple[Any, Any]:
+        """Returns the (params, stats) of a stage that a task runs with weights of its own."""
+        if stage in one.own:
+            return one.own[stage]
+        # In factors: not kept, or every such task would hold a whole stage.
+        return self.weights(one.prepared.delta, stage)
 
     def prepare(self, name: str, delta: Delta) -> Prepared:
         """Returns a delta as `put` takes it. Raises `InputError` for one of another base."""
@@ -109,11 +156,12 @@ class Bank:
         self.large.update(large)
         self.own_bytes += self._own_bytes(prepared)
         self.tasks[name] = Held(prepared, changes(delta), slot, head_slot, own)
+        self.divided = None
 
     def drop(self, name: str) -> None:
         """Lets go of a task. Raises `InputError` for an unknown one."""
         self.require(name)
-        one = self.tasks.pop(name)
+        one, self.divided = self.tasks.pop(name), None
         if not self.tasks:  # slots do not become fewer otherwise
             self._empty()
             return

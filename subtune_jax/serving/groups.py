@@ -1,55 +1,60 @@
-"""Stages that run once for each of their distinct weights, on the rows that have them."""
+"""A batch in groups of rows, each by a program of its own, and put together again."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from subtune_jax import tree
 from subtune_jax.memory import program_cache
 from subtune_jax.network import Stage, forward
 
+Call = tuple[Sequence[int], Callable[[np.ndarray, Any], Any]]
 
-def by_group(
-    stages: tuple[Stage, ...],
-    code: str,
-    groups: Mapping[Any, Sequence[int]],
-    weights: Mapping[Any, Any],
-    x: Any,
-) -> Any:
-    """Returns what the stages give for a batch, in the order of its rows.
 
-    groups: the rows of each distinct (params, stats). A group is filled up to a power of
-    two by rows that it has already, so that a batch of any mix meets few programs. Rows
-    of no group are zeros.
+def by_group(calls: Sequence[Call], x: Any) -> Any:
+    """Returns what the groups give for their rows of a batch, in the order of the batch.
+
+    calls: the rows of each group, and its function (rows, x of these) -> y. A group is
+    filled up to a power of two by rows that it has already. Rows of no group are zeros.
     """
-    run, y = group_program(stages, code), None
-    for name, rows in groups.items():
+    # A stage is compiled for every shape that it meets. Rows are taken and put back outside
+    # of it, so that it meets the sizes of groups alone, and not each in every batch.
+    leaf = jax.tree.leaves(x)[0]
+    count, y = leaf.shape[0], None
+    for rows, run in calls:
+        if len(rows) == count:
+            return run(np.arange(count), x)
         size = 1 << (len(rows) - 1).bit_length()
-        index = np.array(rows, np.int32)[np.arange(size) % len(rows)]
-        if y is None:
-            shapes = jax.eval_shape(partial(_run, stages), *weights[name], x)
-            zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
-            y = tree.beside(zeros, weights[name])
-        y = run(*weights[name], x, y, index)
+        padded = np.array(rows, np.int32)[np.arange(size) % len(rows)]
+        index = tree.beside(padded, leaf)
+        new = run(padded, _taken(x, index))
+        y = _spread(new, index, count) if y is None else _put(y, new, index)
     return y
 
 
+@jax.jit
+def _taken(x: Any, index: jax.Array) -> Any:
+    return jax.tree.map(lambda leaf: leaf[index], x)
+
+
+@partial(jax.jit, static_argnums=2)
+def _spread(new: Any, index: jax.Array, count: int) -> Any:
+    """Returns a batch of `count` rows that are zeros, but for those of a group."""
+    zeros = jax.tree.map(lambda y: jnp.zeros((count, *y.shape[1:]), y.dtype), new)
+    return _put(zeros, new, index)
+
+
+@partial(jax.jit, donate_argnums=0)
+def _put(y: Any, new: Any, index: jax.Array) -> Any:
+    return jax.tree.map(lambda old, rows: old.at[index].set(rows), y, new)
+
+
 @program_cache(256)
-def group_program(stages: tuple[Stage, ...], code: str) -> Callable:
-    """Returns the jitted `(params, stats, x, y, index) -> y` with the rows of one group
-    filled in; y is donated."""
+def stages_program(stages: tuple[Stage, ...], code: str) -> Callable:
+    """Returns the jitted `(params, stats, x) -> y` of stages."""
     del code  # part of the key: what the stages read may have changed
-
-    def run(params: Any, stats: Any, x: Any, y: Any, index: jax.Array) -> Any:
-        taken = jax.tree.map(lambda leaf: leaf[index], x)
-        new = _run(stages, params, stats, taken)
-        return jax.tree.map(lambda old, rows: old.at[index].set(rows), y, new)
-
-    return jax.jit(run, donate_argnums=3)
-
-
-def _run(stages: tuple[Stage, ...], params: Any, stats: Any, x: Any) -> Any:
-    return forward(stages, params, stats, x)[0]
+    return jax.jit(lambda params, stats, x: forward(stages, params, stats, x)[0])

@@ -2,12 +2,11 @@
 
 Stages that tasks changed in small parts (biases, norms, low-rank factors) run once on the
 whole batch, with each row's own values. Stages that a task changed in large leaves run
-once for each of their distinct weights, on the rows that have them.
+once for each of their distinct weights, on the rows of such tasks alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import groupby
 from typing import Any
 
 import jax
@@ -21,7 +20,7 @@ from subtune_jax.flops import contraction_flops
 from subtune_jax.network import Network, Stage, forward, require_network
 from subtune_jax.serving.bank import Bank, Held, Kind
 from subtune_jax.serving.factored import NotFactored
-from subtune_jax.serving.groups import by_group
+from subtune_jax.serving.groups import by_group, stages_program
 from subtune_jax.serving.parts import stage_of
 from subtune_jax.serving.rows import forward_rows, heads_program, rows_program
 
@@ -89,7 +88,7 @@ class Mixed:
         bank, (stages, params, stats) = self.bank, self.network[:3]
         names = {stage_of(path) for path in bank.rows.arrays if path.endswith("/a")}
         for i, stage in enumerate(stages[:-1]):
-            if stage.name not in names - bank.factored or bank.by_task(stage):
+            if stage.name not in names - bank.factored - bank.unfactored:
                 continue
             before = partial(forward, stages, stop=i)
             y, _ = jax.eval_shape(before, params, stats, x)
@@ -99,48 +98,50 @@ class Mixed:
                 jax.eval_shape(alone, params, stats, bank.rows.arrays, slots, y)
                 bank.factored.add(stage.name)
             except NotFactored:
-                bank.unfactored.add(stage.name)
+                bank.unfactor(stage.name)
 
     def _outputs(self, held: Sequence[Held], x: Any) -> list[jax.Array]:
         """Returns what the heads of each of `_kinds(held)` give for all rows."""
         self.require_factored(x)
-        for by_task, run in groupby(self.network.stages[:-1], self.bank.by_task):
-            x = (self._by_task if by_task else self._by_row)(tuple(run), held, x)
+        for stages in self.bank.runs():
+            x = self._stages(stages, held, x)
         return [self._heads(kind, held, x) for kind in _kinds(held)]
 
-    def _by_row(self, stages: tuple[Stage, ...], held: Sequence[Held], x: Any) -> Any:
+    def _stages(self, stages: tuple[Stage, ...], held: Sequence[Held], x: Any) -> Any:
+        """Returns what stages give: rows whose tasks have weights of their own by task, all
+        others in one call."""
+        groups: dict[tuple, list[int]] = {}
+        for i, one in enumerate(held):
+            own = self.bank.runs_alone(one, stages[0].name)
+            key = tuple(one.keys[stage.name] for stage in stages) if own else ()
+            groups.setdefault(key, []).append(i)
+        calls = [
+            (rows, self._by_task(stages, held[rows[0]]) if key else by_row)
+            for by_row in [partial(self._by_row, stages, held)]
+            for key, rows in groups.items()
+        ]
+        return by_group(calls, x)
+
+    def _by_row(
+        self, stages: tuple[Stage, ...], held: Sequence[Held], rows: np.ndarray, x: Any
+    ) -> Any:
         names = {stage.name for stage in stages}
         params, stats = (
             {name: values[name] for name in names}
             for values in (self.network.params, self.network.stats)
         )
-        every = self.bank.rows.arrays.items()
-        arrays = {path: a for path, a in every if stage_of(path) in names}
-        slots = self._beside([one.slot for one in held])
+        arrays = self.bank.arrays_of(names)
+        slots = self._beside([held[i].slot for i in rows.tolist()])
         return rows_program(stages, self.code)(params, stats, arrays, slots, x)
 
-    def _by_task(self, stages: tuple[Stage, ...], held: Sequence[Held], x: Any) -> Any:
-        groups: dict[tuple, list[int]] = {}
-        for i, one in enumerate(held):
-            key = tuple(one.keys.get(stage.name, "") for stage in stages)
-            groups.setdefault(key, []).append(i)
-        weights = {
-            key: self._weights(stages, held[rows[0]]) for key, rows in groups.items()
-        }
-        return by_group(stages, self.code, groups, weights, x)
-
-    def _weights(self, stages: tuple[Stage, ...], one: Held) -> tuple[Any, Any]:
-        """Returns the (params, stats) of stages as a task has them."""
-        pairs = {}
-        for name, _ in stages:
-            if name not in one.keys:
-                pairs[name] = self.network.params[name], self.network.stats[name]
-            elif name in one.own:
-                pairs[name] = one.own[name]
-            else:  # in small parts: not kept, or every such task would hold a whole stage
-                pairs[name] = self.bank.weights(one.prepared.delta, name)
+    def _by_task(
+        self, stages: tuple[Stage, ...], one: Held
+    ) -> Callable[[np.ndarray, Any], Any]:
+        """Returns the function of rows of a task that has these stages of its own."""
+        pairs = {stage.name: self.bank.own(one, stage.name) for stage in stages}
         params, stats = ({n: pair[i] for n, pair in pairs.items()} for i in (0, 1))
-        return params, stats
+        program = stages_program(stages, self.code)
+        return lambda rows, x: program(params, stats, x)
 
     def _heads(self, kind: Kind, held: Sequence[Held], x: Any) -> jax.Array:
         if kind.by_row:
@@ -152,8 +153,13 @@ class Mixed:
         for i, one in enumerate(held):
             if one.kind == kind:
                 groups.setdefault(id(one), []).append(i)
-        weights = {id(o): tuple({"head": w} for w in o.prepared.head) for o in held}
-        return by_group((Stage("head", kind.apply),), self.code, groups, weights, x)
+        program = stages_program((Stage("head", kind.apply),), self.code)
+
+        def head(one: Held, rows: np.ndarray, x: Any) -> Any:
+            return program(*({"head": part} for part in one.prepared.head), x)
+
+        calls = [(rows, partial(head, held[rows[0]])) for rows in groups.values()]
+        return by_group(calls, x)
 
     def _beside(self, slots: Sequence[int]) -> jax.Array:
         return tree.beside(np.array(slots, np.int32), self.network.params)

@@ -13,6 +13,7 @@ from subtune_jax.models.bert import BertConfig, bert
 from subtune_jax.serving.mixed import Mixed
 from subtune_jax.training.predict import predict
 from subtune_jax.tuning.lora import Factors
+from tests import toy
 from tests.serving import tasks
 
 
@@ -136,7 +137,7 @@ def test_a_wider_factor_and_a_large_change_come_later():
     mixed.put("wide", deltas["wide"])
     names = ["lora", "wide", "lora", "wide"]
     assert_rows(mixed(x, names), tasks.separate(network, deltas, x), names)
-    # A task that changes the same stage in elements: now it runs by task for all.
+    # A task that changes the same stage in elements runs it alone.
     deltas["elements"] = tasks.elements_delta(network, path)
     mixed.put("elements", deltas["elements"])
     assert set(mixed.bank.large) == {"layer_0"}
@@ -144,6 +145,42 @@ def test_a_wider_factor_and_a_large_change_come_later():
     outputs = mixed(x, names)
     assert_rows(outputs, tasks.separate(network, deltas, x), names)
     np.testing.assert_allclose(outputs[0], before[0], atol=1e-5)
+
+
+def test_a_large_task_in_memory_costs_batches_without_it_nothing(monkeypatch):
+    network, data = tasks.network_of("mlp")
+    mixed, deltas = Mixed(network), tasks.deltas("mlp", network)
+    large = [n for n in deltas if mixed.bank.prepare(n, deltas[n]).large]
+    names = [name for name in deltas if name not in large]
+    for name in names:
+        mixed.put(name, deltas[name])
+    names = names[:4]
+    x = data.x[:4]
+    before, flops = mixed(x, names), mixed.flops(x, names)
+    for name in large:
+        mixed.put(name, deltas[name])
+    monkeypatch.setattr(mixed, "_by_task", None)  # would be called
+    assert large and mixed.flops(x, names) == flops
+    np.testing.assert_allclose(mixed(x, names), before, rtol=1e-6)
+    with pytest.raises(TypeError, match="NoneType"):
+        mixed(x, [*names[1:], large[0]])
+
+
+def test_a_stage_is_compiled_for_sizes_of_groups_and_not_of_batches():
+    traces = []
+    network, data = toy.mlp(traces=traces), toy.points(12)
+    deltas = {
+        name: extract(network, tasks.changed(network, ["one"], factor))
+        for name, factor in (("a", 1.1), ("b", 1.2), ("c", 1.3))
+    }
+    mixed = mixed_of(network, deltas)
+    mixed(data.x[:4], list("aabb"))
+    assert len(traces) == 1  # two rows of either
+    mixed(data.x[:8], list("aabbbccc"))
+    assert len(traces) == 2  # and now four
+    for names in ("abababcc", "ccaabbba", "aabbcca", "acacacbb"):
+        mixed(data.x[: len(names)], list(names))
+    assert len(traces) == 2
 
 
 def test_a_last_stage_that_is_no_head_is_each_tasks_own():
