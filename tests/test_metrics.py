@@ -54,5 +54,7 @@ def test_outputs_that_are_no_numbers_have_no_score():
 
 
 def test_f1_is_of_class_one():
-    called = np.eye(2)[[1, 0, 0, 0]]  # of two ones, one is found; nothing else is called 1
+    called = np.eye(2)[
+        [1, 0, 0, 0]
+    ]  # of two ones, one is found; nothing else is called 1
     assert METRICS["f1"](called, np.array([1, 1, 0, 0])) == pytest.approx(200 / 3)

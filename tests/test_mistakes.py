@@ -144,7 +144,10 @@ def test_inputs_that_are_no_arrays_or_none():
         (DATA.x.tolist(), "inputs must be an array .*, got a list: numpy.asarray"),
         (DATA.x[:0], "there are no examples: the inputs are empty"),
         ({"a": DATA.x, "b": DATA.x[:5]}, "different numbers of rows: a 24, b 5"),
-        ({"a": DATA.x, "b": None, "c": "text"}, "input 'c' must be an array"),
+        (
+            {"a": DATA.x, "b": None, "c": "text"},
+            "input 'c' is a text: data.encode makes token ids of texts",
+        ),
         (np.array(["text"] * 24), "inputs must be numbers, got <U4"),
     ):
         with pytest.raises(InputError, match=message):

@@ -20,7 +20,11 @@ NAMES = {  # a distribution by the module it brings, where the two differ
     "sklearn": "scikit-learn",
     "tensorflow_datasets": "tensorflow-datasets",
 }
-OPTIONAL = {"torch", "transformers", "peft"}  # timed beside ours, where they are installed
+OPTIONAL = {
+    "torch",
+    "transformers",
+    "peft",
+}  # timed beside ours, where they are installed
 
 
 def names(requirements):

@@ -30,7 +30,9 @@ def test_summaries_are_made_from_the_rows():
 
 
 def test_every_folder_of_results_is_shown():
-    shown = re.findall(r"results/(\w+)|<!-- table: (\w+)", " ".join(map(Path.read_text, PAGES)))
+    shown = re.findall(
+        r"results/(\w+)|<!-- table: (\w+)", " ".join(map(Path.read_text, PAGES))
+    )
     names = {name for pair in shown for name in pair}
     assert {path.name for path in (ROOT / "results").iterdir()} <= names
 

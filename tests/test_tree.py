@@ -50,7 +50,11 @@ def test_fingerprint_sees_every_bit_name_shape_and_dtype():
 
 
 def test_the_lowest_of_all_leaves_ties_to_the_first():
-    values = {"a": np.array([3.0, 1.0]), "b": np.array([1.0, 9.0, 0.0]), "c": np.ones(2)}
+    values = {
+        "a": np.array([3.0, 1.0]),
+        "b": np.array([1.0, 9.0, 0.0]),
+        "c": np.ones(2),
+    }
     places = tree.lowest(values, 3)
     assert {path: index.tolist() for path, index in places.items()} == {
         "a": [1],

@@ -59,7 +59,9 @@ def mlp(width: int = 6, traces: list | None = None, dtype=jnp.float32) -> Networ
     stages = (Stage("one", first), Stage("two", hidden), Stage("head", linear))
     units = {"coarse": {"body": ("one", "two"), "head": ("head",)}}
     network = Network(stages, params, {name: {} for name in params}, units)
-    if traces is not None:  # what a run asks of a network first is no trace of a program
+    if (
+        traces is not None
+    ):  # what a run asks of a network first is no trace of a program
         output_shapes(network, np.zeros((1, 4), np.float32))
         traces.clear()
     return network

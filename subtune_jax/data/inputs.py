@@ -22,6 +22,8 @@ from subtune_jax.head import features
 from subtune_jax.losses import cross_entropy, require_classes
 from subtune_jax.network import Network, Pixels, Tokens, require_network
 
+ENCODE = "data.encode makes token ids of texts"
+
 
 def require_data(
     network: Network,
@@ -116,16 +118,20 @@ def require_rows(x: Any) -> int:
             "inputs must be an array with the example first, got a list: numpy.asarray "
             "makes one"
         )
+    if x is None:
+        raise InputError("expected inputs, got None")
     rows = {}
     for path, leaf in tree.flatten(x).items():
         name = f"input {path!r}" if path else "inputs"
+        if isinstance(leaf, str):
+            raise InputError(f"{name} is a text: {ENCODE}")
         if not isinstance(leaf, np.ndarray | jax.Array) and not hasattr(leaf, "only"):
             raise InputError(
                 f"{name} must be an array with the example first, got a "
                 f"{type(leaf).__name__}: numpy.asarray makes one"
             )
         if getattr(leaf, "dtype", np.dtype(int)).kind in "OUS":
-            raise InputError(f"{name} must be numbers, got {leaf.dtype} (see `texts`)")
+            raise InputError(f"{name} must be numbers, got {leaf.dtype} ({ENCODE})")
         rows[path] = len(leaf) if getattr(leaf, "ndim", 1) else 0
     if len(set(rows.values())) > 1:
         counts = ", ".join(f"{path} {count}" for path, count in rows.items())
@@ -167,11 +173,11 @@ def _require_pixels(reads: Pixels, x: Any) -> None:
 def _require_tokens(reads: Tokens, x: Any) -> None:
     rows = {"input_ids": reads.vocab_size, "token_type_ids": reads.type_vocab_size}
     if not isinstance(x, dict) or "input_ids" not in x:
-        raise InputError("the network takes texts: a dict with input_ids, see `texts`")
+        raise InputError(f"the network takes texts as a dict with input_ids: {ENCODE}")
     if "attention_mask" not in x:
         raise InputError(
             "the inputs have no attention_mask, 1 at tokens and 0 at padding: the inputs "
-            f"are {', '.join(x)} (see `texts`)"
+            f"are {', '.join(x)} ({ENCODE})"
         )
     for name, values in _in_memory(x).items():
         low, high = np.min(values, initial=0), np.max(values, initial=0)

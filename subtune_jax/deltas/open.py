@@ -29,8 +29,8 @@ def open_base(delta: Delta, base: Network | str | Path | None = None) -> Network
     named = delta.about["base"]
     if base is None and not named["name"]:
         raise InputError(
-            "the delta does not say where its base is: give base=, the network that it "
-            "was tuned from"
+            "the delta does not say where its base is: give base= (in a shell --base), the "
+            "network that it was tuned from"
         )
     if base is not None and not isinstance(base, str | Path):
         return base

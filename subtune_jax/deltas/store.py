@@ -107,6 +107,8 @@ class Store:
 
     def _unknown(self, name: str) -> InputError:
         names = list(self)
+        if not self.folder.is_dir():
+            return InputError(f"there is no folder {self.folder}")
         if not names:
             return InputError(f"{self.folder} has no tasks")
         return unknown("task", name, names)

@@ -73,7 +73,7 @@ def answered(
         for (line, _), answer in zip(every, answers, strict=True):
             wrong += bool(answer.error)
             if answer.error:
-                print(f"error: {line}: {answer.error}", file=sys.stderr)
+                print(f"error: {answer.task}: {line}: {answer.error}", file=sys.stderr)
             else:
                 print(f"{shown(answer)}\t{answer.task}\t{line}")
     return wrong

@@ -167,7 +167,7 @@ def serve(
     when its file has changed. memory: bytes for tasks beside the base; those used longest
     ago are let go of. tokenizer: of a base without a folder. max_length: longest text in
     tokens; default: 128, or what the base takes. Raises `InputError` for what is not a
-    network, and a memory that is not a positive number.
+    network, a folder that is not there, and a memory that is not a positive number.
     """
     require_network(network)
     require_whole(memory=memory, max_length=1 if max_length is None else max_length)
@@ -182,7 +182,10 @@ def serve(
         raise InputError(
             f"store must be a Store or a folder, got {type(store).__name__}"
         )
-    store = store if isinstance(store, Store) else Store(store)
+    if not isinstance(store, Store):
+        store = Store(store)
+        if not store.folder.exists():
+            raise InputError(f"there is no folder {store.folder}")
     words = reader(network) if tokenizer is None else tokenizer
     return Server(network, store, memory, words, max_length)
 

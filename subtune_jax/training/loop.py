@@ -63,7 +63,9 @@ class FitResult(NamedTuple):
     def __repr__(self) -> str:
         tuned, scores = tree.count(self.trainable), self.scores
         score = (
-            f"score {scores[-1]}, the last of {len(scores)}" if scores else "no score"
+            f"score {scores[-1]:.4g} in the last of {len(scores)} epochs"
+            if scores
+            else "no score"
         )
         return (
             f"FitResult({tuned:,} tuned parameters, kept epoch {self.epoch}, {score})"

@@ -337,7 +337,10 @@ def test_what_does_not_belong_together_is_refused_and_nothing_is_applied():
         InputError, match="unknown form of values 'int8': expected one of"
     ):
         deltas.extract(network, tuned, values="int8")
-    with pytest.raises(InputError, match="does not say where its base is: give base="):
+    with pytest.raises(
+        InputError,
+        match="does not say where its base is: give base= .in a shell --base",
+    ):
         deltas.open_task(delta)
     opened = deltas.open_task(delta, network)
     assert bits(opened) == bits(tuned)

@@ -55,7 +55,10 @@ def run(code, folder):
 def test_add_list_get_remove(tmp_path):
     store = Store(tmp_path / "tasks")
     assert list(store) == []
-    with pytest.raises(InputError, match="has no tasks"):
+    with pytest.raises(InputError, match="there is no folder .*tasks"):
+        store.get("cola")
+    store.folder.mkdir()
+    with pytest.raises(InputError, match="tasks has no tasks"):
         store.get("cola")
     store.add("sst2", b"two")
     store.add("cola", b"one")

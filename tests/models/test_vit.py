@@ -288,7 +288,9 @@ def test_timm_architectures():
     assert made[:7] == (384, 32, 3, 384, 12, 6, 1536) and made.num_classes == 7
     made = timm_config(TIMM | {"global_pool": "avg"})
     assert made.pooling == "mean" and made.intermediate_size == 24
-    assert timm_config(TIMM | {"num_classes": 0}).num_classes == 2  # no head in the file
+    assert (
+        timm_config(TIMM | {"num_classes": 0}).num_classes == 2
+    )  # no head in the file
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,11 @@ def test_alternatives_are_units_or_patterns_and_match_each_on_its_own():
 
     both = selected("block1") | selected("head")
     assert selected("block1|head") == both == selected("coarse:block1|head")
-    assert selected("head|block1_0/conv1") == selected("head") | selected("block1_0/conv1")
+    assert selected("head|block1_0/conv1") == selected("head") | selected(
+        "block1_0/conv1"
+    )
     assert selected(r"block(1|2)_0/conv[12]|head") > selected("head")
-    with pytest.raises(InputError, match="selector 'block9' matches no unit and no path"):
+    with pytest.raises(
+        InputError, match="selector 'block9' matches no unit and no path"
+    ):
         selected("block9|head")

@@ -88,9 +88,9 @@ def test_several_tasks_and_what_is_wrong(images, monkeypatch, capsys):
     more = [*unknown, "--task", "tuned"]
     code, out, err = run(monkeypatch, capsys, *more, folder / "0.png")
     assert code == 1 and len(out) == 1
-    assert err == [f"error: {folder / '0.png'}: {sentence}"]
+    assert err == [f"error: tuend: {folder / '0.png'}: {sentence}"]
     code, out, err = run(monkeypatch, capsys, "--store", folder / "no", "--task", "a")
-    assert code == 2 and err == [f"error: {folder / 'no'} has no tasks"]
+    assert code == 2 and err == [f"error: there is no folder {folder / 'no'}"]
 
 
 @pytest.mark.slow

@@ -162,7 +162,5 @@ def test_episodic_memo_forgets_and_online_does_not():
 def test_a_stream_that_diverges_keeps_what_it_had():
     network = toy.small_resnet("group")
     every = select(network, {"g": [".*"]})
-    result = test_time.memo(
-        network, every, toy.images(3), learning_rate=1e30, copies=2
-    )
+    result = test_time.memo(network, every, toy.images(3), learning_rate=1e30, copies=2)
     assert result.diverged and len(result.outputs) < 3

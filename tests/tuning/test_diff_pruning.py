@@ -362,9 +362,7 @@ def test_a_mask_says_how_many_elements_the_gates_had_changed():
     indices = mask_indices(result.trainable, result.fixed)
     assert sum(map(len, indices.values())) == 18
     alone = phases[0]._replace(keeps=True)
-    gated = fit(
-        network, alone, toy.points(), key=KEY, settings=Settings(batch_size=16)
-    )
+    gated = fit(network, alone, toy.points(), key=KEY, settings=Settings(batch_size=16))
     expected = float(expected_nonzero(gated.trainable))
     assert 60 < expected < 72
     assert float(result.fixed["realisation"]["expected"]) == pytest.approx(expected)
