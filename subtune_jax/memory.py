@@ -8,6 +8,8 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
+import jax
+
 # Options of glibc's mallopt, by their numbers in malloc.h.
 TRIM_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -4, -8
 
@@ -56,9 +58,16 @@ def make_room() -> None:
     # (lengths of texts, counts of a mask), and XLA maps each of an executable's kernels
     # apart: a step of a 6-layer encoder takes 800 regions for every length of text.
     if crowded():
-        for cache in CACHES:
-            cache.cache_clear()
-        gc.collect()
+        forget_programs()
+
+
+def forget_programs() -> None:
+    """Lets go of all compiled programs of the process, JAX's own among them: what is still
+    needed is compiled again."""
+    for cache in CACHES:
+        cache.cache_clear()
+    jax.clear_caches()  # traced functions, and operations outside of a program
+    gc.collect()
 
 
 def crowded(share: float = 0.5) -> bool:

@@ -11,6 +11,7 @@ from subtune_jax.data.splits import balanced_folds, shuffled_folds
 from subtune_jax.data.task import Task
 from subtune_jax.errors import InputError, require_function, require_type
 from subtune_jax.labels import lowest_trainable
+from subtune_jax.memory import forget_programs
 from subtune_jax.metrics import Metric
 from subtune_jax.network import Network, require_network
 from subtune_jax.selection.journal import Score
@@ -23,6 +24,7 @@ from subtune_jax.training.predict import evaluate
 from subtune_jax.training.settings import Settings, require_settings
 from subtune_jax.training.suffix import Cut, kept_cuts, rejoin
 
+CANDIDATES = 64  # whose programs are kept: 8 MB each, of a ResNet-20
 PhasesOf = Callable[[Network, Subset, int], Sequence[Phase]]
 
 
@@ -129,8 +131,16 @@ def subset_score(
         base = parent(units[:-1], fold, seed) if warm and units else start
         return base if base.network is None else train(base, units, fold, seed)
 
+    recent: set[Subset] = set()
+
     def score(units: Subset, fold: int, seed: int) -> Score:
-        run = begin(tuple(units), fold, seed)
+        units = tuple(units)
+        if units not in recent and len(recent) == CANDIDATES:
+            # Each has programs of its own, and what JAX keeps of a program outlives it.
+            forget_programs()
+            recent.clear()
+        recent.add(units)
+        run = begin(units, fold, seed)
         return Score(run.value, run.flops)
 
     return score

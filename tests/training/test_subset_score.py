@@ -1,6 +1,7 @@
 """Subsets scored on folds: shared features, warm starts, FLOPs, memory."""
 
 import gc
+import sys
 from functools import partial
 
 import jax
@@ -13,11 +14,14 @@ from subtune_jax.data.splits import balanced_folds
 from subtune_jax.data.task import Sealed, Task
 from subtune_jax.errors import InputError
 from subtune_jax.selection import greedy
+from subtune_jax.selection.select import select
 from subtune_jax.training.loop import fit
 from subtune_jax.training.optimizers import adam
+from subtune_jax.training.phases import Phase
 from subtune_jax.training.predict import evaluate
 from subtune_jax.training.settings import Settings
 from subtune_jax.training.subset_score import subset_score
+from subtune_jax.tuning import fixed_mask
 from tests import toy
 
 KEY = jax.random.key(0)
@@ -178,3 +182,22 @@ def test_memory_does_not_grow_with_the_candidates():
         for units in [("one", "two"), ("two", "one")] * 2:
             score(units, fold, fold)
     assert held() <= before + 2 * 3 * 400  # at most a parent's 93 numbers on each fold
+
+
+def test_compiled_programs_do_not_grow_with_the_candidates(monkeypatch):
+    """A mask of another count is another program. Those of four candidates are kept."""
+    monkeypatch.setattr(sys.modules[subset_score.__module__], "CANDIDATES", 4)
+
+    def masked(network, units, examples):
+        mask = fixed_mask({"two/kernel": np.arange(len(units))})
+        labels = select(network, {"tuned": ["two/kernel"], "head": ["head"]})
+        return [Phase(labels, adam(1e-2), 2, mask)]
+
+    score = subset_score(
+        task(), masked, key=KEY, folds=3, settings=Settings(norm="tuned", batch_size=8)
+    )
+    programs = []
+    for count in range(1, 13):
+        score(("two",) * count, 0, 0)
+        programs.append(len(jax.devices()[0].client.live_executables()))
+    assert programs[4:8] == programs[8:] and programs[4] < programs[7]
