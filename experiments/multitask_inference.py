@@ -74,10 +74,13 @@ class Settings:
         """Raises `InputError` for flags without a use."""
         require_no_data(self)
         for count in self.tasks:
-            if count < 1:
+            if not 1 <= count <= self.texts:
                 raise st.InputError(
-                    f"--tasks must be positive whole numbers, got {count}"
+                    f"--tasks must be from 1 to the {self.texts} texts of a batch, got "
+                    f"{count}"
                 )
+        if not any(map(installed, self.kinds)):
+            raise st.InputError("--kinds peft: pip install 'subtune-jax[peft]'")
 
 
 class Job(NamedTuple):
@@ -92,7 +95,7 @@ class Job(NamedTuple):
 def jobs(settings: Settings, task: None) -> list[Job]:
     """Returns the measurements of all parts."""
     units, counts = blocks(images(settings)[0]), (1, 2, 4, 8, 16, 32)
-    kinds = filter(installed, settings.kinds)
+    kinds = [kind for kind in settings.kinds if installed(kind)]
     neighbours = [" ".join(pair) for pair in zip(units, units[1:], strict=False)]
     digits = [*blocks(st.demo.digits_task("contrast").network), "all"]
     every = {
@@ -134,9 +137,10 @@ def of_part(part: str, rows: Sequence[Row], config: Config) -> str:
     lines = [head, "|---|---|---|---|---|---|---|---|"]
     for row in rows:
         if row["part"] == part:
+            kind = KINDS.get(row["changed"])
             times = (row["value"] / row["one"], row["separate"] / row["one"])
             lines.append(
-                f"| {KINDS.get(row['changed'], row['changed'])} | {row['tasks']} | "
+                f"| {kind.label if kind else row['changed']} | {row['tasks']} | "
                 f"{1000 * row['value']:.1f} | "
                 f"{1000 * row['one']:.1f} | {times[0]:.2f} | {times[1]:.2f} | "
                 f"{row['flops'] / row['one_flops']:.3f} | {row['bytes']:,} |"
@@ -172,11 +176,11 @@ def times(rows: Sequence[Row]) -> float:
 
 def summary(rows: Sequence[Row], config: Config) -> str:
     """Returns the tables of all parts that were measured."""
-    tables = []
+    parts = []
     for part in dict.fromkeys(row["part"] for row in rows):
         whole = accuracies if part == "accuracy" else partial(of_part, part)
-        tables.append(f"{part}\n\n{whole(rows, config)}")
-    return "\n\n".join(tables)
+        parts.append(f"{part}\n\n{whole(rows, config)}")
+    return "\n\n".join(parts)
 
 
 def draw(out: Path, rows: Sequence[Row], settings: Any, task: Any) -> None:

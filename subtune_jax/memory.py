@@ -52,8 +52,8 @@ def program_cache(size: int) -> Callable:
 
 
 def make_room() -> None:
-    """Lets go of all compiled programs if they crowd the process; those that are still
-    needed compile again. Called where a phase begins: its shapes are new."""
+    """Drops all compiled programs if they crowd the process (`forget_programs`). Called where
+    a phase begins: its shapes are new."""
     # The number of programs is no bound: each has an executable for every shape it has met
     # (lengths of texts, counts of a mask), and XLA maps each of an executable's kernels
     # apart: a step of a 6-layer encoder takes 800 regions for every length of text.
@@ -62,8 +62,8 @@ def make_room() -> None:
 
 
 def forget_programs() -> None:
-    """Lets go of all compiled programs of the process, JAX's own among them: what is still
-    needed is compiled again."""
+    """Drops all compiled programs of the process, those of other code under `jax.jit` among
+    them: what is still needed is compiled again."""
     for cache in CACHES:
         cache.cache_clear()
     jax.clear_caches()  # traced functions, and operations outside of a program

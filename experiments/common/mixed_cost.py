@@ -24,6 +24,15 @@ PEFT = ("torch", "transformers", "peft")
 RANK = 8
 
 
+class Kind(NamedTuple):
+    """Tasks of a batch: their name in tables, what a task changes (`None`: PEFT tunes it),
+    and whether large leaves are gathered by row."""
+
+    label: str
+    change: Callable[[st.Network, int], st.Delta] | None = None
+    by_row: bool = False
+
+
 class Batch(NamedTuple):
     """A batch of texts, the task of each, and the rows of each task."""
 
@@ -42,22 +51,20 @@ def mixed_batch(settings: Any, job: Any) -> dict[str, Any]:
     names = [f"task{i % job.tasks}" for i in range(settings.texts)]
     rows = {name: np.flatnonzero(np.array(names) == name) for name in sorted({*names})}
     batch = Batch(config, network, data.x, names, rows)
-    ours = job.changed != "peft"
-    measured = (
-        by_ours(batch, job.changed, job.tasks) if ours else by_peft(batch, job.tasks)
-    )
+    kind = KINDS[job.changed]
+    measured = (by_ours if kind.change else by_peft)(batch, kind, job.tasks)
     calls = {name: measured.pop(name) for name in ("value", "one", "separate")}
     return timed(settings.repeats, calls) | {
         name: value() if callable(value) else value for name, value in measured.items()
     }
 
 
-def by_ours(batch: Batch, kind: str, tasks: int) -> dict[str, Any]:
+def by_ours(batch: Batch, kind: Kind, tasks: int) -> dict[str, Any]:
     """Returns the calls of this library, and what they cost."""
     network, names = batch.network, batch.names
     x = jax.device_put(dict(batch.x))
-    served = st.serving.Mixed(network, all_by_row=kind == "elements_by_row")
-    deltas = {f"task{i}": CHANGES[kind](network, i) for i in range(tasks)}
+    served = st.serving.Mixed(network, all_by_row=kind.by_row)
+    deltas = {f"task{i}": kind.change(network, i) for i in range(tasks)}
     for name, delta in deltas.items():
         served.put(name, delta)
     source, first = st.serving.Mixed(network), ["source"] * len(names)
@@ -83,7 +90,7 @@ def installed(kind: str) -> bool:
     return kind != "peft" or all(map(importlib.util.find_spec, PEFT))
 
 
-def by_peft(batch: Batch, tasks: int) -> dict[str, Any]:
+def by_peft(batch: Batch, kind: Kind, tasks: int) -> dict[str, Any]:
     """Returns the calls of PEFT's LoRA on PyTorch's encoder of the same shape, without
     heads: its batches of several adapters have none of their own."""
     import torch
@@ -173,15 +180,9 @@ def some_elements(network: st.Network, seed: int) -> st.Delta:
 
 
 KINDS = {
-    "norms": "LayerNorms, biases",
-    "lora": "LoRA, rank 8",
-    "peft": "LoRA, rank 8, by PEFT",
-    "elements": "0.5 % of elements",
-    "elements_by_row": "0.5 % of elements, by row",
-}
-CHANGES = {
-    "norms": small_leaves,
-    "lora": low_rank,
-    "elements": some_elements,
-    "elements_by_row": some_elements,
+    "norms": Kind("LayerNorms, biases", small_leaves),
+    "lora": Kind("LoRA, rank 8", low_rank),
+    "peft": Kind("LoRA, rank 8, by PEFT"),
+    "elements": Kind("0.5 % of elements", some_elements),
+    "elements_by_row": Kind("0.5 % of elements, by row", some_elements, by_row=True),
 }

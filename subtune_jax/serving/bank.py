@@ -1,6 +1,5 @@
 """Tasks in memory: what each has by row, and what it has as weights of its own."""
 
-from collections import Counter
 from collections.abc import Callable, Container, Mapping
 from functools import partial
 from itertools import groupby
@@ -22,7 +21,7 @@ from subtune_jax.serving.parts import (
     restricted,
     stage_of,
 )
-from subtune_jax.serving.rows import Rows
+from subtune_jax.serving.rows import A, B, Rows, kernels_of
 
 HEAD_SIZE = 65_536  # numbers of a head; a larger one runs by task, not gathered by row
 
@@ -72,50 +71,39 @@ class Bank:
         params, stats = on_device((network.params, network.stats))
         self.network = network._replace(params=params, stats=stats)
         self.leaves, self.all_by_row = flat(self.network), all_by_row
+        self.apart: set[str] = set()  # stages that a task ever ran alone
         self._empty()
 
     def _empty(self) -> None:
         self.tasks: dict[str, Held] = {}
         self.rows = Rows(next(iter(self.leaves.values())))
         self.heads: dict[Kind, Rows] = {}
-        self.large: Counter[str] = Counter()  # how many tasks have a stage of their own
-        self.factored: set[str] = set()  # stages that are seen to keep factors apart
-        self.unfactored: set[str] = set()  # and those that do not
+        # Stages that use a factored kernel other than in a product, and of all others the
+        # kernels with which that was checked.
+        self.unfactored: set[str] = set()
+        self.checked: dict[str, frozenset[str]] = {}
         self.own_bytes = 0
-        self.divided: list[tuple[Stage, ...]] | None = None  # what `runs` returns
-
-    def by_task(self, stage: Stage) -> bool:
-        """Returns whether a stage has tasks that run it with weights of their own."""
-        return stage.name in self.large or stage.name in self.unfactored
 
     def runs_alone(self, one: Held, stage: str) -> bool:
-        """Returns whether a task runs a stage with weights of its own."""
-        by_factors = stage in self.unfactored and any(
-            stage_of(path) == stage and path.endswith("/a")
-            for path in one.prepared.values
-        )
-        return stage in one.own or by_factors
+        """Returns whether a task runs a stage alone, with weights of its own."""
+        kernels = kernels_of(one.prepared.values) if stage in self.unfactored else ()
+        return stage in one.own or any(stage_of(path) == stage for path in kernels)
 
     def runs(self) -> list[tuple[Stage, ...]]:
-        """Returns the stages of the body in runs, each of them with the same tasks that run
-        it with weights of their own."""
-        # By all tasks in memory, and not by those of a batch: what is compiled shall not
-        # depend on which of them meet in one.
-        if self.divided is None:
-            body = self.network.stages[:-1]
-            runs = groupby(body, lambda stage: self._alone(stage.name))
-            self.divided = [tuple(stages) for _, stages in runs]
-        return self.divided
-
-    def _alone(self, stage: str) -> set[str]:
-        if not (stage in self.large or stage in self.unfactored):
-            return set()
-        return {name for name, one in self.tasks.items() if self.runs_alone(one, stage)}
+        """Returns the stages of the body in runs of those that no task ever ran alone; each
+        of the others is a run of its own."""
+        # Whatever a batch or the memory holds: boundaries only come, so that a stage meets
+        # few programs.
+        runs = groupby(
+            self.network.stages[:-1],
+            lambda stage: stage.name if stage.name in self.apart else None,
+        )
+        return [tuple(stages) for _, stages in runs]
 
     def unfactor(self, stage: str) -> None:
-        """Lets tasks with factors of a stage's kernels run it with weights of their own."""
+        """Lets tasks with factors of a stage's kernels run it alone."""
         self.unfactored.add(stage)
-        self.divided = None
+        self.apart.add(stage)
 
     def arrays_of(self, stages: Container[str]) -> dict[str, jax.Array]:
         """Returns the arrays by row of stages, without factors that do not stay apart."""
@@ -123,11 +111,11 @@ class Bank:
             path: array
             for path, array in self.rows.arrays.items()
             if stage_of(path) in stages
-            and not (path.endswith(("/a", "/b")) and stage_of(path) in self.unfactored)
+            and not (path.endswith((A, B)) and stage_of(path) in self.unfactored)
         }
 
     def own(self, one: Held, stage: str) -> tuple[Any, Any]:
-        """Returns the (params, stats) of a stage that a task runs with weights of its own."""
+        """Returns the (params, stats) of a stage that a task runs alone."""
         if stage in one.own:
             return one.own[stage]
         # In factors: not kept, or every such task would hold a whole stage.
@@ -141,7 +129,7 @@ class Bank:
         leaves = tuple((p, x.shape, str(x.dtype)) for p, x in named(head).items())
         by_row = outputs is not None and tree.count(head) <= HEAD_SIZE
         kind = Kind(stage.apply, leaves, by_row or self.all_by_row)
-        return Prepared(delta, kind, head, outputs, *self._divided(delta))
+        return Prepared(delta, kind, head, outputs, *self._large_and_small(delta))
 
     def put(self, name: str, prepared: Prepared) -> None:
         """Takes a task in, in the place of an older one of that name."""
@@ -153,15 +141,14 @@ class Bank:
             rows = self.heads.setdefault(kind, Rows(self.rows.like))
             head_slot = rows.add(named(head), lambda _, value: jnp.zeros_like(value))
         own = {stage: self.weights(delta, stage) for stage in large}
-        self.large.update(large)
+        self.apart |= large
         self.own_bytes += self._own_bytes(prepared)
         self.tasks[name] = Held(prepared, changes(delta), slot, head_slot, own)
-        self.divided = None
 
     def drop(self, name: str) -> None:
         """Lets go of a task. Raises `InputError` for an unknown one."""
         self.require(name)
-        one, self.divided = self.tasks.pop(name), None
+        one = self.tasks.pop(name)
         if not self.tasks:  # slots do not become fewer otherwise
             self._empty()
             return
@@ -171,7 +158,6 @@ class Bank:
             self.heads[kind].remove(one.head_slot, named(prepared.head))
             if not self.heads[kind].arrays:
                 del self.heads[kind]
-        self.large -= Counter(prepared.large)
         self.own_bytes -= self._own_bytes(prepared)
 
     def nbytes(self) -> int:
@@ -209,7 +195,7 @@ class Bank:
         stages = [x for p, x in self.leaves.items() if stage_of(p) in prepared.large]
         return delta + tree.nbytes((prepared.head, stages))
 
-    def _divided(self, delta: Delta) -> tuple[frozenset[str], dict[str, Any]]:
+    def _large_and_small(self, delta: Delta) -> tuple[frozenset[str], dict[str, Any]]:
         """Returns the stages with a large change, and what is small of all others."""
         body = body_of(self.network, delta)
         if self.all_by_row:
@@ -226,8 +212,8 @@ class Bank:
         for path, (a, b, scale) in small.factors.items():
             dtype = leaves[path].dtype
             scaled = jnp.asarray(a, dtype) * jnp.float32(scale)
-            values[f"{path}/a"] = scaled.astype(dtype)
-            values[f"{path}/b"] = jnp.asarray(b, dtype)
+            values[path + A] = scaled.astype(dtype)
+            values[path + B] = jnp.asarray(b, dtype)
         return frozenset(large), values
 
     def _after(self, delta: Delta) -> Network:

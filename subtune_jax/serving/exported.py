@@ -39,8 +39,8 @@ def export(
     for `jax.export`, such as `["cpu", "cuda"]`; default: this process's. Beside it,
     `FILE.json` names the tasks in their order: the numbers of a mixed batch, whose outputs
     are filled up to the most that a head has by the lowest number, and NaN for a number of
-    no task. Raises `InputError` for inputs that it cannot take, for a `Mixed` with stages
-    that run by task, and where the file cannot be written.
+    no task. Raises `InputError` for inputs that it cannot take, for a `Mixed` with a task
+    that runs a stage alone, and where the file cannot be written.
     """
     require_package("flatbuffers", "writing a file of jax.export")
     if not isinstance(served, Trunk | Mixed):
@@ -110,10 +110,15 @@ def _heads(
 def _require_one_program(bank: Bank) -> None:
     if not bank.tasks:
         raise InputError("there is no task to export")
-    stages = [stage.name for stage in bank.network.stages[:-1] if bank.by_task(stage)]
+    held = bank.tasks.values()
+    stages = [
+        stage.name
+        for stage in bank.network.stages[:-1]
+        if any(bank.runs_alone(one, stage.name) for one in held)
+    ]
     if stages:
         raise InputError(
-            f"stages {', '.join(stages)} run by task, which one program cannot: give "
+            f"a task runs {', '.join(stages)} alone, which one program cannot: give "
             "Mixed(network, all_by_row=True)"
         )
     for name, one in bank.tasks.items():

@@ -9,8 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from subtune_jax import tree
-from subtune_jax.memory import program_cache
-from subtune_jax.network import Stage, forward
 
 Call = tuple[Sequence[int], Callable[[np.ndarray, Any], Any]]
 
@@ -43,7 +41,7 @@ def _taken(x: Any, index: jax.Array) -> Any:
 
 @partial(jax.jit, static_argnums=2)
 def _spread(new: Any, index: jax.Array, count: int) -> Any:
-    """Returns a batch of `count` rows that are zeros, but for those of a group."""
+    """Returns a batch of `count` rows: a group's in their places, and zeros."""
     zeros = jax.tree.map(lambda y: jnp.zeros((count, *y.shape[1:]), y.dtype), new)
     return _put(zeros, new, index)
 
@@ -51,10 +49,3 @@ def _spread(new: Any, index: jax.Array, count: int) -> Any:
 @partial(jax.jit, donate_argnums=0)
 def _put(y: Any, new: Any, index: jax.Array) -> Any:
     return jax.tree.map(lambda old, rows: old.at[index].set(rows), y, new)
-
-
-@program_cache(256)
-def stages_program(stages: tuple[Stage, ...], code: str) -> Callable:
-    """Returns the jitted `(params, stats, x) -> y` of stages."""
-    del code  # part of the key: what the stages read may have changed
-    return jax.jit(lambda params, stats, x: forward(stages, params, stats, x)[0])

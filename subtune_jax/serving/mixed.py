@@ -1,11 +1,11 @@
 """One batch, each row with its own task: what the tasks share is computed once.
 
 Stages that tasks changed in small parts (biases, norms, low-rank factors) run once on the
-whole batch, with each row's own values. Stages that a task changed in large leaves run
-once for each of their distinct weights, on the rows of such tasks alone.
+whole batch, with each row's own values. A task that changed a stage in large leaves runs
+it alone, on its own rows.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -20,9 +20,14 @@ from subtune_jax.flops import contraction_flops
 from subtune_jax.network import Network, Stage, forward, require_network
 from subtune_jax.serving.bank import Bank, Held, Kind
 from subtune_jax.serving.factored import NotFactored
-from subtune_jax.serving.groups import by_group, stages_program
+from subtune_jax.serving.groups import by_group
 from subtune_jax.serving.parts import stage_of
-from subtune_jax.serving.rows import forward_rows, heads_program, rows_program
+from subtune_jax.serving.rows import (
+    forward_rows,
+    heads_program,
+    kernels_of,
+    rows_program,
+)
 
 
 class Mixed:
@@ -61,6 +66,22 @@ class Mixed:
         """Returns the outputs of each row of a batch, in its task's classes: stored
         statistics, no dropout. tasks: the task of each row. Raises `InputError` for inputs
         that the base cannot take, and for a task that is not here."""
+        held, x = self._filled_up(x, tasks)
+        outputs = self._outputs(held, tree.beside(x, self.network.params))
+        parts = dict(zip(_kinds(held), jax.device_get(outputs), strict=True))
+        return [
+            parts[one.kind][i][..., : one.prepared.outputs]
+            for i, one in enumerate(held[: len(tasks)])
+        ]
+
+    def flops(self, x: Any, tasks: Sequence[str]) -> int:
+        """Returns the contraction FLOPs of a batch, with the rows that fill it up. Raises
+        `InputError` as a call does."""
+        held, x = self._filled_up(x, tasks)
+        return contraction_flops(partial(self._outputs, held), x)
+
+    def _filled_up(self, x: Any, tasks: Sequence[str]) -> tuple[list[Held], Any]:
+        """Returns the tasks and inputs of a batch, filled up by its first rows."""
         rows = require_inputs(self.network, x, self.code)
         if isinstance(tasks, str) or len(tasks) != rows:
             names = repr(tasks) if isinstance(tasks, str) else f"{len(tasks)} names"
@@ -70,25 +91,17 @@ class Mixed:
         # A power of two: each number of rows would be a program of its own.
         index = np.arange(1 << (rows - 1).bit_length()) % rows
         x = jax.tree.map(lambda leaf: leaf[index], x)
-        held = [self.bank.tasks[tasks[i]] for i in index.tolist()]
-        outputs = self._outputs(held, tree.beside(x, self.network.params))
-        parts = dict(zip(_kinds(held), jax.device_get(outputs), strict=True))
-        return [
-            parts[one.kind][i][..., : one.prepared.outputs]
-            for i, one in enumerate(held[:rows])
-        ]
-
-    def flops(self, x: Any, tasks: Sequence[str]) -> int:
-        """Returns the contraction FLOPs of a batch of a power of two of rows."""
-        held = [self.bank.tasks[name] for name in tasks]
-        return contraction_flops(partial(self._outputs, held), x)
+        return [self.bank.tasks[tasks[i]] for i in index.tolist()], x
 
     def require_factored(self, x: Any) -> None:
-        """Lets stages run by task that do more with a factored kernel than a product."""
+        """Marks stages that use a factored kernel other than in a product: tasks with such
+        factors run them alone."""
         bank, (stages, params, stats) = self.bank, self.network[:3]
-        names = {stage_of(path) for path in bank.rows.arrays if path.endswith("/a")}
+        kernels = kernels_of(bank.rows.arrays)
         for i, stage in enumerate(stages[:-1]):
-            if stage.name not in names - bank.factored - bank.unfactored:
+            own = frozenset(path for path in kernels if stage_of(path) == stage.name)
+            seen = bank.checked.get(stage.name, frozenset())
+            if stage.name in bank.unfactored or own <= seen:
                 continue
             before = partial(forward, stages, stop=i)
             y, _ = jax.eval_shape(before, params, stats, x)
@@ -96,7 +109,7 @@ class Mixed:
             alone = partial(forward_rows, stages[i : i + 1])
             try:
                 jax.eval_shape(alone, params, stats, bank.rows.arrays, slots, y)
-                bank.factored.add(stage.name)
+                bank.checked[stage.name] = own
             except NotFactored:
                 bank.unfactor(stage.name)
 
@@ -108,16 +121,16 @@ class Mixed:
         return [self._heads(kind, held, x) for kind in _kinds(held)]
 
     def _stages(self, stages: tuple[Stage, ...], held: Sequence[Held], x: Any) -> Any:
-        """Returns what stages give: rows whose tasks have weights of their own by task, all
-        others in one call."""
+        """Returns what stages give. Tasks that run them alone do so on their own rows, and
+        all other rows share one call."""
         groups: dict[tuple, list[int]] = {}
         for i, one in enumerate(held):
-            own = self.bank.runs_alone(one, stages[0].name)
-            key = tuple(one.keys[stage.name] for stage in stages) if own else ()
+            alone = self.bank.runs_alone(one, stages[0].name)
+            key = tuple(one.keys[stage.name] for stage in stages) if alone else ()
             groups.setdefault(key, []).append(i)
+        together = partial(self._by_row, stages, held)
         calls = [
-            (rows, self._by_task(stages, held[rows[0]]) if key else by_row)
-            for by_row in [partial(self._by_row, stages, held)]
+            (rows, partial(self._alone, stages, held[rows[0]]) if key else together)
             for key, rows in groups.items()
         ]
         return by_group(calls, x)
@@ -134,14 +147,14 @@ class Mixed:
         slots = self._beside([held[i].slot for i in rows.tolist()])
         return rows_program(stages, self.code)(params, stats, arrays, slots, x)
 
-    def _by_task(
-        self, stages: tuple[Stage, ...], one: Held
-    ) -> Callable[[np.ndarray, Any], Any]:
-        """Returns the function of rows of a task that has these stages of its own."""
+    def _alone(
+        self, stages: tuple[Stage, ...], one: Held, rows: np.ndarray, x: Any
+    ) -> Any:
         pairs = {stage.name: self.bank.own(one, stage.name) for stage in stages}
         params, stats = ({n: pair[i] for n, pair in pairs.items()} for i in (0, 1))
-        program = stages_program(stages, self.code)
-        return lambda rows, x: program(params, stats, x)
+        # With no arrays by row it is the program that other tasks have, where these have none.
+        slots = self._beside([0] * len(rows))
+        return rows_program(stages, self.code)(params, stats, {}, slots, x)
 
     def _heads(self, kind: Kind, held: Sequence[Held], x: Any) -> jax.Array:
         if kind.by_row:
@@ -153,10 +166,11 @@ class Mixed:
         for i, one in enumerate(held):
             if one.kind == kind:
                 groups.setdefault(id(one), []).append(i)
-        program = stages_program((Stage("head", kind.apply),), self.code)
+        program = rows_program((Stage("head", kind.apply),), self.code)
 
         def head(one: Held, rows: np.ndarray, x: Any) -> Any:
-            return program(*({"head": part} for part in one.prepared.head), x)
+            params, stats = ({"head": part} for part in one.prepared.head)
+            return program(params, stats, {}, self._beside([0] * len(rows)), x)
 
         calls = [(rows, partial(head, held[rows[0]])) for rows in groups.values()]
         return by_group(calls, x)

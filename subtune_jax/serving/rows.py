@@ -19,6 +19,8 @@ from subtune_jax.memory import program_cache
 from subtune_jax.network import Stage
 from subtune_jax.serving.factored import factored
 
+A, B = "//a", "//b"  # after the path of a kernel: its factors; no leaf's path has these
+
 
 class Rows:
     """Arrays [slots, ...] by name: a row for each task, the default where it has none.
@@ -128,8 +130,8 @@ def forward_rows(
 ) -> Any:
     """Returns what the stages give for a batch whose row i has the values of `slots[i]`.
 
-    arrays: by path, `params/STAGE/LEAF` and `stats/STAGE/LEAF`, and `PATH/a`, `PATH/b` of
-    the factors of a kernel. Raises `NotFactored` where a stage does more with such a
+    arrays: by path, `params/STAGE/LEAF` and `stats/STAGE/LEAF`; factors of a kernel by its
+    path and `A` or `B`. Raises `NotFactored` where a stage does more with such a
     kernel than contract its rows.
     """
     for name, apply in stages:
@@ -144,9 +146,14 @@ def forward_rows(
     return x
 
 
+def kernels_of(arrays: Iterable[str]) -> list[str]:
+    """Returns the paths of the kernels that have factors among these names."""
+    return [name.removesuffix(A) for name in arrays if name.endswith(A)]
+
+
 def _one_row(name: str, run: Any, state: Any, taken: Mapping[str, Any], x: Any) -> Any:
-    kernels = [path.removesuffix("/a") for path in taken if path.endswith("/a")]
-    factors = {path: (taken[f"{path}/a"], taken[f"{path}/b"]) for path in kernels}
+    kernels = kernels_of(taken)
+    factors = {path: (taken[path + A], taken[path + B]) for path in kernels}
     state = tree.map_with_path(lambda path, leaf: taken.get(path, leaf), state)
 
     def alone(state: Any, x: Any) -> Any:

@@ -164,8 +164,8 @@ def serve(
         answers = server(["a text", "another"], ["reviews", "spam"])
 
     store: a `Store` or its folder. A task is read when it is first asked for, and again
-    when its file has changed. memory: bytes for tasks beside the base; those used longest
-    ago are let go of. tokenizer: of a base without a folder. max_length: longest text in
+    when its file has changed. memory: bytes for tasks beside the base; the least recently
+    used ones leave first. tokenizer: of a base without a folder. max_length: longest text in
     tokens; default: 128, or what the base takes. Raises `InputError` for what is not a
     network, a folder that is not there, and a memory that is not a positive number.
     """
@@ -182,10 +182,9 @@ def serve(
         raise InputError(
             f"store must be a Store or a folder, got {type(store).__name__}"
         )
-    if not isinstance(store, Store):
-        store = Store(store)
-        if not store.folder.exists():
-            raise InputError(f"there is no folder {store.folder}")
+    store = store if isinstance(store, Store) else Store(store)
+    if not store.folder.is_dir():
+        raise InputError(f"there is no folder {store.folder}")
     words = reader(network) if tokenizer is None else tokenizer
     return Server(network, store, memory, words, max_length)
 

@@ -41,6 +41,8 @@ def _predict(
     if isinstance(data, Dataset) and data.y is not None:
         require_pairs(rows, data.y)
     data = Dataset(x, np.zeros(rows, np.int8))
+    # Few rows are not padded to a whole batch, but to a power of two: few programs still.
+    size = min(batch_size, 1 << (rows - 1).bit_length())
     run, sizes = compiled_forward(network, code=code), lengths(data.x)
     params, stats = jax.device_put(
         (network.params, network.stats)
@@ -52,7 +54,7 @@ def _predict(
         jax.device_get(run(params, stats, tree.beside(batch.x, params)))[
             batch.weight > 0
         ]
-        for batch in batches.in_order(data, batch_size)
+        for batch in batches.in_order(data, size)
     ]
     outputs = np.concatenate(_as_wide(parts))
     return outputs if sizes is None else outputs[np.argsort(order)]

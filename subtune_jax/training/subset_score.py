@@ -68,6 +68,9 @@ def subset_score(
     short; search with `order="added"`. settings: those of all runs, but for `cache_bytes`
     (SubTuning's have `norm="tuned"`).
 
+    Programs of 64 candidates are kept; then all that the process has compiled are dropped
+    (`memory.forget_programs`).
+
     Raises `InputError` for fewer than 2 folds, or more than there are examples of a class,
     for folds of a task whose metric is of groups, and for `share` with augmentation, or
     with norms or dropout that act in a frozen prefix.
@@ -136,7 +139,8 @@ def subset_score(
     def score(units: Subset, fold: int, seed: int) -> Score:
         units = tuple(units)
         if units not in recent and len(recent) == CANDIDATES:
-            # Each has programs of its own, and what JAX keeps of a program outlives it.
+            # Each has programs of its own, and JAX's caches keep a program after ours have
+            # dropped it.
             forget_programs()
             recent.clear()
         recent.add(units)

@@ -79,7 +79,7 @@ def test_what_cannot_be_exported_is_one_sentence(tmp_path):
     with pytest.raises(InputError, match="^there is no task to export"):
         export(mixed, x, file)
     mixed.put("low", deltas["low"])
-    with pytest.raises(InputError, match="^stages one run by task.*all_by_row=True"):
+    with pytest.raises(InputError, match="^a task runs one alone.*all_by_row=True"):
         export(mixed, x, file)
     with pytest.raises(InputError, match="^file must be a path, got NoneType"):
         export(mixed, x, None)

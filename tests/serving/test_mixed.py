@@ -10,6 +10,7 @@ from subtune_jax.deltas.extract import extract
 from subtune_jax.errors import InputError
 from subtune_jax.head import hidden_head
 from subtune_jax.models.bert import BertConfig, bert
+from subtune_jax.network import Network, Stage
 from subtune_jax.serving.mixed import Mixed
 from subtune_jax.training.predict import predict
 from subtune_jax.tuning.lora import Factors
@@ -55,7 +56,7 @@ def test_in_float64_they_are_equal_to_the_last_digits(family):
             outputs = mixed(x, names)
             assert outputs[0].dtype == jnp.float64
             assert_rows(outputs, alone, names, 1e-12)
-            assert bool(mixed.bank.large) != all_by_row
+            assert bool(mixed.bank.apart) != all_by_row
 
 
 def small(network):
@@ -72,7 +73,7 @@ def test_small_changes_cost_one_pass():
     x = jax.tree.map(lambda leaf: jnp.asarray(leaf[:8]), data.x)
     one = mixed_of(network, {"source": deltas["source"]}).flops(x, ["source"] * 8)
     several = mixed.flops(x, names)
-    assert not mixed.bank.large
+    assert not mixed.bank.apart
     # Beyond one task: two kinds of heads instead of one, and factors of rank 2 at one
     # kernel of 16 x 24: 8 rows of 8 tokens.
     assert several - one == 2 * 8 * 16 * 8 + 2 * 8 * 8 * 2 * (16 + 24)
@@ -105,7 +106,7 @@ def test_sixteen_tasks_at_minilms_shape_cost_what_one_does():
     for delta, most in ((vectors, 1.05), (low_rank, 1.1)):
         mixed = mixed_of(network, {name: delta for name in names})
         assert 1 <= mixed.flops(x, names) / one <= most
-        assert mixed.bank.rows.slots == 16 and not mixed.bank.large
+        assert mixed.bank.rows.slots == 16 and not mixed.bank.apart
 
 
 def test_a_task_costs_the_same_whatever_is_there_and_compiles_nothing():
@@ -140,14 +141,14 @@ def test_a_wider_factor_and_a_large_change_come_later():
     # A task that changes the same stage in elements runs it alone.
     deltas["elements"] = tasks.elements_delta(network, path)
     mixed.put("elements", deltas["elements"])
-    assert set(mixed.bank.large) == {"layer_0"}
+    assert mixed.bank.apart == {"layer_0"}
     names = ["lora", "elements", "wide", "source"]
     outputs = mixed(x, names)
     assert_rows(outputs, tasks.separate(network, deltas, x), names)
     np.testing.assert_allclose(outputs[0], before[0], atol=1e-5)
 
 
-def test_a_large_task_in_memory_costs_batches_without_it_nothing(monkeypatch):
+def test_a_large_task_in_memory_adds_no_flops_to_batches_without_it(monkeypatch):
     network, data = tasks.network_of("mlp")
     mixed, deltas = Mixed(network), tasks.deltas("mlp", network)
     large = [n for n in deltas if mixed.bank.prepare(n, deltas[n]).large]
@@ -159,10 +160,10 @@ def test_a_large_task_in_memory_costs_batches_without_it_nothing(monkeypatch):
     before, flops = mixed(x, names), mixed.flops(x, names)
     for name in large:
         mixed.put(name, deltas[name])
-    monkeypatch.setattr(mixed, "_by_task", None)  # would be called
+    monkeypatch.setattr(mixed, "_alone", None)  # would be called
     assert large and mixed.flops(x, names) == flops
     np.testing.assert_allclose(mixed(x, names), before, rtol=1e-6)
-    with pytest.raises(TypeError, match="NoneType"):
+    with pytest.raises(TypeError, match="must be callable"):
         mixed(x, [*names[1:], large[0]])
 
 
@@ -181,6 +182,60 @@ def test_a_stage_is_compiled_for_sizes_of_groups_and_not_of_batches():
     for names in ("abababcc", "ccaabbba", "aabbcca", "acacacbb"):
         mixed(data.x[: len(names)], list(names))
     assert len(traces) == 2
+
+
+def both_ways(params, stats, x, *, batch_stats, key):
+    """Uses one kernel in a product, and another one transposed."""
+    return x @ params["product"] @ params["turned"].T, stats
+
+
+def test_a_stage_may_keep_factors_of_one_kernel_apart_and_not_of_another():
+    old, data = tasks.network_of("mlp")
+    kernels = {"product": jnp.ones((4, 5)), "turned": jnp.ones((6, 5)) / 5}
+    params = {"one": kernels, "head": old.params["head"]}
+    stages = (Stage("one", both_ways), old.stages[-1])
+    network = Network(stages, params, {"one": {}, "head": {}}, {})
+    deltas = {
+        name: tasks.lora_delta(network, f"one/{name}", classes=3, seed=5, rank=2)
+        for name in ("product", "turned")
+    }
+    deltas["source"] = extract(network, network)
+    alone = tasks.separate(network, deltas, data.x)
+    for first in ("product", "turned"):
+        mixed = mixed_of(network, {n: deltas[n] for n in ("source", first)})
+        assert_rows(mixed(data.x[:1], [first]), alone, [first])
+        for name in deltas:
+            mixed.put(name, deltas[name])
+        names = ["product", "turned", "source", "product"]
+        assert_rows(mixed(data.x[:4], names), alone, names)
+        assert mixed.bank.unfactored == {"one"}
+        assert_rows(mixed(data.x[:1], ["source"]), alone, ["source"])
+
+
+def test_a_vector_may_be_called_a():
+    old, data = tasks.network_of("mlp")
+
+    def scaled(params, stats, x, *, batch_stats, key):
+        return x * params["a"][None], stats
+
+    params = {"one": {"a": jnp.ones(4)}, "head": {"kernel": jnp.ones((4, 3))}}
+    params["head"]["bias"] = jnp.zeros(3)
+    stages = (Stage("one", scaled), old.stages[-1])
+    network = Network(stages, params, {"one": {}, "head": {}}, {})
+    tuned = network._replace(params={**params, "one": {"a": jnp.arange(4.0)}})
+    mixed = mixed_of(network, {"tuned": extract(network, tuned)})
+    (row,) = mixed(data.x[:1], ["tuned"])
+    expected = (data.x[0] * np.arange(4)).sum()
+    np.testing.assert_allclose(row, np.full(3, expected), rtol=1e-5)
+
+
+def test_flops_are_of_the_batch_that_runs():
+    network, data = tasks.network_of("mlp")
+    mixed = mixed_of(network, {"source": extract(network, network)})
+    four = mixed.flops(data.x[:4], ["source"] * 4)
+    assert mixed.flops(data.x[:3], ["source"] * 3) == four
+    with pytest.raises(InputError, match="unknown task 'sauce'.*mean 'source'"):
+        mixed.flops(data.x[:1], ["sauce"])
 
 
 def test_a_last_stage_that_is_no_head_is_each_tasks_own():
@@ -226,10 +281,11 @@ def test_what_tasks_took_goes_with_them():
         mixed.put(name, deltas[name])
         sizes[name] = mixed.nbytes()
         assert sizes[name] == expected, name
-    assert mixed.bank.large
+    assert mixed.bank.own_bytes
     for name in sizes:
         mixed.drop(name)
-    assert not mixed.bank.large and not mixed.bank.rows.arrays
+    assert not any(one.own for one in mixed.bank.tasks.values())
+    assert not mixed.bank.rows.arrays
     assert len(mixed.bank.heads) == 1
     # The kind of head that stays has slots for as many as there were.
     assert (
