@@ -173,7 +173,7 @@ def draw_curves(out: Path, rows: Sequence[Row]) -> None:
         panels["plane"],
         out / "plane.png",
         xlabel="learned: target accuracy (%)",
-        ylabel="not forgotten: source accuracy (%)",
+        ylabel="not forgotten: source score (%)",
     )
 
 
