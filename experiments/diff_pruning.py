@@ -8,8 +8,8 @@ of full fine-tuning do not (75.5).
     python -m experiments.diff_pruning --dataset glue/stsb --weights minilm \\
         --data-dir DATA --sparsity 0.005 --dropout 0
 
-One CPU core: five minutes (two thirds are compilation: every mask is a program of its own),
-and three hours. Ours are in the documentation, made from results/.
+Two CPU cores: two and a half minutes, most of them compilation (every mask is a program of its
+own); and three hours. Ours are in the documentation, made from results/.
 
 Every method has the same number of steps in all, and the same number of learning rates.
 What is tested is the network that the stored delta gives. The paper's way (structured,
