@@ -152,7 +152,7 @@ class Mixed:
     ) -> Any:
         pairs = {stage.name: self.bank.own(one, stage.name) for stage in stages}
         params, stats = ({n: pair[i] for n, pair in pairs.items()} for i in (0, 1))
-        # With no arrays by row it is the program that other tasks have, where these have none.
+        # Tasks without arrays by row at these stages share this program.
         slots = self._beside([0] * len(rows))
         return rows_program(stages, self.code)(params, stats, {}, slots, x)
 
