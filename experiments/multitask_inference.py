@@ -96,6 +96,10 @@ def jobs(settings: Settings, task: None) -> list[Job]:
     """Returns the measurements of all parts."""
     units, counts = blocks(images(settings)[0]), (1, 2, 4, 8, 16, 32)
     kinds = [kind for kind in settings.kinds if installed(kind)]
+    if "mixed" in settings.parts and len(kinds) < len(settings.kinds):
+        print(
+            "PEFT is left out: pip install 'subtune-jax[peft]' to time it beside ours"
+        )
     neighbours = [" ".join(pair) for pair in zip(units, units[1:], strict=False)]
     digits = [*blocks(st.demo.digits_task("contrast").network), "all"]
     every = {
