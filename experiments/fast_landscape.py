@@ -17,7 +17,7 @@ not known: this one is ours.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -72,6 +72,9 @@ class Settings:
     completed = with_contrast
 
 
+LossesOf = Callable[[st.Network], tuple[float, float]]
+
+
 class Job(NamedTuple):
     """A plane under a seed."""
 
@@ -105,37 +108,43 @@ def rows(
     """Yields the plane, and the distances and losses of its networks."""
     target = settings.target
     base, held = source_of(target, settings.source, settings.common, job.shift)
-    (rate,) = settings.recipe.learning_rates
     about = {"dataset": target.dataset, "task": target.name_of(job.shift)}
     about |= {"commit": results.commit(), "steps": settings.recipe.steps}
     about |= {"total_params": st.tree.count(base.params)}
-    began, bodies, tuned = time.perf_counter(), [base], {}
-    for name in PAIR:
-        run, _ = adapted(
-            task,
-            STRATEGIES[name],
-            settings.recipe,
-            rate,
-            job.seed,
-            settings.common.mesh,
-        )
-        if not isinstance(run, st.FitResult):
-            raise st.InputError(f"{name} diverged at --learning-rates {rate}: lower it")
-        tuned[name] = run.network
-        bodies.append(st.evaluation.with_head(run.network, base))
-        score = st.evaluate(run.network, task.validation)
-        context.progress(f"{NAMES[name]} ended at {score:.1f} on validation data")
-    flat = st.evaluation.plane(*bodies)
-    corners = np.array(flat.corners)
+    began = time.perf_counter()
+    tuned = {name: tuned_by(name, settings, task, job, context) for name in PAIR}
+    bodies = {"base": base}
+    bodies |= {name: st.evaluation.with_head(n, base) for name, n in tuned.items()}
+    losses = losses_of(task, held, job.statistics)
+    plane = st.evaluation.plane(*bodies.values())
+    yield about | surface_of(plane, settings.points, losses)
+    for name, network in bodies.items():
+        row = row_of(name, network, base, losses(network), task, tuned.get(name))
+        yield about | row | {"seconds": time.perf_counter() - began}
+
+
+def tuned_by(
+    name: str, settings: Settings, task: st.Task, job: Job, context: Context
+) -> st.Network:
+    """Returns the network that a strategy tunes; raises `InputError` if it diverges."""
+    (rate,) = settings.recipe.learning_rates
+    strategy, mesh = STRATEGIES[name], settings.common.mesh
+    run, _ = adapted(task, strategy, settings.recipe, rate, job.seed, mesh)
+    if not isinstance(run, st.FitResult):
+        raise st.InputError(f"{name} diverged at --learning-rates {rate}: lower it")
+    score = st.evaluate(run.network, task.validation)
+    context.progress(f"{NAMES[name]} ended at {score:.1f} on validation data")
+    return run.network
+
+
+def surface_of(plane: Any, points: int, losses: LossesOf) -> Row:
+    """Returns the losses at points x points of a plane, a quarter wider than its corners."""
+    corners = np.array(plane.corners)
     low, high = corners.min(axis=0), corners.max(axis=0)
     edge = 0.25 * (high - low)
-    xs, ys = (
-        np.linspace(low[i] - edge[i], high[i] + edge[i], settings.points)
-        for i in (0, 1)
-    )
-    losses = losses_of(task, held, job.statistics)
-    grids = np.array([[losses(flat.at(x, y)) for x in xs] for y in ys])
-    yield about | {
+    xs, ys = np.linspace(low - edge, high + edge, points).T
+    grids = np.array([[losses(plane.at(x, y)) for x in xs] for y in ys])
+    return {
         "split": "plane",
         "value": None,
         "xs": xs.tolist(),
@@ -144,26 +153,33 @@ def rows(
         "source": grids[..., 0].round(4).tolist(),
         "target": grids[..., 1].round(4).tolist(),
     }
-    for name, network in zip(("base", *PAIR), bodies, strict=True):
-        source, loss = losses(network)
-        tested = None
-        if name in tuned:
-            tested = st.test_once(partial(st.predict, tuned[name]), task)
-        yield about | {
-            "split": "test",
-            "method": NAMES.get(name, name),
-            "metric": task.metric,
-            "trainable_params": st.tree.count(network.params) if name in tuned else 0,
-            "seconds": time.perf_counter() - began,
-            "value": None if tested is None else tested[task.metric],
-            "source": source,
-            "target": loss,
-            "distances": st.evaluation.distances(network, base),
-            "cka": cka(network, base, task.validation),
-        }
 
 
-def losses_of(task: st.Task, held: st.Dataset, statistics: str) -> Any:
+def row_of(
+    name: str,
+    network: st.Network,
+    base: st.Network,
+    losses: tuple[float, float],
+    task: st.Task,
+    tuned: st.Network | None,
+) -> Row:
+    """Returns the losses of a network with the base's head, how far it is from the base,
+    and the test score of the network as it was tuned (the base has none)."""
+    test = tuned and st.test_once(partial(st.predict, tuned), task)
+    return {
+        "split": "test",
+        "method": NAMES.get(name, name),
+        "metric": task.metric,
+        "trainable_params": st.tree.count(network.params) if tuned else 0,
+        "value": test[task.metric] if test else None,
+        "source": losses[0],
+        "target": losses[1],
+        "distances": st.evaluation.distances(network, base),
+        "cka": cka(network, base, task.validation),
+    }
+
+
+def losses_of(task: st.Task, held: st.Dataset, statistics: str) -> LossesOf:
     """Returns the function network -> (source loss, target loss)."""
 
     def losses(network: st.Network) -> tuple[float, float]:

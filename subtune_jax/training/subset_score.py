@@ -1,6 +1,7 @@
 """The score of a subset of units: trained on folds of a task, validated on the rest."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -89,34 +90,75 @@ def subset_score(
     data, split = _split(task, folds, fold_seed, balanced)
     whole = Cut(task.network, data, 0)
     cuts = kept_cuts(task.network, data, share_bytes) if share else lambda stop: whole
-
-    def train(base: Run, units: Subset, fold: int, seed: int) -> Run:
-        """Returns the run of a subset that starts from a base."""
-        assert base.network is not None
-        sizes = tuple(len(part.y) for part in split(data, fold))
-        phases = phases_of(base.network, units, sizes[0])
-        for phase in phases if share else ():
-            norm, dropout = (
-                phase.norm or settings.norm,
-                phase.dropout or settings.dropout,
-            )
-            own = settings._replace(norm=norm, dropout=dropout)
-            _require_deterministic(own)
-        part = cuts(_lowest(base.network, phases))
-        network = _with_values(part.network, base.network)
-        phases, parts = phases_of(network, units, sizes[0]), split(part.data, fold)
-        run_key = jax.random.fold_in(jax.random.fold_in(key, seed), fold)
-        size = min(settings.batch_size, sizes[0])
-        if (units, sizes) not in flops:  # folds and seeds cost alike
-            flops[units, sizes] = run_flops(network, phases, parts[0], size, sizes[1])
-        how, metric = settings._replace(batch_size=size), task.metrics["validation"]
-        tuned, value = _trained(network, phases, parts, metric, run_key, how)
-        whole_again = tuned and rejoin(base.network, tuned)
-        spent = base.flops + part.flops + flops[units, sizes]
-        return Run(whole_again, value, spent)
-
-    flops: dict[tuple, float] = {}
+    metric = task.metrics["validation"]
+    search = _Search(data, split, cuts, phases_of, key, settings, metric, share, {})
     start = Run(task.network, float("nan"), 0.0)
+    train = partial(_trained_from, search)
+    run_of = _warm(train, start) if warm else partial(train, start)
+
+    def score(units: Subset, fold: int, seed: int) -> Score:
+        run = run_of(tuple(units), fold, seed)
+        return Score(run.value, run.flops)
+
+    return _forgetful(score)
+
+
+class _Search(NamedTuple):
+    """What all runs of a search share. flops: of a run, by its units and the sizes of its
+    parts; it fills up as candidates come."""
+
+    data: tuple[Dataset, ...]
+    split: Callable
+    cuts: Callable[[int], Cut]
+    phases_of: PhasesOf
+    key: jax.Array
+    settings: Settings
+    metric: Metric
+    share: bool
+    flops: dict[tuple, float]
+
+
+def _trained_from(
+    search: _Search, base: Run, units: Subset, fold: int, seed: int
+) -> Run:
+    """Returns the run of a subset that starts from a base."""
+    assert base.network is not None
+    examples = len(search.split(search.data, fold)[0].y)
+    phases = search.phases_of(base.network, units, examples)
+    if search.share:
+        for phase in phases:
+            _require_deterministic(_settings_of(phase, search.settings))
+    part = search.cuts(_lowest(base.network, phases))
+    network = _with_values(part.network, base.network)
+    phases = search.phases_of(network, units, examples)
+    parts = search.split(part.data, fold)
+    size = min(search.settings.batch_size, examples)
+    key = jax.random.fold_in(jax.random.fold_in(search.key, seed), fold)
+    how = search.settings._replace(batch_size=size)
+    flops = _flops(search, units, network, phases, parts)
+    tuned, value = _trained(network, phases, parts, search.metric, key, how)
+    whole = tuned and rejoin(base.network, tuned)
+    return Run(whole, value, base.flops + part.flops + flops)
+
+
+def _flops(
+    search: _Search,
+    units: Subset,
+    network: Network,
+    phases: Sequence[Phase],
+    parts: tuple[Dataset, Dataset],
+) -> float:
+    """Returns the FLOPs of a run; folds and seeds of the same sizes cost alike."""
+    examples, scored = sizes = tuple(len(part.y) for part in parts)
+    if (units, sizes) not in search.flops:
+        size = min(search.settings.batch_size, examples)
+        spent = run_flops(network, phases, parts[0], size, scored)
+        search.flops[units, sizes] = spent
+    return search.flops[units, sizes]
+
+
+def _warm(train: Callable[..., Run], start: Run) -> Callable[[Subset, int, int], Run]:
+    """Returns the function that trains a subset from the run of all its units but the last."""
     # The current subset and the one before it, on each fold: what is kept does not grow
     # with the candidates. After a kill the current subset is trained again.
     parents: dict[tuple, Run] = {}
@@ -124,30 +166,34 @@ def subset_score(
     def parent(units: Subset, fold: int, seed: int) -> Run:
         if (units, fold, seed) in parents:
             return parents[units, fold, seed]._replace(flops=0.0)
-        run = begin(units, fold, seed)
+        run = run_of(units, fold, seed)
         for one in [one for one in parents if one[0] not in (units, units[:-1])]:
             del parents[one]
         parents[units, fold, seed] = run
         return run
 
-    def begin(units: Subset, fold: int, seed: int) -> Run:
-        base = parent(units[:-1], fold, seed) if warm and units else start
+    def run_of(units: Subset, fold: int, seed: int) -> Run:
+        base = parent(units[:-1], fold, seed) if units else start
         return base if base.network is None else train(base, units, fold, seed)
 
+    return run_of
+
+
+def _forgetful(score: ScoreOf) -> ScoreOf:
+    """Returns a score that drops all programs after every `CANDIDATES` subsets."""
+    # Each subset has programs of its own, and JAX's caches keep a program after ours have
+    # dropped it.
     recent: set[Subset] = set()
 
-    def score(units: Subset, fold: int, seed: int) -> Score:
-        units = tuple(units)
-        if units not in recent and len(recent) == CANDIDATES:
-            # Each has programs of its own, and JAX's caches keep a program after ours have
-            # dropped it.
+    def forgetting(units: Subset, fold: int, seed: int) -> Score:
+        subset = tuple(units)
+        if subset not in recent and len(recent) == CANDIDATES:
             forget_programs()
             recent.clear()
-        recent.add(units)
-        run = begin(units, fold, seed)
-        return Score(run.value, run.flops)
+        recent.add(subset)
+        return score(subset, fold, seed)
 
-    return score
+    return forgetting
 
 
 def _trained(
@@ -220,6 +266,13 @@ def _with_values(suffix: Network, network: Network) -> Network:
     return suffix._replace(
         params={name: network.params[name] for name in suffix.params},
         stats={name: network.stats[name] for name in suffix.stats},
+    )
+
+
+def _settings_of(phase: Phase, settings: Settings) -> Settings:
+    """Returns the settings that a phase runs under."""
+    return settings._replace(
+        norm=phase.norm or settings.norm, dropout=phase.dropout or settings.dropout
     )
 
 
