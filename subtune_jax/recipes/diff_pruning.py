@@ -12,7 +12,7 @@ from subtune_jax.recipes.units import GROUP, require_head
 from subtune_jax.selection.select import select
 from subtune_jax.training.optimizers import Rule, adam, ascent, normalized_sgd
 from subtune_jax.training.phases import Phase
-from subtune_jax.tuning.diff_pruning import CUT, LOG_ALPHA, constrained_diff_pruning
+from subtune_jax.tuning.diff_pruning import LOG_ALPHA, REACH, constrained_diff_pruning
 from subtune_jax.tuning.diff_pruning import diff_pruning as gated_differences
 from subtune_jax.tuning.fixed_mask import largest_changes
 
@@ -42,10 +42,10 @@ def diff_pruning(
     `head_rule`; in the second phase, `mask_share` of the steps, the chosen elements have
     `mask_rule` (default: the same). strength: the fixed factor of E[L0] (paper: 1.25e-7
     for 3e8 parameters; it goes with their number); `None`: none, but the constraint of
-    `constrained_diff_pruning`. gates_rule: default Adam at 0.1 with a strength (official
+    `constrained_diff_pruning`, whose gates close in half of the gated steps, or, where
+    these are few, in all of them. gates_rule: default Adam at 0.1 with a strength (official
     code), and under the constraint `normalized_sgd` at 0.1, falling to 0. multiplier_rule:
-    default ascent at a rate that reaches the share in half of the gated steps, or, where
-    these are few, in all of them.
+    default ascent at 0.5.
     gated: what may change beside the head. structure, l0 and start: see
     `tuning.diff_pruning` and `tuning.largest_changes`. Epochs of the first phase are not
     kept: they are not sparse. Raises `InputError` for a share that is not in (0, 1] or
@@ -60,10 +60,11 @@ def diff_pruning(
     rules = {GROUP: rule, "head": head_rule or rule}
     mask_rules = rules | {GROUP: mask_rule or rule}
     if strength is None:
-        tuning = constrained_diff_pruning(share, structure=structure)
-        multiplier_rule = multiplier_rule or _reaching(share, steps - second)
+        ascends = multiplier_rule or ascent(0.5)
+        cut = _cut(share, steps - second, ascends.learning_rate)
+        tuning = constrained_diff_pruning(share, cut=cut, structure=structure)
         gates = gates_rule or normalized_sgd(0.1, schedule="linear")
-        rules |= {"gates": gates, "multiplier": multiplier_rule}
+        rules |= {"gates": gates, "multiplier": ascends}
     else:
         tuning = gated_differences(strength, structure=structure, l0=l0)
         rules |= {"gates": gates_rule or adam(0.1, clip_norm=1.0)}
@@ -73,20 +74,19 @@ def diff_pruning(
     ]
 
 
-def _reaching(share: float, steps: int) -> Rule:
-    """Returns the multiplier's rule: half of the steps take it to the share, or all that
+def _cut(share: float, steps: int, rate: float) -> float:
+    """Returns the cut with which half of the steps close the gates to the share, or all that
     there are; raises `InputError` where these are too few."""
-    # From `LOG_ALPHA` all gates have to come down to logit(share), of 0.99 at the most (1
-    # has none), and a step is at most the rate times `CUT`. Near the share the error is
-    # multiplied by 1 - rate at every step: a rate above 1 would swing.
+    # From `LOG_ALPHA` all gates come down to logit(share), of 0.99 at the most: 1 has none.
     distance = LOG_ALPHA - np.log(share) + np.log1p(-min(share, 0.99))
-    least = int(np.ceil(distance / CUT))
+    settling = np.log(0.005) / np.log1p(-min(rate, 0.99))  # steps to half a percent
+    least = int(np.ceil(distance / (REACH * rate)) + np.ceil(settling))
     if steps < least:
         raise InputError(
             f"the constraint takes at least {least} steps with gates to reach a share of "
             f"{share}, and there are {steps}: give more steps, or a strength"
         )
-    return ascent(min(1.0, 2 * distance / (CUT * steps)))
+    return min(REACH, 2 * distance / (rate * steps))
 
 
 def masked_elements(network: Network, labels: Labels, share: float) -> int:

@@ -32,7 +32,8 @@ GATES, MULTIPLIER = "gates", "multiplier"  # groups of the optimizer
 STRUCTURES = ("none", "leaf", "neuron")
 L0 = ("product", "additive")
 LOG_ALPHA = 5.0  # of all gates at the start (paper): 99 % of them are not 0
-CUT = 0.25  # of the error: m moves by no more than a quarter of its rate in a step
+CUT = 0.25  # what m moves in a step, times its rate, while all gates close
+REACH = 2.0  # the most that it moves: beyond it Newton's line no longer holds
 
 
 def diff_pruning(
@@ -68,6 +69,7 @@ def diff_pruning(
 def constrained_diff_pruning(
     share: float,
     *,
+    cut: float = CUT,
     structure: str = "leaf",
     log_alpha: float = LOG_ALPHA,
     gate: HardConcrete = HardConcrete(),
@@ -77,20 +79,26 @@ def constrained_diff_pruning(
 
     d counts the gated elements. The gates' log alpha are lowered by a multiplier m, which
     stands in the trainable tree at `multiplier`, a group of its own whose rule is
-    `ascent`: its gradient is the error log E[L0] - log(share * d), cut to a quarter, so that
-    near the target it is the relative error at every size. The task alone moves log alpha.
+    `ascent`. Its gradient is Newton's step on e = logit(E[L0] / d) - logit(share),
+
+        clip(e, -cut, cut) / (-de / dm),   between -2 and 2.
+
+    While all gates are alike de / dm is -1, and m closes them by `cut` (times its rate) a
+    step; near the target e is multiplied by 1 - rate in a step, also where most gates are
+    open or shut for good. The task alone moves log alpha.
 
     The constraint is our addition. sigmoid(log_alpha - m) are the gates of the highest
     entropy whose expected number is the target, and m is its Lagrange multiplier. As a
     factor of E[L0] in the loss it overshoots: all gates move together, at the speed of
     Adam, long after it has changed (simulated: 10 to 230 % off after 300 steps).
 
-    See `diff_pruning` for the other arguments. Raises `InputError` as that does, and for a
-    share that is not in (0, 1].
+    See `diff_pruning` for the other arguments. Raises `InputError` as that does, for a
+    share that is not in (0, 1], and for a cut that is not positive.
     """
+    require_positive(cut=cut)
     if not 0 < share <= 1:
         raise InputError(f"share must be above 0 and at most 1, got {share!r}")
-    values = {"share": share}
+    values = {"share": share, "cut": cut}
     return _gated(values, structure, log_alpha, gate, free, _multiplier_penalty)
 
 
@@ -236,7 +244,7 @@ def _strength_penalty(
 
 
 def _multiplier_penalty(trainable: Params, fixed: Any, params: Params) -> jax.Array:
-    """Returns m times the error of the constraint, a function of m alone: by `ascent` m
+    """Returns m times Newton's step to the constraint, a function of m alone: by `ascent` m
     rises while too many gates are expected to be open."""
     del params
     rest = jax.lax.stop_gradient(trainable)
@@ -247,9 +255,23 @@ def _multiplier_penalty(trainable: Params, fixed: Any, params: Params) -> jax.Ar
     )
     if not size:  # all gates rest, and so does the constraint
         return 0 * trainable[MULTIPLIER]
-    expected = expected_nonzero(rest, gate_of(fixed))
-    error = jnp.log(expected) - jnp.log(fixed[GATES]["share"] * size)
-    return trainable[MULTIPLIER] * jnp.clip(error, -CUT, CUT)
+
+    def error(m: jax.Array) -> jax.Array:
+        expected = expected_nonzero({**rest, MULTIPLIER: m}, gate_of(fixed))
+        return _log_odds(expected / size) - _log_odds(fixed[GATES]["share"])
+
+    # Late in a run most gates are open or shut for good, and a unit of m moves few of them:
+    # without Newton's division the task's gradient, which moves those, would win.
+    odds, slope = jax.value_and_grad(error)(rest[MULTIPLIER])
+    cut = fixed[GATES]["cut"]
+    newton = jnp.clip(odds, -cut, cut) / jnp.maximum(-slope, 1e-6)
+    return trainable[MULTIPLIER] * jnp.clip(newton, -REACH, REACH)
+
+
+def _log_odds(share: jax.Array) -> jax.Array:
+    """Returns logit(share), finite at 0 and 1."""
+    share = jnp.clip(share, 1e-9, 1 - 1e-6)
+    return jnp.log(share) - jnp.log1p(-share)
 
 
 def gate_of(fixed: Any) -> HardConcrete:
@@ -260,8 +282,10 @@ def gate_of(fixed: Any) -> HardConcrete:
 def _gates_of(
     values: dict[str, Any], gate: HardConcrete, key: jax.Array | None
 ) -> dict[str, jax.Array]:
-    """Returns z z_g of every gated leaf; drawn if there is a key."""
-    own, groups = _log_alphas(values)
+    """Returns z z_g of every gated leaf; drawn if there is a key. The task's gradient
+    does not reach the multiplier."""
+    held = {p: jax.lax.stop_gradient(x) for p, x in values.items() if p == MULTIPLIER}
+    own, groups = _log_alphas(values | held)
     if key is None:
         z, zg = (
             {p: deterministic(x, gate) for p, x in a.items()} for a in (own, groups)
@@ -295,6 +319,6 @@ def _log_alphas(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
         for end in ends
     )
     if MULTIPLIER in values:
-        lowered = jax.lax.stop_gradient(values[MULTIPLIER])
-        own = {path: x - lowered.astype(x.dtype) for path, x in own.items()}
+        m = values[MULTIPLIER]
+        own = {path: x - m.astype(x.dtype) for path, x in own.items()}
     return own, groups

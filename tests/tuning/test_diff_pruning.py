@@ -119,18 +119,57 @@ def test_another_key_draws_other_gates():
     assert (one != other).any()
 
 
-def test_the_multiplier_rises_by_the_error_and_moves_nothing_else():
-    """m by log(E / (share d)), cut to 1/4; log alpha by the task alone."""
-    tuning = constrained_diff_pruning(0.9, structure="none")
-    parts = tuning.init(BASE, LABELS)
-    slope = jax.grad(tuning.penalty)(parts.trainable, parts.fixed, BASE)
-    np.testing.assert_allclose(slope["multiplier"], np.log(sigmoid(5) / 0.9), rtol=1e-5)
-    assert not np.any(slope["a"]["kernel"]["log_alpha"])
-    lowered, fixed = begun(tuning, multiplier=jnp.float32(5.0))
-    assert float(expected_nonzero(lowered)) == pytest.approx(3.0)  # sigmoid(0) of 6
-    small = constrained_diff_pruning(1e-6, structure="none")
-    capped = jax.grad(small.penalty)(*small.init(BASE, LABELS), BASE)["multiplier"]
-    assert float(capped) == 0.25
+def multiplier_step(tuning, trainable):
+    """What the rule of the multiplier is given: m rises by its rate times this."""
+    fixed = tuning.init(BASE, LABELS).fixed
+    gradient = jax.grad(tuning.penalty)(trainable, fixed, BASE)
+    assert not np.any(gradient["a"]["kernel"]["log_alpha"])
+    return float(gradient["multiplier"])
+
+
+def test_the_multiplier_closes_gates_that_are_alike_by_the_cut():
+    """Their log odds are log alpha - m: 5 at the start, and 0 is half of them."""
+    half = partial(constrained_diff_pruning, 0.5, structure="none")
+    trainable, _ = begun(half())
+    assert multiplier_step(half(), trainable) == pytest.approx(0.25, rel=1e-4)
+    assert multiplier_step(half(cut=1.5), trainable) == pytest.approx(1.5, rel=1e-4)
+    near, _ = begun(half(), multiplier=jnp.float32(4.9))
+    assert multiplier_step(half(), near) == pytest.approx(0.1, rel=1e-4)
+    there, _ = begun(half(), multiplier=jnp.float32(5.0))
+    assert multiplier_step(half(), there) == pytest.approx(0.0, abs=1e-6)
+    assert float(expected_nonzero(there)) == pytest.approx(3.0)  # sigmoid(0) of 6
+
+
+def test_the_multiplier_moves_where_most_gates_are_open_or_shut_for_good():
+    """Three gates open, two shut and one at 0 are 3.5 of 6, and a unit of m closes a quarter
+    of one: of log odds, 1/4 / (3.5 x 2.5 / 6)."""
+    log_alpha = jnp.array([[30.0, 30.0, 30.0], [-30.0, -30.0, 0.0]])
+    trainable, _ = begun(
+        constrained_diff_pruning(0.5, structure="none"),
+        **{"a/kernel/log_alpha": log_alpha},
+    )
+    near = constrained_diff_pruning(3.4 / 6, structure="none")
+    error = np.log(3.5 / 2.5) - np.log(3.4 / 2.6)
+    step = error / (0.25 / (3.5 * 2.5 / 6))
+    assert multiplier_step(near, trainable) == pytest.approx(step, rel=1e-4)
+    far = constrained_diff_pruning(0.1, structure="none")  # none that m can close
+    assert multiplier_step(far, trainable) == pytest.approx(0.25 * 35 / 6, rel=1e-4)
+    shut = constrained_diff_pruning(0.1, structure="none", cut=1.0)
+    assert multiplier_step(shut, trainable) == 2.0  # of 5.8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [480, 2000])
+def test_the_constraint_of_a_longer_run_holds(steps):
+    """Gates go on to open, at a rate that does not fall with the number of steps: a
+    multiplier whose way is bounded loses them (2.7 and 660 % above, measured)."""
+    network = toy.mlp(40)
+    first = recipe(network, 0.01, adam(1e-3), steps)[0]._replace(keeps=True)
+    how = Settings(batch_size=16)
+    result = fit(network, first, toy.points(), key=KEY, settings=how)
+    size = tree.count({s: network.params[s] for s in ("one", "two")})
+    expected = float(expected_nonzero(result.trainable))
+    assert expected == pytest.approx(0.01 * size, rel=0.01)
 
 
 @pytest.mark.slow
@@ -289,6 +328,7 @@ def test_bytes_of_a_step_s_state():
         (partial(diff_pruning, 1.0, gate=HardConcrete(-1.5, -0.1)), "end above 1"),
         (partial(constrained_diff_pruning, 0.0), "share must be above 0"),
         (partial(constrained_diff_pruning, 1.1), "at most 1"),
+        (partial(constrained_diff_pruning, 0.1, cut=0.0), "cut must be"),
         (partial(recipe, toy.mlp(), 1e-6, adam(1e-3), 20), "leaves none of 72"),
         (
             partial(recipe, toy.mlp(), 0.1, adam(1e-3), 20, head="top"),
@@ -343,11 +383,12 @@ def test_gates_that_rest_keep_their_values_and_train_on():
 
 
 def test_too_few_steps_for_the_constraint_are_said():
-    """From log alpha 5 to logit(0.005) = -5.29, a quarter a step."""
+    """From log alpha 5 to logit(0.005) = -5.29 by one in a step, and then halves of what
+    is left: eight to one in 200."""
     with pytest.raises(
-        InputError, match="at least 42 steps .* 0.005, and there are 20"
+        InputError, match="at least 19 steps .* 0.005, and there are 10"
     ):
-        recipe(toy.mlp(40), 0.005, adam(1e-2), 40)
+        recipe(toy.mlp(40), 0.005, adam(1e-2), 20)
 
 
 def test_a_mask_says_how_many_elements_the_gates_had_changed():
