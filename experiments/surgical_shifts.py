@@ -29,15 +29,12 @@ from experiments.common.images import Target, TargetFlags
 from experiments.common.report import tables
 from experiments.common.report.plots import grouped_bars
 from experiments.common.report.results import Row
+from experiments.common.schemes import Budget, Variant, is_block, phases
 from experiments.common.study import Config, Study, main
 from experiments.common.surgical import (
-    Budget,
     Recipe,
     RecipeFlags,
-    Variant,
     derived,
-    is_block,
-    phases,
     require_runnable,
     tuned_rows,
 )

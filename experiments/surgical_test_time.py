@@ -30,8 +30,9 @@ from experiments.common.images import Target, TargetFlags
 from experiments.common.report import results, tables
 from experiments.common.report.plots import curves
 from experiments.common.report.results import Row
+from experiments.common.schemes import SCHEMES, labels
 from experiments.common.study import Config, Context, Study, choice_of_first_seed, main
-from experiments.common.surgical import NORM_MODES, SCHEMES, labels
+from experiments.common.surgical import NORM_MODES
 
 STREAMS = Target(train_examples=10, validation_examples=300, test_examples=300)
 

@@ -15,7 +15,8 @@ from experiments.common.adaptation import (
     require_strategies,
 )
 from experiments.common.flags import Common, Positive, default
-from experiments.common.images import Target, drawn_pool, loaded
+from experiments.common.images import Target, loaded
+from experiments.common.pools import drawn_pool
 from experiments.common.report.results import Row
 from experiments.common.strategies import HEAD, Strategy
 from experiments.common.study import Context

@@ -4,17 +4,9 @@ import jax
 import numpy as np
 import pytest
 
+from experiments.common.schemes import SCHEMES, Budget, Variant, labels, phases
 from experiments.common.study import task_name
-from experiments.common.surgical import (
-    SCHEMES,
-    Budget,
-    Recipe,
-    Variant,
-    derived,
-    labels,
-    phases,
-    variants,
-)
+from experiments.common.surgical import Recipe, derived, variants
 from subtune_jax import tree
 from subtune_jax.data.batches import Batch
 from subtune_jax.deltas.store import NAME

@@ -19,7 +19,8 @@ from experiments import (
     surgical_theory,
 )
 from experiments.common.flags import Common
-from experiments.common.images import Target, image_pool
+from experiments.common.images import Target
+from experiments.common.pools import image_pool
 from experiments.common.report.results import read as rows
 from subtune_jax import tree
 from subtune_jax.models.load import load_pretrained
