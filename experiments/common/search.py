@@ -12,7 +12,7 @@ import tyro
 from scipy.stats import t as student
 
 import subtune_jax as st
-from experiments.common.flags import NonNegative, Positive, default, one_of
+from experiments.common.flags import NonNegative, Positive, Range, default, one_of
 from experiments.common.report import tables
 from experiments.common.report.plots import curves
 from experiments.common.report.results import Row
@@ -37,7 +37,7 @@ class Kind(NamedTuple):
     """What a search leaves out: features made once, folds, half the epochs, units."""
 
     share: bool = True
-    halving: int | None = None
+    halving: bool = False
     warm: bool = False
     ranked: bool = False
 
@@ -45,11 +45,11 @@ class Kind(NamedTuple):
 SEARCHES = {
     "exhaustive": Kind(share=False),
     "shared": Kind(),
-    "halving": Kind(halving=3),
+    "halving": Kind(halving=True),
     "warm": Kind(warm=True),
     "ranked": Kind(ranked=True),
     # Not ranked: RGN ranks the blocks of ResNet-20 for CIFAR-100 the wrong way round.
-    "cheap": Kind(halving=3, warm=True),
+    "cheap": Kind(halving=True, warm=True),
 }
 
 
@@ -66,12 +66,16 @@ class Greedy:
     """Points of accuracy (official code: 1)."""
     most: Annotated[Positive[int] | None, default("all units", "INT")] = None
     """The most steps of a walk."""
+    halving: Annotated[int, Range(1, False, "2 or more")] = 3
+    """Of so many candidates one goes on to so many times the folds, in the searches
+    `halving` and `cheap`."""
     ranking: Annotated[str, *one_of(*RANKINGS)] = "rgn"
     """Score by which the search `ranked` leaves out half of the units in every step."""
     ranks: tuple[Positive[int], ...] = (1, 4, 16)
     """Ranks of LoRA that are tried (official code: 1, 2, 4, ... 512)."""
 
     SMOKE: ClassVar = {"ranks": lambda ranks: ranks[:2]}
+    OLDER: ClassVar = {"halving": 3}
 
 
 GreedyFlags = Annotated[Greedy, tyro.conf.OmitArgPrefixes]
@@ -107,7 +111,7 @@ def search_row(
             most=greedy.most,
             folds=folds,
             journal=journal,
-            halving=kind.halving,
+            halving=greedy.halving if kind.halving else None,
             ranking=ranking,
             shortlist=-(-len(units) // 2) if kind.ranked else None,
             order="added" if kind.warm else "table",
