@@ -211,7 +211,7 @@ def stored_rows(base: Network, values: str, trial: Trial) -> Iterator[Row]:
 
     bytes_a_value: of the places and values of elements, without header and head.
     before_mask: how many elements had changed when the mask was made of the largest, and
-    expected: E[L0] of the gates then.
+    expected: E[L0] of the gates then, of elements that had moved.
     """
     assert trial.network is not None
     delta = extract(base, trial.network, values=values, **form_of(trial))

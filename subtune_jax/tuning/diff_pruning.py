@@ -77,7 +77,9 @@ def constrained_diff_pruning(
 ) -> Tuning:
     """Returns the tuning of gated differences under the constraint E[L0] = share * d.
 
-    d counts the gated elements. The gates' log alpha are lowered by a multiplier m, which
+    d counts the gated elements, and E[L0] the open gates of those that have moved (w != 0):
+    an open gate where nothing moves, as of a token that no example has, is no difference,
+    and would take the place of one. The gates' log alpha are lowered by a multiplier m, which
     stands in the trainable tree at `multiplier`, a group of its own whose rule is
     `ascent`. Its gradient is Newton's step on e = logit(E[L0] / d) - logit(share),
 
@@ -217,13 +219,24 @@ def materialize_fixed(
 
 
 def expected_nonzero(
-    trainable: Any, gate: HardConcrete = HardConcrete(), l0: str = "product"
+    trainable: Any,
+    gate: HardConcrete = HardConcrete(),
+    l0: str = "product",
+    *,
+    moved: bool = False,
 ) -> jax.Array:
-    """Returns E[L0] of the gates of a run, as `result.trainable` has them."""
-    own, groups = _log_alphas(tree.flatten(trainable))
+    """Returns E[L0] of the gates of a run, as `result.trainable` has them.
+
+    moved: counts the gates of elements with w != 0 alone, which is E||z z_g w||_0: where w
+    is 0 (embeddings of tokens that no example has) an open gate changes nothing.
+    """
+    values = tree.flatten(trainable)
+    own, groups = _log_alphas(values)
     sums = [jnp.zeros(())]  # where nothing that has gates trains
     for path, log_alpha in own.items():
         p, q = probability_nonzero(log_alpha, gate), jnp.ones(())
+        if moved:
+            p = jnp.where(values[f"{path}/w"] != 0, p, 0)
         if path in groups:
             q = probability_nonzero(groups[path], gate)
         plain = l0 == "product" or path not in groups
@@ -256,16 +269,19 @@ def _multiplier_penalty(trainable: Params, fixed: Any, params: Params) -> jax.Ar
     if not size:  # all gates rest, and so does the constraint
         return 0 * trainable[MULTIPLIER]
 
-    def error(m: jax.Array) -> jax.Array:
-        expected = expected_nonzero({**rest, MULTIPLIER: m}, gate_of(fixed))
-        return _log_odds(expected / size) - _log_odds(fixed[GATES]["share"])
+    def error(m: jax.Array) -> tuple[jax.Array, jax.Array]:
+        live = {**rest, MULTIPLIER: m}
+        expected = expected_nonzero(live, gate_of(fixed), moved=True)
+        odds = _log_odds(expected / size) - _log_odds(fixed[GATES]["share"])
+        return odds, expected
 
     # Late in a run most gates are open or shut for good, and a unit of m moves few of them:
     # without Newton's division the task's gradient, which moves those, would win.
-    odds, slope = jax.value_and_grad(error)(rest[MULTIPLIER])
+    (odds, expected), slope = jax.value_and_grad(error, has_aux=True)(rest[MULTIPLIER])
     cut = fixed[GATES]["cut"]
     newton = jnp.clip(odds, -cut, cut) / jnp.maximum(-slope, 1e-6)
-    return trainable[MULTIPLIER] * jnp.clip(newton, -REACH, REACH)
+    step = jnp.clip(newton, -REACH, REACH)
+    return trainable[MULTIPLIER] * jnp.where(expected > 0, step, 0)  # 0: before w moves
 
 
 def _log_odds(share: jax.Array) -> jax.Array:

@@ -129,7 +129,7 @@ def _counts(ended: Ended, changes: Mapping[str, np.ndarray]) -> dict[str, jax.Ar
     counts = {"changed": jnp.int32(changed)}
     if GATES in ended.parts.fixed:
         gate = gate_of(ended.parts.fixed)
-        counts["expected"] = expected_nonzero(ended.parts.trainable, gate)
+        counts["expected"] = expected_nonzero(ended.parts.trainable, gate, moved=True)
     return counts
 
 
