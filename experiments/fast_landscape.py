@@ -119,8 +119,10 @@ def rows(
     plane = st.evaluation.plane(*bodies.values())
     yield about | surface_of(plane, settings.points, losses)
     for name, network in bodies.items():
-        row = row_of(name, network, base, losses(network), task, tuned.get(name))
-        yield about | row | {"seconds": time.perf_counter() - began}
+        loss, own = losses(network), tuned.get(name)
+        test = own and st.test_once(partial(st.predict, own), task)
+        about |= {"seconds": time.perf_counter() - began}
+        yield about | row_of(name, network, base, loss, task, test)
 
 
 def tuned_by(
@@ -161,16 +163,15 @@ def row_of(
     base: st.Network,
     losses: tuple[float, float],
     task: st.Task,
-    tuned: st.Network | None,
+    test: dict[str, float] | None,
 ) -> Row:
     """Returns the losses of a network with the base's head, how far it is from the base,
-    and the test score of the network as it was tuned (the base has none)."""
-    test = tuned and st.test_once(partial(st.predict, tuned), task)
+    and the test score of the network as it was tuned (`None`: it was not)."""
     return {
         "split": "test",
         "method": NAMES.get(name, name),
         "metric": task.metric,
-        "trainable_params": st.tree.count(network.params) if tuned else 0,
+        "trainable_params": st.tree.count(network.params) if test else 0,
         "value": test[task.metric] if test else None,
         "source": losses[0],
         "target": losses[1],

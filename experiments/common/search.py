@@ -67,8 +67,8 @@ class Greedy:
     most: Annotated[Positive[int] | None, default("all units", "INT")] = None
     """The most steps of a walk."""
     halving: Annotated[int, Range(1, False, "2 or more")] = 3
-    """Of so many candidates one goes on to so many times the folds, in the searches
-    `halving` and `cheap`."""
+    """In the searches `halving` and `cheap` one of every so many candidates goes on, to so
+    many times the folds."""
     ranking: Annotated[str, *one_of(*RANKINGS)] = "rgn"
     """Score by which the search `ranked` leaves out half of the units in every step."""
     ranks: tuple[Positive[int], ...] = (1, 4, 16)

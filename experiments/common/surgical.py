@@ -1,4 +1,4 @@
-"""The methods of surgical fine-tuning: from a name to phases, tried and tested."""
+"""The methods of surgical fine-tuning: what is tried, raced and tested."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace

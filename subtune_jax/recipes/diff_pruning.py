@@ -12,7 +12,12 @@ from subtune_jax.recipes.units import GROUP, require_head
 from subtune_jax.selection.select import select
 from subtune_jax.training.optimizers import Rule, adam, ascent, normalized_sgd
 from subtune_jax.training.phases import Phase
-from subtune_jax.tuning.diff_pruning import LOG_ALPHA, REACH, constrained_diff_pruning
+from subtune_jax.tuning.diff_pruning import (
+    CUT,
+    LOG_ALPHA,
+    REACH,
+    constrained_diff_pruning,
+)
 from subtune_jax.tuning.diff_pruning import diff_pruning as gated_differences
 from subtune_jax.tuning.fixed_mask import largest_changes
 
@@ -42,10 +47,10 @@ def diff_pruning(
     `head_rule`; in the second phase, `mask_share` of the steps, the chosen elements have
     `mask_rule` (default: the same). strength: the fixed factor of E[L0] (paper: 1.25e-7
     for 3e8 parameters; it goes with their number); `None`: none, but the constraint of
-    `constrained_diff_pruning`, whose gates close in half of the gated steps, or, where
-    these are few, in all of them. gates_rule: default Adam at 0.1 with a strength (official
-    code), and under the constraint `normalized_sgd` at 0.1, falling to 0. multiplier_rule:
-    default ascent at 0.5.
+    `constrained_diff_pruning`, whose gates close in half of the gated steps or sooner, or,
+    where these are few, in all of them. gates_rule: default Adam at 0.1 with a strength
+    (official code), and under the constraint `normalized_sgd` at 0.1, falling to 0.
+    multiplier_rule: default ascent at 0.5 (below 2, or it swings).
     gated: what may change beside the head. structure, l0 and start: see
     `tuning.diff_pruning` and `tuning.largest_changes`. Epochs of the first phase are not
     kept: they are not sparse. Raises `InputError` for a share that is not in (0, 1] or
@@ -61,7 +66,7 @@ def diff_pruning(
     mask_rules = rules | {GROUP: mask_rule or rule}
     if strength is None:
         ascends = multiplier_rule or ascent(0.5)
-        cut = _cut(share, steps - second, ascends.learning_rate)
+        cut = _cut(share, steps - second, ascends)
         tuning = constrained_diff_pruning(share, cut=cut, structure=structure)
         gates = gates_rule or normalized_sgd(0.1, schedule="linear")
         rules |= {"gates": gates, "multiplier": ascends}
@@ -74,19 +79,29 @@ def diff_pruning(
     ]
 
 
-def _cut(share: float, steps: int, rate: float) -> float:
-    """Returns the cut with which half of the steps close the gates to the share, or all that
-    there are; raises `InputError` where these are too few."""
+def _cut(share: float, steps: int, ascends: Rule) -> float:
+    """Returns the cut that closes the gates to the share in half of the steps or sooner, or,
+    where these are few, in all of them; raises `InputError` where there are too few."""
+    rate = ascends.learning_rate
+    if ascends.direction != "ascent" or rate >= 2:  # e is multiplied by 1 - rate
+        raise InputError(
+            "multiplier_rule must be `ascent` with a rate below 2, got "
+            f"{ascends.direction!r} at {rate}"
+        )
     # From `LOG_ALPHA` all gates come down to logit(share), of 0.99 at the most: 1 has none.
     distance = LOG_ALPHA - np.log(share) + np.log1p(-min(share, 0.99))
-    settling = np.log(0.005) / np.log1p(-min(rate, 0.99))  # steps to half a percent
-    least = int(np.ceil(distance / (REACH * rate)) + np.ceil(settling))
+    left = abs(1 - rate)
+    settling = np.ceil(np.log(0.005) / np.log(max(left, 0.005)))  # to half a percent
+    least = int(np.ceil(distance / (REACH * rate)) + settling)
     if steps < least:
         raise InputError(
             f"the constraint takes at least {least} steps with gates to reach a share of "
-            f"{share}, and there are {steps}: give more steps, or a strength"
+            f"{share} at a rate of {rate}, and there are {steps}: give more steps, or a "
+            "strength"
         )
-    return min(REACH, 2 * distance / (rate * steps))
+    # Not below CUT: the gates open at a rate that does not fall with the number of steps,
+    # and would outrun a multiplier that takes half of a long run to close them.
+    return min(REACH, max(CUT, 2 * distance / (rate * steps)))
 
 
 def masked_elements(network: Network, labels: Labels, share: float) -> int:

@@ -171,7 +171,8 @@ def uncorrected_epsilon(rule: Rule) -> Rule:
 def ascent(learning_rate: float) -> Rule:
     """Gradient ascent, for a Lagrange multiplier: m <- m + learning_rate * g.
 
-    Its gradient, the error of a constraint, is neither clipped nor part of the logged norm.
+    Its gradient, from the error of a constraint, is neither clipped nor part of the logged
+    norm.
     """
     return _checked(Rule(learning_rate, "ascent"))
 

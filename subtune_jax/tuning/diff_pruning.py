@@ -32,8 +32,11 @@ GATES, MULTIPLIER = "gates", "multiplier"  # groups of the optimizer
 STRUCTURES = ("none", "leaf", "neuron")
 L0 = ("product", "additive")
 LOG_ALPHA = 5.0  # of all gates at the start (paper): 99 % of them are not 0
-CUT = 0.25  # what m moves in a step, times its rate, while all gates close
-REACH = 2.0  # the most that it moves: beyond it Newton's line no longer holds
+CUT = 0.25  # by which the log odds of E[L0] fall in a step, times the rate, while gates close
+REACH = (
+    2.0  # the most that m moves, times its rate: farther Newton's line does not hold
+)
+FAR = 20.0  # log alpha - m of a gate that is open, or shut, for good
 
 
 def diff_pruning(
@@ -85,9 +88,10 @@ def constrained_diff_pruning(
 
         clip(e, -cut, cut) / (-de / dm),   between -2 and 2.
 
-    While all gates are alike de / dm is -1, and m closes them by `cut` (times its rate) a
-    step; near the target e is multiplied by 1 - rate in a step, also where most gates are
-    open or shut for good. The task alone moves log alpha.
+    Far from the target the log odds fall by `cut` (times the rate) in a step; near it e is
+    multiplied by 1 - rate, also where most gates are open or shut for good. The task alone
+    moves log alpha. A share is not reached where fewer elements have moved, or the gates of
+    groups are shut: m lowers those of elements alone.
 
     The constraint is our addition. sigmoid(log_alpha - m) are the gates of the highest
     entropy whose expected number is the target, and m is its Lagrange multiplier. As a
@@ -259,29 +263,30 @@ def _strength_penalty(
 def _multiplier_penalty(trainable: Params, fixed: Any, params: Params) -> jax.Array:
     """Returns m times Newton's step to the constraint, a function of m alone: by `ascent` m
     rises while too many gates are expected to be open."""
-    del params
     rest = jax.lax.stop_gradient(trainable)
-    size = sum(
-        leaf.size
-        for path, leaf in tree.flatten(rest).items()
-        if path.endswith("/log_alpha")
-    )
+    values = tree.flatten(rest)
+    own, _ = _log_alphas(values)
+    size = sum(log_alpha.size for log_alpha in own.values())
     if not size:  # all gates rest, and so does the constraint
         return 0 * trainable[MULTIPLIER]
 
-    def error(m: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def error(m: jax.Array) -> jax.Array:
         live = {**rest, MULTIPLIER: m}
         expected = expected_nonzero(live, gate_of(fixed), moved=True)
-        odds = _log_odds(expected / size) - _log_odds(fixed[GATES]["share"])
-        return odds, expected
+        return _log_odds(expected / size) - _log_odds(fixed[GATES]["share"])
 
     # Late in a run most gates are open or shut for good, and a unit of m moves few of them:
     # without Newton's division the task's gradient, which moves those, would win.
-    (odds, expected), slope = jax.value_and_grad(error, has_aux=True)(rest[MULTIPLIER])
+    odds, slope = jax.value_and_grad(error)(rest[MULTIPLIER])
     cut = fixed[GATES]["cut"]
-    newton = jnp.clip(odds, -cut, cut) / jnp.maximum(-slope, 1e-6)
-    step = jnp.clip(newton, -REACH, REACH)
-    return trainable[MULTIPLIER] * jnp.where(expected > 0, step, 0)  # 0: before w moves
+    step = jnp.clip(odds, -cut, cut) / jnp.maximum(-slope, 1e-6)
+    step = jnp.clip(step, -REACH, REACH)
+    # Where the share cannot be reached m would run away: it stops when all are open or shut.
+    lowest = jnp.min(jnp.stack([jnp.min(x) for x in own.values()]))
+    highest = jnp.max(jnp.stack([jnp.max(x) for x in own.values()]))
+    step = jnp.clip(step, jnp.minimum(lowest - FAR, 0), jnp.maximum(highest + FAR, 0))
+    moved = jnp.any(jnp.stack([jnp.any(values[f"{path}/w"] != 0) for path in own]))
+    return trainable[MULTIPLIER] * jnp.where(moved, step, 0)
 
 
 def _log_odds(share: jax.Array) -> jax.Array:

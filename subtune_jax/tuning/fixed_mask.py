@@ -57,10 +57,10 @@ def largest_changes(
     the lower index; free leaves train on as a whole. Of random gates (diff pruning) one
     realisation counts, drawn once, as in the paper (its section 3.2); how many elements it
     changed stands in the fixed values, at `realisation/changed`, and beside it E[L0] of
-    the gates, at `realisation/expected`. start: from where
-    the chosen elements train on: `change`, as they were compared; `ungated`, from w_0 + w
-    of diff pruning whatever their gates (official code); or `base`, from w_0. It can only
-    take over: how many elements a leaf has is not known before.
+    the gates of what has moved, at `realisation/expected`. start: from where the chosen
+    elements train on: `change`, as they were compared; `ungated`, from w_0 + w of diff
+    pruning whatever their gates (official code); or `base`, from w_0. It can only take
+    over: how many elements a leaf has is not known before.
 
     Raises `InputError` for k that is not a positive whole number or more than there are,
     an unknown start, and where nothing changed or, with `ungated`, nothing was gated.

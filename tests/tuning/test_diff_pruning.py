@@ -169,14 +169,38 @@ def test_the_multiplier_moves_where_most_gates_are_open_or_shut_for_good():
     error = np.log(3.5 / 2.5) - np.log(3.4 / 2.6)
     step = error / (0.25 / (3.5 * 2.5 / 6))
     assert multiplier_step(near, trainable) == pytest.approx(step, rel=1e-4)
-    far = constrained_diff_pruning(0.1, structure="none")  # none that m can close
-    assert multiplier_step(far, trainable) == pytest.approx(0.25 * 35 / 6, rel=1e-4)
-    open_, _ = begun(far, **{"a/kernel/log_alpha": jnp.full((2, 3), 40.0)}, **MOVED)
-    assert multiplier_step(far, open_) == 2.0  # as far as it goes in a step
+    far = partial(constrained_diff_pruning, 0.1, structure="none")
+    assert multiplier_step(far(), trainable) == pytest.approx(0.25 * 35 / 6, rel=1e-4)
+    assert multiplier_step(far(cut=1.0), trainable) == 2.0  # of 5.8
+
+
+@pytest.mark.parametrize(
+    ("log_alpha", "step"),
+    [(40.0, 2.0), (19.0, 2.0), (-19.0, -0.25), (-200.0, -2.0), (-1000.0, -2.0)],
+)
+def test_the_multiplier_comes_back_from_where_all_gates_are_open_or_shut(
+    log_alpha, step
+):
+    half = constrained_diff_pruning(0.5, structure="none")
+    alike = {"a/kernel/log_alpha": jnp.full((2, 3), log_alpha)}
+    trainable, _ = begun(half, **alike, **MOVED)
+    assert multiplier_step(half, trainable) == step
+
+
+@pytest.mark.parametrize(
+    ("log_alpha", "step"), [(0.0, -2.0), (19.0, -1.0), (20.0, 0.0)]
+)
+def test_the_multiplier_stops_where_the_share_cannot_be_reached(log_alpha, step):
+    """The gate of the leaf is shut: those of elements are opened to 20 and no farther."""
+    half = constrained_diff_pruning(0.5)
+    shut = {"a/kernel/group_log_alpha": jnp.float32(-30.0)}
+    alike = {"a/kernel/log_alpha": jnp.full((2, 3), log_alpha)}
+    trainable, _ = begun(half, **alike, **shut, **MOVED)
+    assert multiplier_step(half, trainable) == step
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("steps", [480, 2000])
+@pytest.mark.parametrize("steps", [480, 2000, 6000])
 def test_the_constraint_of_a_longer_run_holds(steps):
     """Gates go on to open, at a rate that does not fall with the number of steps: a
     multiplier whose way is bounded loses them (2.7 and 660 % above, measured)."""
@@ -352,6 +376,14 @@ def test_bytes_of_a_step_s_state():
             "no stage is 'top'",
         ),
         (partial(recipe, toy.mlp(), 0.1, adam(1e-3), 1), "gated_steps|mask_steps"),
+        (
+            partial(recipe, toy.mlp(), 0.1, adam(1), 99, multiplier_rule=adam(0.1)),
+            "must be `ascent` with a rate below 2, got 'adam' at 0.1",
+        ),
+        (
+            partial(recipe, toy.mlp(), 0.1, adam(1), 99, multiplier_rule=ascent(2.0)),
+            "got 'ascent' at 2.0",
+        ),
         (partial(largest_changes, 3, start="zero"), "start"),
     ],
 )
@@ -403,7 +435,8 @@ def test_too_few_steps_for_the_constraint_are_said():
     """From log alpha 5 to logit(0.005) = -5.29 by one in a step, and then halves of what
     is left: eight to one in 200."""
     with pytest.raises(
-        InputError, match="at least 19 steps .* 0.005, and there are 10"
+        InputError,
+        match="at least 19 steps .* 0.005 at a rate of 0.5, and there are 10",
     ):
         recipe(toy.mlp(40), 0.005, adam(1e-2), 20)
 
