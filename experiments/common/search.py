@@ -66,7 +66,7 @@ class Greedy:
     """Points of accuracy (official code: 1)."""
     most: Annotated[Positive[int] | None, default("all units", "INT")] = None
     """The most steps of a walk."""
-    halving: Annotated[int, Range(1, False, "2 or more")] = 3
+    halving: Annotated[int, Range(1, False, "2 or more")] = 2
     """In the searches `halving` and `cheap` one of every so many candidates goes on, to so
     many times the folds."""
     ranking: Annotated[str, *one_of(*RANKINGS)] = "rgn"

@@ -51,13 +51,13 @@ def race(
 ) -> Subset:
     """Returns the candidate with the highest mean on the last rung's folds.
 
-    After each rung before it one of every `halving` candidates goes on, rounded up
-    (successive halving, Jamieson and Talwalkar 2016, over folds instead of epochs). Of
-    equals the first goes on.
+    After each rung before it one of every `halving` candidates goes on, rounded down but
+    one at least (successive halving, Jamieson and Talwalkar 2016, over folds instead of
+    epochs). Of equals the first goes on.
     """
     for count in rungs[:-1]:
         best = sorted(candidates, key=lambda one: mean(one, count), reverse=True)
-        kept = set(best[: -(-len(candidates) // halving)])
+        kept = set(best[: max(1, len(candidates) // halving)])
         candidates = [candidate for candidate in candidates if candidate in kept]
     return max(candidates, key=lambda one: mean(one, rungs[-1]))
 
