@@ -22,7 +22,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 import numpy as np
 
 import subtune_jax as st
-from experiments.common import search
+from experiments.common import search, search_tables
 from experiments.common.flags import Common, Flags, Positive, by_data, one_of
 from experiments.common.images import TargetFlags, with_digits
 from experiments.common.report import tables
@@ -133,7 +133,7 @@ def by_size(rows: Sequence[Row], config: Config) -> str:
 def chosen(rows: Sequence[Row], config: Config) -> str:
     """Returns what each search chose and took, by task and size."""
     named = [row | {"task": f"{row['task']}, {row['size']}"} for row in rows]
-    return search.by_search(named, config)
+    return search_tables.by_search(named, config)
 
 
 def draw(out: Path, rows: Sequence[Row], settings: Settings, task: st.Task) -> None:

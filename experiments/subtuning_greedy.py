@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Annotated
 
 import subtune_jax as st
-from experiments.common import search
+from experiments.common import search, search_tables
 from experiments.common.flags import Common, Flags, one_of
 from experiments.common.images import TargetFlags, with_digits
 from experiments.common.report.results import Row
@@ -65,13 +65,13 @@ def summary(rows: Sequence[Row], config: Config) -> str:
     """Returns the methods' table, and that of the searches."""
     return (
         "Test accuracy in percent of the last step, mean (standard error) over seeds.\n\n"
-        f"{search.by_method(rows, config)}\n\n{search.by_search(rows, config)}"
+        f"{search_tables.by_method(rows, config)}\n\n{search_tables.by_search(rows, config)}"
     )
 
 
 def draw(out: Path, rows: Sequence[Row], settings: Settings, task: st.Task) -> None:
     """Draws path.png: the score of the set after every step of each search."""
-    search.draw_paths(out, rows)
+    search_tables.draw_paths(out, rows)
 
 
 STUDY = Study(
@@ -82,8 +82,8 @@ STUDY = Study(
     rows=search.searched_rows,
     tables={
         "summary": summary,
-        "by_method": search.by_method,
-        "by_search": search.by_search,
+        "by_method": search_tables.by_method,
+        "by_search": search_tables.by_search,
     },
     draw=draw,
     free=("searches", "shift"),

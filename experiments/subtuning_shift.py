@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Annotated
 
 import subtune_jax as st
-from experiments.common import search
+from experiments.common import search, search_tables
 from experiments.common.flags import Common, Flags, one_of
 from experiments.common.images import TargetFlags, with_digits
 from experiments.common.report import tables
@@ -71,7 +71,7 @@ def summary(rows: Sequence[Row], config: Config) -> str:
     note = (
         "Test accuracy in percent of the last step, mean (standard error) over seeds."
     )
-    parts = [note, by_task(rows, config), search.by_search(rows, config)]
+    parts = [note, by_task(rows, config), search_tables.by_search(rows, config)]
     return "\n\n".join(parts)
 
 
@@ -103,7 +103,11 @@ STUDY = Study(
     name="subtuning_shift",
     jobs=jobs,
     rows=search.searched_rows,
-    tables={"summary": summary, "by_task": by_task, "by_search": search.by_search},
+    tables={
+        "summary": summary,
+        "by_task": by_task,
+        "by_search": search_tables.by_search,
+    },
     draw=draw,
     free=("shift",),
     keeps=True,

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 import subtune_jax as st
-from experiments.common import search
+from experiments.common import search_tables
 from experiments.common.flags import (
     Common,
     Flags,
@@ -221,7 +221,7 @@ def summary(rows: Sequence[Row], config: Config) -> str:
     note = (
         "Test accuracy in percent of the last step, mean (standard error) over seeds."
     )
-    return f"{note}\n\n{search.by_method(rows, config)}"
+    return f"{note}\n\n{search_tables.by_method(rows, config)}"
 
 
 def draw(out: Path, rows: Sequence[Row], settings: Settings, task: Any) -> None:
@@ -240,7 +240,7 @@ STUDY = Study(
     name="subtuning_variants",
     jobs=jobs,
     rows=rows,
-    tables={"summary": summary, "by_method": search.by_method},
+    tables={"summary": summary, "by_method": search_tables.by_method},
     draw=draw,
     free=("variants", "shift"),
     draws_once=True,

@@ -17,7 +17,7 @@ from experiments import (
     surgical_shifts,
 )
 from experiments.common.flags import Common
-from experiments.common.search import by_search, regret
+from experiments.common.search_tables import by_search, regret
 from experiments.common.subtuning import Recipe, new_task, phase, scorer, tuned
 
 TWO = "--shift contrast --units block1_0 block3_0"
