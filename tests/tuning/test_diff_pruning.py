@@ -441,6 +441,15 @@ def test_too_few_steps_for_the_constraint_are_said():
         recipe(toy.mlp(40), 0.005, adam(1e-2), 20)
 
 
+@pytest.mark.parametrize(("steps", "cut"), [(20, 2.0), (100, 0.41172), (9000, 0.25)])
+def test_gates_close_in_half_of_the_steps_or_sooner(steps, cut):
+    """A way of 10.293 at a rate of 1/2: in 50 steps 0.41172 each; 2 and 1/4 are bounds."""
+    network = toy.mlp(40)
+    first, _ = recipe(network, 0.005, adam(1e-2), 2 * steps)
+    fixed = first.tuning.init(network.params, first.labels).fixed
+    assert float(fixed["gates"]["cut"]) == pytest.approx(cut, rel=1e-4)
+
+
 def test_a_mask_says_how_many_elements_the_gates_had_changed():
     """All gates open, all elements move: the mask of 18 is made from 72."""
     network = toy.mlp()
