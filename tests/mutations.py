@@ -35,6 +35,55 @@ class Mutation(NamedTuple):
 
 MUTATIONS = [
     Mutation(
+        "gates.every_element_counts",
+        "subtune_jax/tuning/diff_pruning.py",
+        "expected_nonzero(live, gate_of(fixed), moved=True)",
+        "expected_nonzero(live, gate_of(fixed))",
+        "tests/tuning/test_diff_pruning.py",
+    ),
+    Mutation(
+        "gates.no_newton",
+        "subtune_jax/tuning/diff_pruning.py",
+        "jnp.clip(odds, -cut, cut) / jnp.maximum(-slope, 1e-6)",
+        "jnp.clip(odds, -cut, cut)",
+        "tests/tuning/test_diff_pruning.py",
+    ),
+    Mutation(
+        "gates.no_reach",
+        "subtune_jax/tuning/diff_pruning.py",
+        "step = jnp.clip(step, -REACH, REACH)",
+        "step = step",
+        "tests/tuning/test_diff_pruning.py",
+    ),
+    Mutation(
+        "gates.no_stop_below",
+        "subtune_jax/tuning/diff_pruning.py",
+        "jnp.minimum(lowest - FAR, 0)",
+        "-jnp.inf",
+        "tests/tuning/test_diff_pruning.py",
+    ),
+    Mutation(
+        "gates.moves_before_w",
+        "subtune_jax/tuning/diff_pruning.py",
+        "jnp.where(moved, step, 0)",
+        "step",
+        "tests/tuning/test_diff_pruning.py",
+    ),
+    Mutation(
+        "gates.task_moves_multiplier",
+        "subtune_jax/tuning/diff_pruning.py",
+        "own, groups = _log_alphas(values | held)",
+        "own, groups = _log_alphas(values)",
+        "tests/tuning/test_diff_pruning.py",
+    ),
+    Mutation(
+        "gates.slow_in_long_runs",
+        "subtune_jax/recipes/diff_pruning.py",
+        "max(CUT, 2 * distance / (rate * steps))",
+        "2 * distance / (rate * steps)",
+        "tests/tuning/test_diff_pruning.py",
+    ),
+    Mutation(
         "step.no_penalty",
         "subtune_jax/training/step.py",
         "return loss + program.penalty(trainable, state.fixed, frozen), (loss, stats)",
