@@ -24,6 +24,7 @@ def glance(home: Path) -> str:
         _subset(home),
         _calm(home),
         _modules(home),
+        _sparse(home),
         _steps(home),
         _storage(home),
         _serving(home),
@@ -105,6 +106,18 @@ def _modules(home: Path) -> tuple[str, ...]:
     claim = "MiniLM on CoLA, LayerNorms alone: share of full tuning's gain (%)"
     beside = f"Matthews' correlation: frozen {frozen:.1f}, fully tuned {full:.1f}"
     return claim, f"{share:.0f}", beside, _page("modules")
+
+
+def _sparse(home: Path) -> tuple[str, ...]:
+    tests = _tests(home / "diff_pruning_stsb")
+    scores = [row for row in tests if row["metric"] == "spearman"]
+    means = {m: c.mean for (_, m), c in tables.cells(scores, "task", "method").items()}
+    claim = "MiniLM on STS-B, 0.5 % of the weights chosen by gates: Spearman (%)"
+    ours = f"{means['constrained']:.1f}, full tuning {means['full']:.1f}"
+    beside = (
+        f"random {means['random']:.1f}, largest changes {means['non_adaptive']:.1f}"
+    )
+    return claim, ours, beside, _page("diff_pruning")
 
 
 def _steps(home: Path) -> tuple[str, ...]:
