@@ -12,14 +12,10 @@ from subtune_jax.recipes.units import GROUP, require_head
 from subtune_jax.selection.select import select
 from subtune_jax.training.optimizers import Rule, adam, ascent, normalized_sgd
 from subtune_jax.training.phases import Phase
-from subtune_jax.tuning.diff_pruning import (
-    CUT,
-    LOG_ALPHA,
-    REACH,
-    constrained_diff_pruning,
-)
+from subtune_jax.tuning.diff_pruning import LOG_ALPHA, constrained_diff_pruning
 from subtune_jax.tuning.diff_pruning import diff_pruning as gated_differences
 from subtune_jax.tuning.fixed_mask import largest_changes
+from subtune_jax.tuning.multiplier import CUT, REACH
 
 
 def diff_pruning(

@@ -5,7 +5,6 @@ from subtune_jax.tuning.anchor import l1_sp, l2_sp
 from subtune_jax.tuning.diff_pruning import (
     constrained_diff_pruning,
     diff_pruning,
-    expected_nonzero,
     fixed_gates,
 )
 from subtune_jax.tuning.fast import (
@@ -18,6 +17,7 @@ from subtune_jax.tuning.fast import (
     stalled_update,
 )
 from subtune_jax.tuning.fixed_mask import fixed_mask, largest_changes, mask_indices
+from subtune_jax.tuning.gates import expected_nonzero
 from subtune_jax.tuning.hard_concrete import HardConcrete
 from subtune_jax.tuning.lora import Factors, lora, lora_factors
 from subtune_jax.tuning.method import Ended, Parts, Tuning, leaf_groups, no_penalty

@@ -6,37 +6,31 @@ w and the gates z (one per element) and z_g (one per group of elements) train; g
 hard concrete. Guo, Rush and Kim 2021, sections 3.1 and 3.2.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from subtune_jax import tree
 from subtune_jax.errors import InputError, require_positive, unknown
 from subtune_jax.network import Labels, Params
-from subtune_jax.tuning.hard_concrete import (
-    HardConcrete,
-    deterministic,
-    logistic,
-    opened,
-    probability_nonzero,
-    require_gate,
+from subtune_jax.tuning.gates import (
+    GATES,
+    MULTIPLIER,
+    expected_nonzero,
+    gate_of,
+    gates_of,
 )
+from subtune_jax.tuning.hard_concrete import HardConcrete, require_gate
 from subtune_jax.tuning.method import Ended, Parts, Tuning, leaf_groups, no_penalty
+from subtune_jax.tuning.multiplier import CUT, multiplier_penalty
 from subtune_jax.tuning.subset import init as selected
 
-GATES, MULTIPLIER = "gates", "multiplier"  # groups of the optimizer
 STRUCTURES = ("none", "leaf", "neuron")
 L0 = ("product", "additive")
 LOG_ALPHA = 5.0  # of all gates at the start (paper): 99 % of them are not 0
-CUT = 0.25  # by which the log odds of E[L0] fall in a step, times the rate, while gates close
-REACH = (
-    2.0  # the most that m moves, times its rate: farther Newton's line does not hold
-)
-FAR = 20.0  # log alpha - m of a gate that is open, or shut, for good
 
 
 def diff_pruning(
@@ -105,7 +99,7 @@ def constrained_diff_pruning(
     if not 0 < share <= 1:
         raise InputError(f"share must be above 0 and at most 1, got {share!r}")
     values = {"share": share, "cut": cut}
-    return _gated(values, structure, log_alpha, gate, free, _multiplier_penalty)
+    return _gated(values, structure, log_alpha, gate, free, multiplier_penalty)
 
 
 def _gated(
@@ -131,7 +125,7 @@ def _gated(
             return _gates(leaf, log_alpha, structure)
 
         trainable = tree.map_with_path(part, selected(params, labels).trainable)
-        if penalty is _multiplier_penalty:
+        if penalty is multiplier_penalty:
             trainable = {**trainable, MULTIPLIER: jnp.zeros((), jnp.float32)}
         # Made anew at every start: a step is given the state's buffers to keep.
         return Parts(trainable, {GATES: jax.tree.map(jnp.float32, values)})
@@ -168,7 +162,7 @@ def materialize(
 ) -> Params:
     """Returns the base with its gated differences added, and free leaves in place."""
     values = tree.flatten(trainable)
-    gates = _gates_of(values, gate_of(fixed), key)
+    gates = gates_of(values, gate_of(fixed), key)
     return tree.map_with_path(
         lambda path, leaf: (
             leaf + gates[path] * values[f"{path}/w"]
@@ -195,7 +189,7 @@ def fixed_gates() -> Tuning:
         values = tree.flatten(ended.parts.trainable)
         if not any(path.endswith("/log_alpha") for path in values):
             raise InputError("fixed gates need a phase of diff pruning before them")
-        every = _gates_of(values, gate_of(ended.parts.fixed), key)
+        every = gates_of(values, gate_of(ended.parts.fixed), key)
         live = tree.flatten(ended.params)
         chosen = tree.flatten(selected(ended.params, labels).trainable)
         z = {p: every[p] for p in chosen if p in every}
@@ -222,32 +216,6 @@ def materialize_fixed(
     return tree.map_with_path(whole, params)
 
 
-def expected_nonzero(
-    trainable: Any,
-    gate: HardConcrete = HardConcrete(),
-    l0: str = "product",
-    *,
-    moved: bool = False,
-) -> jax.Array:
-    """Returns E[L0] of the gates of a run, as `result.trainable` has them.
-
-    moved: counts the gates of elements with w != 0 alone, which is E||z z_g w||_0: where w
-    is 0 (embeddings of tokens that no example has) an open gate changes nothing.
-    """
-    values = tree.flatten(trainable)
-    own, groups = _log_alphas(values)
-    sums = [jnp.zeros(())]  # where nothing that has gates trains
-    for path, log_alpha in own.items():
-        p, q = probability_nonzero(log_alpha, gate), jnp.ones(())
-        if moved:
-            p = jnp.where(values[f"{path}/w"] != 0, p, 0)
-        if path in groups:
-            q = probability_nonzero(groups[path], gate)
-        plain = l0 == "product" or path not in groups
-        sums.append(jnp.sum(p * q) if plain else jnp.sum(p) + jnp.sum(q))
-    return jnp.sum(jnp.stack(sums))
-
-
 @cache
 def _of_strength(l0: str) -> Callable:
     return partial(_strength_penalty, l0)
@@ -258,88 +226,3 @@ def _strength_penalty(
 ) -> jax.Array:
     del params
     return fixed[GATES]["strength"] * expected_nonzero(trainable, gate_of(fixed), l0)
-
-
-def _multiplier_penalty(trainable: Params, fixed: Any, params: Params) -> jax.Array:
-    """Returns m times Newton's step to the constraint, a function of m alone: by `ascent` m
-    rises while too many gates are expected to be open."""
-    rest = jax.lax.stop_gradient(trainable)
-    values = tree.flatten(rest)
-    own, _ = _log_alphas(values)
-    size = sum(log_alpha.size for log_alpha in own.values())
-    if not size:  # all gates rest, and so does the constraint
-        return 0 * trainable[MULTIPLIER]
-
-    def error(m: jax.Array) -> jax.Array:
-        live = {**rest, MULTIPLIER: m}
-        expected = expected_nonzero(live, gate_of(fixed), moved=True)
-        return _log_odds(expected / size) - _log_odds(fixed[GATES]["share"])
-
-    # Late in a run most gates are open or shut for good, and a unit of m moves few of them:
-    # without Newton's division the task's gradient, which moves those, would win.
-    odds, slope = jax.value_and_grad(error)(rest[MULTIPLIER])
-    cut = fixed[GATES]["cut"]
-    step = jnp.clip(odds, -cut, cut) / jnp.maximum(-slope, 1e-6)
-    step = jnp.clip(step, -REACH, REACH)
-    # Where the share cannot be reached m would run away: it stops when all are open or shut.
-    lowest = jnp.min(jnp.stack([jnp.min(x) for x in own.values()]))
-    highest = jnp.max(jnp.stack([jnp.max(x) for x in own.values()]))
-    step = jnp.clip(step, jnp.minimum(lowest - FAR, 0), jnp.maximum(highest + FAR, 0))
-    moved = jnp.any(jnp.stack([jnp.any(values[f"{path}/w"] != 0) for path in own]))
-    return trainable[MULTIPLIER] * jnp.where(moved, step, 0)
-
-
-def _log_odds(share: jax.Array) -> jax.Array:
-    """Returns logit(share), finite at 0 and 1."""
-    share = jnp.clip(share, 1e-9, 1 - 1e-6)
-    return jnp.log(share) - jnp.log1p(-share)
-
-
-def gate_of(fixed: Any) -> HardConcrete:
-    """Returns the gate of a run, from its fixed values."""
-    return HardConcrete(*(fixed[GATES][name] for name in HardConcrete._fields))
-
-
-def _gates_of(
-    values: dict[str, Any], gate: HardConcrete, key: jax.Array | None
-) -> dict[str, jax.Array]:
-    """Returns z z_g of every gated leaf; drawn if there is a key. The task's gradient
-    does not reach the multiplier."""
-    held = {p: jax.lax.stop_gradient(x) for p, x in values.items() if p == MULTIPLIER}
-    own, groups = _log_alphas(values | held)
-    if key is None:
-        z, zg = (
-            {p: deterministic(x, gate) for p, x in a.items()} for a in (own, groups)
-        )
-    else:
-        noise = _noise(key, [*own.values(), *groups.values()])
-        z, zg = (
-            {p: opened(next(noise), x, gate) for p, x in a.items()}
-            for a in (own, groups)
-        )
-    return {path: x * zg[path] if path in zg else x for path, x in z.items()}
-
-
-def _noise(key: jax.Array, arrays: Sequence[jax.Array]) -> Iterator[jax.Array]:
-    """Yields what gates are drawn from, in the shapes of arrays."""
-    # One draw, cut apart. With a key for each leaf a small encoder's step takes 53 s to
-    # compile instead of 26: the rounds of the generator are written out for every leaf.
-    ends = np.cumsum([x.size for x in arrays])
-    dtype = jnp.result_type(*arrays)
-    whole = jax.lax.optimization_barrier(logistic(key, int(ends[-1]), dtype))
-    for part, x in zip(jnp.split(whole, ends[:-1].tolist()), arrays, strict=True):
-        yield part.reshape(x.shape).astype(x.dtype)
-
-
-def _log_alphas(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns log alpha of elements and of groups by the path of their leaf; those of
-    elements are lowered by the multiplier, which only the constraint moves."""
-    ends = "/log_alpha", "/group_log_alpha"
-    own, groups = (
-        {p.removesuffix(end): x for p, x in values.items() if p.endswith(end)}
-        for end in ends
-    )
-    if MULTIPLIER in values:
-        m = values[MULTIPLIER]
-        own = {path: x - m.astype(x.dtype) for path, x in own.items()}
-    return own, groups

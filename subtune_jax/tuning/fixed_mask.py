@@ -15,7 +15,7 @@ from subtune_jax import tree
 from subtune_jax.errors import InputError, require_positive, unknown
 from subtune_jax.labels import FROZEN
 from subtune_jax.network import Labels, Params
-from subtune_jax.tuning.diff_pruning import GATES, expected_nonzero, gate_of
+from subtune_jax.tuning.gates import GATES, expected_nonzero, gate_of
 from subtune_jax.tuning.method import Ended, Parts, Tuning, leaf_groups, no_penalty
 
 Indices = Mapping[str, np.ndarray]  # {path: int[k], places in the flattened leaf}

@@ -22,11 +22,11 @@ from subtune_jax.training.state import start
 from subtune_jax.tuning.diff_pruning import (
     constrained_diff_pruning,
     diff_pruning,
-    expected_nonzero,
     fixed_gates,
     materialize,
 )
 from subtune_jax.tuning.fixed_mask import largest_changes, mask_indices
+from subtune_jax.tuning.gates import expected_nonzero
 from subtune_jax.tuning.hard_concrete import HardConcrete
 from tests import toy
 
