@@ -126,10 +126,11 @@ def heat_maps(maps: Mapping[str, Mapping[tuple[str, str], float]], file: Path) -
     """Draws `{panel: {(line, column): value}}`, two panels beside each other, to a PNG;
     each line is scaled to 0..1 and shows its values."""
     most = max(len({line for line, _ in cells}) for cells in maps.values())
-    rows = -(-len(maps) // 2)
-    size = (11.0, rows * (0.8 + 0.4 * most))
+    columns = min(2, len(maps))
+    rows = -(-len(maps) // columns)
+    size = (5.5 * columns, rows * (0.8 + 0.4 * most))
     figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(rows, 2, squeeze=False).ravel()
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes[len(maps) :]:
         axis.set_axis_off()
     for axis, (panel, cells) in zip(axes, maps.items(), strict=False):
