@@ -50,8 +50,9 @@ def diff_pruning(
     gated: what may change beside the head. structure, l0 and start: see
     `tuning.diff_pruning` and `tuning.largest_changes`. Epochs of the first phase are not
     kept: they are not sparse. Raises `InputError` for a share that is not in (0, 1] or
-    leaves no element, a network without this head, and where a phase would have no step,
-    or too few for the multiplier to reach the share.
+    leaves no element, a network without this head, a `multiplier_rule` that is not `ascent`
+    with a rate below 2, and where a phase would have no step, or too few for the multiplier
+    to reach the share.
     """
     require_head(network, head, "diff pruning trains a head beside what is gated")
     labels = select(network, {"head": [head], GROUP: list(gated)})
@@ -84,7 +85,7 @@ def _cut(share: float, steps: int, ascends: Rule) -> float:
             "multiplier_rule must be `ascent` with a rate below 2, got "
             f"{ascends.direction!r} at {rate}"
         )
-    # From `LOG_ALPHA` all gates come down to logit(share), of 0.99 at the most: 1 has none.
+    # All gates fall from `LOG_ALPHA` to logit(share). 1 has no logit: 0.99 is taken.
     distance = LOG_ALPHA - np.log(share) + np.log1p(-min(share, 0.99))
     left = abs(1 - rate)
     settling = np.ceil(np.log(0.005) / np.log(max(left, 0.005)))  # to half a percent

@@ -76,8 +76,8 @@ def constrained_diff_pruning(
 
     d counts the gated elements, and E[L0] the open gates of those that have moved (w != 0):
     an open gate where nothing moves, as of a token that no example has, is no difference,
-    and would take the place of one. The gates' log alpha are lowered by a multiplier m, which
-    stands in the trainable tree at `multiplier`, a group of its own whose rule is
+    and would take the place of one. A multiplier m lowers log alpha of the elements' gates;
+    it stands in the trainable tree at `multiplier`, a group of its own whose rule is
     `ascent`. Its gradient is Newton's step on e = logit(E[L0] / d) - logit(share),
 
         clip(e, -cut, cut) / (-de / dm),   between -2 and 2.
@@ -87,10 +87,11 @@ def constrained_diff_pruning(
     moves log alpha. A share is not reached where fewer elements have moved, or the gates of
     groups are shut: m lowers those of elements alone.
 
-    The constraint is our addition. sigmoid(log_alpha - m) are the gates of the highest
-    entropy whose expected number is the target, and m is its Lagrange multiplier. As a
-    factor of E[L0] in the loss it overshoots: all gates move together, at the speed of
-    Adam, long after it has changed (simulated: 10 to 230 % off after 300 steps).
+    The constraint is our addition. Of all plain gates whose expected number is the target,
+    sigmoid(log_alpha - m) are the nearest to sigmoid(log_alpha) (Kullback-Leibler), and m
+    is the Lagrange multiplier. As a factor of E[L0] in the loss it overshoots: all gates
+    move together, at the speed of Adam, long after it has changed (simulated: 10 to 230 %
+    off after 300 steps).
 
     See `diff_pruning` for the other arguments. Raises `InputError` as that does, for a
     share that is not in (0, 1], and for a cut that is not positive.

@@ -16,7 +16,7 @@ from subtune_jax.tuning.gates import (
 )
 
 CUT = 0.25  # by which log odds fall in a step, times the rate, while gates close
-REACH = 2.0  # the most that m moves: farther, Newton's line does not hold
+REACH = 2.0  # the most that m moves in a step, times the rate; Newton's line ends there
 FAR = 20.0  # log alpha - m of a gate that is open, or shut, for good
 
 
