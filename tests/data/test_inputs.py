@@ -132,5 +132,7 @@ def test_ids_outside_the_tables(name, value, message):
 def test_an_array_where_texts_are_expected():
     network, data = toy.transformer("bert")
     refused(
-        network, data._replace(x=data.x["input_ids"]), "takes texts as a dict with input_"
+        network,
+        data._replace(x=data.x["input_ids"]),
+        "takes texts as a dict with input_",
     )

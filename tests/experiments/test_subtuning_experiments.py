@@ -90,15 +90,6 @@ def test_what_cannot_be_is_said_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
-def test_halving_is_how_many_candidates_go_on(call, tmp_path):
-    """The head alone on two folds; then three blocks on one fold, and two on the other."""
-    flags = "--shift contrast --searches halving --halving 2 --most 1"
-    assert call(subtuning_greedy, f"--smoke {flags}") == 0
-    (search,) = (r for r in rows(tmp_path / "out") if r["split"] == "search")
-    assert search["runs"] == 2 + 3 + 2
-
-
 def found(task, method, seed, value, split="test", **more):
     row = {"task": task, "method": method, "seed": seed, "value": value}
     return row | {"split": split, **more}

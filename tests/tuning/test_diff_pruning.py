@@ -200,12 +200,11 @@ def test_the_multiplier_stops_where_the_share_cannot_be_reached(log_alpha, step)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("steps", [480, 2000])
-def test_the_constraint_of_a_longer_run_holds(steps):
+def test_the_constraint_of_a_longer_run_holds():
     """Gates go on to open, at a rate that does not fall with the number of steps: a
-    multiplier whose way is bounded loses them (2.7 and 660 % above, measured)."""
+    multiplier whose way is bounded loses them (660 % above, measured)."""
     network = toy.mlp(40)
-    first = recipe(network, 0.01, adam(1e-3), steps)[0]._replace(keeps=True)
+    first = recipe(network, 0.01, adam(1e-3), 2000)[0]._replace(keeps=True)
     how = Settings(batch_size=16)
     result = fit(network, first, toy.points(), key=KEY, settings=how)
     size = tree.count({s: network.params[s] for s in ("one", "two")})
