@@ -46,13 +46,14 @@ def diff_pruning(
     `constrained_diff_pruning`, whose gates close in half of the gated steps or sooner, or,
     where these are few, in all of them. gates_rule: default Adam at 0.1 with a strength
     (official code), and under the constraint `normalized_sgd` at 0.1, falling to 0.
-    multiplier_rule: default ascent at 0.5 (below 2, or it swings).
-    gated: what may change beside the head. structure, l0 and start: see
-    `tuning.diff_pruning` and `tuning.largest_changes`. Epochs of the first phase are not
-    kept: they are not sparse. Raises `InputError` for a share that is not in (0, 1] or
-    leaves no element, a network without this head, a `multiplier_rule` that is not `ascent`
-    with a rate below 2, and where a phase would have no step, or too few for the multiplier
-    to reach the share.
+    multiplier_rule: default ascent at 0.5 (below 2, or it swings). gated: what may change
+    beside the head. structure, l0 and start: see `tuning.diff_pruning` and
+    `tuning.largest_changes`. Epochs of the first phase are not kept: they are not sparse.
+
+    Raises `InputError` for a share that is not in (0, 1] or leaves no element, a network
+    without this head, a `multiplier_rule` that is not `ascent` with a rate below 2 or that
+    comes beside a strength, and where a phase would have no step, or too few for the
+    multiplier to reach the share.
     """
     require_head(network, head, "diff pruning trains a head beside what is gated")
     labels = select(network, {"head": [head], GROUP: list(gated)})
@@ -62,12 +63,18 @@ def diff_pruning(
     rules = {GROUP: rule, "head": head_rule or rule}
     mask_rules = rules | {GROUP: mask_rule or rule}
     if strength is None:
-        ascends = multiplier_rule or ascent(0.5)
-        cut = _cut(share, steps - second, ascends)
+        multiplier_rule = multiplier_rule or ascent(0.5)
+        _require_ascent(multiplier_rule)
+        cut = _cut(share, steps - second, multiplier_rule.learning_rate)
         tuning = constrained_diff_pruning(share, cut=cut, structure=structure)
         gates = gates_rule or normalized_sgd(0.1, schedule="linear")
-        rules |= {"gates": gates, "multiplier": ascends}
+        rules |= {"gates": gates, "multiplier": multiplier_rule}
     else:
+        if multiplier_rule is not None:
+            raise InputError(
+                "multiplier_rule is of the constraint, which a strength takes the place of: "
+                "give one of the two"
+            )
         tuning = gated_differences(strength, structure=structure, l0=l0)
         rules |= {"gates": gates_rule or adam(0.1, clip_norm=1.0)}
     return [
@@ -76,19 +83,25 @@ def diff_pruning(
     ]
 
 
-def _cut(share: float, steps: int, ascends: Rule) -> float:
+def _require_ascent(rule: Rule) -> None:
+    # At a rate r the error is multiplied by 1 - r in a step: from 2 on it swings for ever.
+    if isinstance(rule, Rule) and rule.direction == "ascent" and rule.learning_rate < 2:
+        return
+    given = (
+        f"{rule.direction} at {rule.learning_rate}" if isinstance(rule, Rule) else rule
+    )
+    raise InputError(
+        f"multiplier_rule must be `ascent` with a rate below 2, got {given}"
+    )
+
+
+def _cut(share: float, steps: int, rate: float) -> float:
     """Returns the cut that closes the gates to the share in half of the steps or sooner, or,
     where these are few, in all of them; raises `InputError` where there are too few."""
-    rate = ascends.learning_rate
-    if ascends.direction != "ascent" or rate >= 2:  # e is multiplied by 1 - rate
-        raise InputError(
-            "multiplier_rule must be `ascent` with a rate below 2, got "
-            f"{ascends.direction!r} at {rate}"
-        )
     # All gates fall from `LOG_ALPHA` to logit(share). 1 has no logit: 0.99 is taken.
     distance = LOG_ALPHA - np.log(share) + np.log1p(-min(share, 0.99))
-    left = abs(1 - rate)
-    settling = np.ceil(np.log(0.005) / np.log(max(left, 0.005)))  # to half a percent
+    left = max(abs(1 - rate), 0.005)  # of the error after a step
+    settling = np.ceil(np.log(0.005) / np.log(left))  # steps to half a percent of it
     least = int(np.ceil(distance / (REACH * rate)) + settling)
     if steps < least:
         raise InputError(

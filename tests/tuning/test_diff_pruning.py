@@ -377,11 +377,27 @@ def test_bytes_of_a_step_s_state():
         (partial(recipe, toy.mlp(), 0.1, adam(1e-3), 1), "gated_steps|mask_steps"),
         (
             partial(recipe, toy.mlp(), 0.1, adam(1), 99, multiplier_rule=adam(0.1)),
-            "must be `ascent` with a rate below 2, got 'adam' at 0.1",
+            "must be `ascent` with a rate below 2, got adam at 0.1",
         ),
         (
             partial(recipe, toy.mlp(), 0.1, adam(1), 99, multiplier_rule=ascent(2.0)),
-            "got 'ascent' at 2.0",
+            "got ascent at 2.0",
+        ),
+        (
+            partial(recipe, toy.mlp(), 0.1, adam(1), 99, multiplier_rule=0.5),
+            "must be `ascent` with a rate below 2, got 0.5",
+        ),
+        (
+            partial(
+                recipe,
+                toy.mlp(),
+                0.1,
+                adam(1),
+                99,
+                strength=1,
+                multiplier_rule=ascent(1),
+            ),
+            "give one of the two",
         ),
         (partial(largest_changes, 3, start="zero"), "start"),
     ],
