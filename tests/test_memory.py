@@ -1,11 +1,11 @@
-"""Freed memory that stays with the process."""
+"""Freed memory that stays with the process, or goes back; programs that make room."""
 
 import subprocess
 import sys
 
 import pytest
 
-from subtune_jax.memory import keep_freed_memory
+from subtune_jax.memory import keep_freed_memory, return_freed_memory
 
 FAULTS = """
 import resource, sys
@@ -42,9 +42,39 @@ def test_a_step_does_not_ask_the_kernel_for_the_same_pages_again():
     assert faults("keep") < pages // 10
 
 
+FREED = """
+import numpy as np
+from subtune_jax import memory
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+def blocks(count):  # below glibc's threshold, so that they lie in its heap
+    return [np.ones(100_000, np.uint8) for _ in range(count)]
+
+before = resident()
+freed, pinned = blocks(2_000), blocks(1)  # the end of the heap stays in use
+freed.clear()
+kept = resident() - before
+memory.forget_programs()
+print(kept, resident() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="malloc_trim is glibc's")
+def test_the_memory_of_dropped_programs_goes_back_to_the_kernel():
+    """200 MB are freed below a block that is in use; glibc keeps them until it is asked."""
+    command = [sys.executable, "-c", FREED]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    kept, left = map(int, run.stdout.split())
+    assert kept > 150e6
+    assert left < 20e6
+
+
 def test_other_systems_are_left_alone(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert not keep_freed_memory()
+    assert not keep_freed_memory() and not return_freed_memory()
 
 
 CROWD = """

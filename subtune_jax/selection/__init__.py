@@ -12,7 +12,14 @@ from subtune_jax.selection.scores import (
     top,
     unit_groups,
 )
-from subtune_jax.selection.search import Search, greedy, pairs, profile, windows
+from subtune_jax.selection.search import (
+    Scorer,
+    Search,
+    greedy,
+    pairs,
+    profile,
+    windows,
+)
 from subtune_jax.selection.select import (
     assert_frozen,
     count_trainable,
@@ -27,6 +34,7 @@ __all__ = [
     "Journal",
     "Multipliers",
     "Score",
+    "Scorer",
     "Search",
     "Statistics",
     "assert_frozen",

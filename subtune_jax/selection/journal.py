@@ -3,7 +3,7 @@
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -27,18 +27,22 @@ class Journal(NamedTuple):
     scores: dict[Key, Score]
     file: TextIO | None = None
 
-    def once(self, key: Key, score: Callable[..., Score]) -> Score:
-        """Returns the score of a key, evaluated if it is not there, and then written."""
-        if key in self.scores:
-            return self.scores[key]
-        units, fold, seed = key
-        new = Score(*map(float, score(units, fold, seed)))
-        self.scores[key] = new
+    def once(
+        self, keys: Sequence[Key], scores: Callable[[list[Key]], Iterable[Score]]
+    ) -> list[Score]:
+        """Returns the scores of keys. `scores` evaluates those that are not there, one by
+        one or together, and each is written as it comes."""
+        missing = [key for key in keys if key not in self.scores]
+        if missing:
+            for key, new in zip(missing, scores(missing), strict=True):
+                self._add(key, Score(*map(float, new)))
+        return [self.scores[key] for key in keys]
+
+    def _add(self, key: Key, score: Score) -> None:
+        self.scores[key] = score
         if self.file is not None:
-            _write(
-                self.file, {"units": units, "fold": fold, "seed": seed, **new._asdict()}
-            )
-        return new
+            about = dict(zip(("units", "fold", "seed"), key, strict=True))
+            _write(self.file, {**about, **score._asdict()})
 
 
 @contextmanager

@@ -1,12 +1,13 @@
 """Which units to tune, by training them: finetuning profiles and greedy selection.
 
 A search sees its candidates through one function, score(units, fold, seed) -> `Score`,
-which trains these units on a fold and returns their accuracy on what the fold leaves out.
-It never sees test data: a task seals them. After SubTuning (Kaplun et al. 2023).
+which trains these units on a fold and returns their accuracy on what the fold leaves out
+(a `Scorer` does so for several folds and seeds at once). It never sees test data: a task
+seals them. After SubTuning (Kaplun et al. 2023).
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations, islice
 from numbers import Real
 from typing import NamedTuple
@@ -24,12 +25,26 @@ from subtune_jax.selection.candidates import (
     require_ranking,
     shortlisted,
 )
-from subtune_jax.selection.journal import Journal, Score
+from subtune_jax.selection.journal import Journal, Key, Score
 
-ScoreOf = Callable[[Subset, int, int], Score]
+Place = tuple[int, int]  # (fold, seed)
 STARTS = ("none", "all", "better")
 STOP_RULES = ("paper", "official")
 ORDERS = ("table", "added")
+
+
+class Scorer(NamedTuple):
+    """A score of many folds and seeds: many(units, places) yields a `Score` for each place,
+    (fold, seed), in their order."""
+
+    many: Callable[[Subset, Sequence[Place]], Iterable[Score]]
+
+    def __call__(self, units: Subset, fold: int, seed: int) -> Score:
+        (score,) = self.many(tuple(units), [(fold, seed)])
+        return score
+
+
+ScoreOf = Callable[[Subset, int, int], Score] | Scorer
 
 
 class Search(NamedTuple):
@@ -79,10 +94,10 @@ def profile(
     """
     if not subsets:
         raise InputError("there is no candidate: give units, or subsets of them")
-    of = _evaluator(score, folds, seeds, journal or Journal({}))
+    scores = _evaluator(score, folds, seeds, journal or Journal({}))
     places = range(folds * seeds)
     return {
-        tuple(subset): [of(tuple(subset), place).value for place in places]
+        tuple(subset): [one.value for one in scores(tuple(subset), places)]
         for subset in subsets
     }
 
@@ -132,10 +147,9 @@ def greedy(
 
     def mean(subset: Subset, count: int = places) -> float:
         """Returns the mean score of a subset on the first `count` folds and seeds."""
-        for place in range(count):
-            if (subset, place) not in asked:
-                asked[subset, place] = evaluate(subset, place)
-        total = sum(asked[subset, place].value for place in range(count))
+        scores = evaluate(subset, range(count))
+        asked.update({(subset, place): one for place, one in enumerate(scores)})
+        total = sum(one.value for one in scores)
         return -math.inf if math.isnan(total) else total / count
 
     first, adds = _start(tuple(units), start, mean)
@@ -181,13 +195,19 @@ def _rungs(places: int, halving: int) -> list[int]:
 
 def _evaluator(
     score: ScoreOf, folds: int, seeds: int, journal: Journal
-) -> Callable[[Subset, int], Score]:
-    """Returns the function that scores a subset on a fold under a seed, once; places are
+) -> Callable[[Subset, Iterable[int]], list[Score]]:
+    """Returns the function that scores a subset on folds under seeds, once; places are
     counted fold by fold."""
     require_function(3, score=score)
     require_whole(folds=folds, seeds=seeds)
-    return lambda subset, place: journal.once(
-        (subset, place % folds, place // folds), score
+
+    def missing(keys: list[Key]) -> Iterable[Score]:
+        if isinstance(score, Scorer):
+            return score.many(keys[0][0], [(fold, seed) for _, fold, seed in keys])
+        return (score(*key) for key in keys)
+
+    return lambda subset, places: journal.once(
+        [(subset, place % folds, place // folds) for place in places], missing
     )
 
 

@@ -15,7 +15,8 @@ from subtune_jax.training.phases import Phase
 from subtune_jax.training.predict import evaluate, predict
 from subtune_jax.training.race import race
 from subtune_jax.training.settings import Settings
-from subtune_jax.training.subset_score import run_flops, subset_score
+from subtune_jax.training.subset_runs import run_flops
+from subtune_jax.training.subset_score import subset_score
 from subtune_jax.training.suffix import cut, rejoin
 from subtune_jax.training.sweep import Run, sweep
 from subtune_jax.training.test_time import StreamResult, adapt_to_stream, memo, tent

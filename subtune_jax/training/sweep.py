@@ -1,4 +1,4 @@
-"""Many small runs as one program: rates and seeds on a lane axis of the state.
+"""Many small runs as one program: rates, seeds and folds on a lane axis of the state.
 
 For accelerators, where one small run leaves most of the machine idle. On a CPU a loop
 over `fit` is faster (a convolution's step is 3 times slower under `vmap` and 29 times
@@ -6,8 +6,10 @@ in a scan there, measured on two cores).
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice
+from operator import is_
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from subtune_jax.data.batches import Batch, Dataset
-from subtune_jax.data.buckets import lengths
+from subtune_jax.data.buckets import Ragged, lengths
 from subtune_jax.data.inputs import require_data
 from subtune_jax.errors import InputError, require_positive
 from subtune_jax.memory import make_room, program_cache
@@ -46,10 +48,13 @@ from subtune_jax.training.watch import EpochLog
 
 
 class Run(NamedTuple):
-    """A run of the sweep: its phases and the root of its randomness."""
+    """A run of the sweep: its phases, the root of its randomness, and the network and data
+    that it has in place of the sweep's."""
 
     phases: Phase | Sequence[Phase]
     key: jax.Array
+    network: Network | None = None
+    data: Dataset | None = None
 
 
 class Progress(NamedTuple):
@@ -76,35 +81,24 @@ def sweep(
     Each run is a lane: the lanes' steps are one `vmap`, scanned over `chunk` steps at a
     time. The other arguments are those of `fit`; lanes fill one device, and a frozen
     prefix is not cached. Raises `InputError` when runs differ in more than rates,
-    multipliers and keys: these are values, all else is the program.
+    multipliers, keys, and the values of networks and data: all else is the program.
     """
     require_positive(runs=len(runs), chunk=chunk)
     require_mode(mode)
     require_settings(settings)
     if settings.place is not None:
         raise InputError("lanes fill one device: leave place out of the settings")
-    require_data(network, data)
-    sizes = lengths(data.x)
-    if sizes is not None:
-        data = data.take(np.arange(len(data.y)))  # lanes share their batches' shapes
-    plan_of = partial(
-        make_plan,
-        network,
-        data=data,
-        settings=settings,
-    )
-    plans = [
-        plan_of(phases=run.phases, key=run.key)._replace(sizes=sizes) for run in runs
-    ]
+    plans = _plans(network, runs, data, settings)
     if validate is not None:
         require_score(validate, plans[0].network)
     whole, step = plans[0], 0
+    shared = _same_base([run.network or network for run in runs])
     running, states = _start(plans)
     progress = [Progress() for _ in runs]
     logs: list[Any] = []
     while True:
         program, end = running.program, whole.ends[running.index]
-        frozen = _frozen(plans, states)
+        frozen = _frozen(plans, states, shared)
         begins = True
         while step < end:
             if begins or step % whole.per_epoch == 0:
@@ -134,16 +128,63 @@ def sweep(
         running, states = _advanced(plans, running, states)
 
 
+def _plans(
+    network: Network, runs: Sequence[Run], data: Dataset, settings: Settings
+) -> list[Plan]:
+    """Returns the plan of each lane. Rows of texts are as long as the longest of all lanes,
+    since lanes share their batches' shapes."""
+    begun = [(run.network or network, run.data or data) for run in runs]
+    for lane in begun:
+        require_data(*lane)
+    rows = _of_one_length([data for _, data in begun])
+    return [
+        make_plan(one, run.phases, data, key=run.key, settings=settings)._replace(
+            sizes=lengths(own.x)
+        )
+        for run, data, (one, own) in zip(runs, rows, begun, strict=True)
+    ]
+
+
+def _same_base(networks: Sequence[Network]) -> bool:
+    """Returns whether these networks have their arrays in common, not just their values."""
+    first, *others = [jax.tree.leaves(one.params) for one in networks]
+    return all(all(map(is_, first, leaves)) for leaves in others)
+
+
+def _of_one_length(datasets: Sequence[Dataset]) -> list[Dataset]:
+    """Returns data whose ragged rows are padded to the longest of all."""
+    sizes = [lengths(data.x) for data in datasets]
+    longest = max([int(own.max()) for own in sizes if own is not None], default=0)
+
+    def whole(leaf: Any) -> Any:
+        return (
+            replace(leaf, buckets=(longest,))[:] if isinstance(leaf, Ragged) else leaf
+        )
+
+    once = {id(data): data._replace(x=jax.tree.map(whole, data.x)) for data in datasets}
+    return [once[id(data)] for data in datasets]
+
+
 def _one_program(plans: Sequence[Plan], begun: Sequence[tuple]) -> tuple:
     """Returns the phase that all lanes run, and their states on one axis."""
     make_room()
+    first = _kind(plans[0], begun[0][0])
     for number, (plan, (running, _)) in enumerate(zip(plans, begun, strict=True)):
-        if (running, plan.ends) != (begun[0][0], plans[0].ends):
+        if _kind(plan, running) != first:
             raise InputError(
                 f"lane {number} is another program than lane 0: lanes may differ in "
-                "rates, multipliers and keys alone, so sweep the others apart"
+                "rates, multipliers, keys and values, not in steps, shapes or functions, "
+                "so sweep the others apart"
             )
     return begun[0][0], _stacked([state for _, state in begun])
+
+
+def _kind(plan: Plan, running: Running) -> tuple:
+    """Returns what lanes must have in common: program, steps, and the shapes they read."""
+    read = (plan.network.params, plan.network.stats, plan.data.take(slice(0, 1)).x)
+    leaves, structure = jax.tree.flatten(read)
+    shapes = [(np.shape(leaf), leaf.dtype) for leaf in leaves]
+    return running, plan.ends, plan.per_epoch, structure, shapes
 
 
 @program_cache(PROGRAMS)
@@ -180,9 +221,10 @@ def _advanced(
     )
 
 
-def _frozen(plans: Sequence[Plan], states: State) -> Any:
-    """Returns the one base of all lanes, or where leaves rest one for each lane."""
-    if not states.resting:
+def _frozen(plans: Sequence[Plan], states: State, shared: bool) -> Any:
+    """Returns the one base of all lanes, or one for each lane where it is its own or leaves
+    rest."""
+    if shared and not states.resting:
         return plans[0].network.params
     lanes = [(plan, _lane(states, i)) for i, plan in enumerate(plans)]
     return _stacked(

@@ -13,7 +13,7 @@ from subtune_jax.cost import stage_flops
 from subtune_jax.data.splits import balanced_folds
 from subtune_jax.data.task import Sealed, Task
 from subtune_jax.errors import InputError
-from subtune_jax.selection import greedy
+from subtune_jax.selection import Journal, greedy
 from subtune_jax.selection.select import select
 from subtune_jax.training.loop import fit
 from subtune_jax.training.optimizers import adam
@@ -113,6 +113,8 @@ def test_a_warm_subset_starts_from_the_one_before_it():
     # The set before is trained when it is first asked for, and then kept.
     assert again(("two",), 0, 0).flops < first
     assert again(("one",), 0, 0).flops == again(("one",), 0, 0).flops
+    again(("one", "two", "head"), 0, 0)
+    assert again(("one", "two", "head"), 0, 0).flops < first  # of the third alone
 
 
 def test_a_search_on_real_runs_is_the_same_with_and_without_sharing():
@@ -123,6 +125,52 @@ def test_a_search_on_real_runs_is_the_same_with_and_without_sharing():
     assert raced.runs < shared.runs
     warm = run(scored(warm=True), order="added")
     assert warm.path[0][0] == ()
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_lanes_give_the_search_of_one_run_after_another(warm):
+    """11 examples of class 2: the parts of the folds are not of one size."""
+    part = toy.points(35)
+    one = Task(toy.mlp(), part, part.take(slice(0, 9)), Sealed(part))
+    searches, journals = [], []
+    for lanes in (False, True):
+        score = subset_score(
+            one,
+            phases,
+            key=KEY,
+            folds=3,
+            warm=warm,
+            settings=Settings(norm="tuned", batch_size=8),
+            lanes=lanes,
+        )
+        journals.append(Journal({}))
+        how = {"order": "added"} if warm else {}
+        searches.append(
+            greedy(
+                UNITS,
+                score,
+                stop_rule="official",
+                epsilon=100.0,
+                folds=3,
+                seeds=2,
+                journal=journals[-1],
+                **how,
+            )
+        )
+    assert searches[0] == searches[1] and len(searches[0].path) == 3
+    assert journals[0].scores == journals[1].scores
+
+
+def test_a_lane_that_diverged_leaves_the_others_their_scores():
+    def wild(network, units, examples):
+        return recipes.tune_units(network, ["head"], adam(1e38 if units else 1e-2), 5)
+
+    score = scored(warm=True, lanes=True)
+    places = [(0, 0), (1, 0)]
+    assert np.isfinite([one.value for one in score.many((), places)]).all()
+    score = subset_score(task(), wild, key=KEY, folds=3, warm=True, lanes=True)
+    for units in (("one",), ("one", "two")):
+        assert np.isnan([one.value for one in score.many(units, places)]).all()
 
 
 def test_what_acts_in_a_frozen_prefix_cannot_be_shared():

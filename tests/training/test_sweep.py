@@ -19,7 +19,7 @@ from subtune_jax.training.optimizers import adam, sgd
 from subtune_jax.training.phases import Phase
 from subtune_jax.training.predict import evaluate
 from subtune_jax.training.settings import Settings
-from subtune_jax.training.sweep import Run, sweep
+from subtune_jax.training.sweep import Run, _of_one_length, sweep
 from subtune_jax.tuning.anchor import l2_sp
 from tests import toy
 
@@ -96,6 +96,45 @@ def test_rows_of_different_lengths_come_in_the_order_of_the_loop():
     settings, how = Settings(batch_size=4), {"validate": lambda n: evaluate(n, data)}
     found = sweep(network, made, data, settings=settings, **how)
     compare(network, data, found, made, {"rtol": 1e-4, "atol": 1e-5}, 4, **how)
+
+
+def test_lanes_may_have_networks_and_data_of_their_own():
+    """Folds of a search: each lane is the run of its own base on its own data."""
+    with jax.enable_x64(True):
+        base = toy.mlp(dtype=np.float64)
+        doubled = jax.tree.map(lambda leaf: 2 * leaf, base.params)
+        halved = jax.tree.map(lambda leaf: leaf / 2, base.params)
+        bases = [base, base._replace(params=doubled), base._replace(params=halved)]
+        data = toy.points(30)
+        data = data._replace(x=data.x.astype(np.float64))
+        parts = [data.take(slice(i, i + 22)) for i in range(3)]
+        head, every = (select(bases[0], {"g": [s]}) for s in ("head", ".*"))
+        phases = [Phase(head, adam(1e-2), 5), Phase(every, adam(1e-3), 8)]
+        settings = Settings(batch_size=6, cache_bytes=0)
+        key = jax.random.key(3)
+        for own in ((bases, parts), (bases, [None] * 3), ([None] * 3, parts)):
+            runs = [Run(phases, key, *lane) for lane in zip(*own, strict=True)]
+            results = sweep(bases[0], runs, parts[0], chunk=3, settings=settings)
+            for run, result in zip(runs, results, strict=True):
+                base, part = run.network or bases[0], run.data or parts[0]
+                alone = fit(base, phases, part, key=key, settings=settings)
+                for ours, others in zip(
+                    *map(
+                        jax.tree.leaves, (result.network.params, alone.network.params)
+                    ),
+                    strict=True,
+                ):
+                    np.testing.assert_allclose(ours, others, atol=1e-9)
+
+
+def test_lanes_of_texts_are_padded_to_the_longest_of_all():
+    rows = [[np.ones((n, 2))] * 3 for n in (5, 17)]
+    long, short = (Dataset(ragged(part), np.arange(3)) for part in rows[::-1])
+    padded = _of_one_length([short, long, short])
+    assert [data.x.shape for data in padded] == [(3, 17, 2)] * 3
+    assert padded[0] is padded[2]
+    np.testing.assert_array_equal(padded[0].x[:, 5:], 0)
+    assert padded[0].x.sum() == short.x.values.sum()
 
 
 def test_multipliers_are_refreshed_lane_by_lane():
@@ -175,7 +214,9 @@ def test_what_cannot_be_one_program_is_refused():
     one = Run(Phase(every, adam(1e-3), 4), jax.random.key(0))
     longer = Run(Phase(every, adam(1e-3), 5), jax.random.key(0))
     pulled = Run(Phase(every, adam(1e-3), 4, l2_sp(0.1)), jax.random.key(0))
-    for other in (longer, pulled):
+    wider = one._replace(network=toy.mlp(width=7))
+    more = one._replace(data=toy.points(70))  # two batches of 64 an epoch
+    for other in (longer, pulled, wider, more):
         with pytest.raises(InputError, match="lane 1 is another program than lane 0"):
             sweep(network, [one, other], data)
     with pytest.raises(InputError, match="runs must be a positive number, got 0"):

@@ -1,0 +1,205 @@
+"""Runs of a search: a subset of units on folds and seeds, one by one or as lanes."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from subtune_jax.data.batches import Dataset
+from subtune_jax.errors import InputError
+from subtune_jax.labels import lowest_trainable
+from subtune_jax.metrics import Metric
+from subtune_jax.network import Network, require_network
+from subtune_jax.selection.candidates import Subset
+from subtune_jax.selection.search import Place
+from subtune_jax.stage_flops import stage_flops
+from subtune_jax.training.loop import FitResult, fit
+from subtune_jax.training.phases import Phase
+from subtune_jax.training.predict import evaluate
+from subtune_jax.training.settings import Settings
+from subtune_jax.training.suffix import Cut, rejoin
+from subtune_jax.training.sweep import Run, sweep
+
+PhasesOf = Callable[[Network, Subset, int], Sequence[Phase]]
+
+
+class Trained(NamedTuple):
+    """A trained subset: the whole network (`None`: it diverged), the metric, and the FLOPs
+    that were spent on it just now."""
+
+    network: Network | None
+    value: float
+    flops: float
+
+
+class Search(NamedTuple):
+    """What all runs of a search share. train: of several runs at once. flops: of a run, by
+    its units and the sizes of its parts; it fills up as candidates come."""
+
+    data: tuple[Dataset, ...]
+    split: Callable
+    cuts: Callable[[int], Cut]
+    phases_of: PhasesOf
+    key: jax.Array
+    settings: Settings
+    metric: Metric
+    share: bool
+    train: Callable[[list["Begun"]], list[FitResult | ArithmeticError]]
+    flops: dict[tuple, float]
+
+
+class Begun(NamedTuple):
+    """A run before its first step: on the suffix of a network, and the two parts of a fold.
+    flops: what its features took just now, and what it will take."""
+
+    network: Network
+    phases: Sequence[Phase]
+    parts: tuple[Dataset, Dataset]
+    key: jax.Array
+    settings: Settings
+    flops: float
+
+
+def train_subset(
+    search: Search, bases: Sequence[Trained], units: Subset, places: Sequence[Place]
+) -> list[Trained]:
+    """Returns the runs of a subset on folds and seeds, each from a base that can train."""
+    begun = [
+        _begin(search, base, units, *place)
+        for base, place in zip(bases, places, strict=True)
+    ]
+    runs = []
+    for base, one, result in zip(bases, begun, search.train(begun), strict=True):
+        flops = base.flops + one.flops
+        if base.network is None or not isinstance(result, FitResult):
+            runs.append(Trained(None, float("nan"), flops))
+            continue
+        value = evaluate(result.network, one.parts[1], search.metric)
+        runs.append(Trained(rejoin(base.network, result.network), value, flops))
+    return runs
+
+
+def _begin(search: Search, base: Trained, units: Subset, fold: int, seed: int) -> Begun:
+    assert base.network is not None
+    examples = len(search.split(search.data, fold)[0].y)
+    phases = search.phases_of(base.network, units, examples)
+    if search.share:
+        for phase in phases:
+            require_deterministic(_settings_of(phase, search.settings))
+    part = search.cuts(_lowest(base.network, phases))
+    network = _with_values(part.network, base.network)
+    phases = search.phases_of(network, units, examples)
+    parts = search.split(part.data, fold)
+    flops = part.flops + _flops(search, units, network, phases, parts)
+    key = jax.random.fold_in(jax.random.fold_in(search.key, seed), fold)
+    # Nothing is kept for one run alone: `share` is how a prefix is made once.
+    size = min(search.settings.batch_size, examples)
+    settings = search.settings._replace(batch_size=size, cache_bytes=0)
+    return Begun(network, phases, parts, key, settings, flops)
+
+
+def one_by_one(begun: Sequence[Begun]) -> list[FitResult | ArithmeticError]:
+    return [_alone(one) for one in begun]
+
+
+def _alone(one: Begun) -> FitResult | ArithmeticError:
+    try:
+        return fit(
+            one.network,
+            one.phases,
+            one.parts[0],
+            key=one.key,
+            progress=False,
+            settings=one.settings,
+        )
+    except ArithmeticError as error:
+        return error
+
+
+def in_lanes(begun: Sequence[Begun]) -> list[FitResult | ArithmeticError]:
+    """Returns what `fit` gives for each run; those on as many examples run as one sweep."""
+    sizes = [len(one.parts[0].y) for one in begun]
+    results: dict[int, FitResult | ArithmeticError] = {}
+    for size in dict.fromkeys(sizes):
+        lanes = [i for i, own in enumerate(sizes) if own == size]
+        alike = [begun[i] for i in lanes]
+        runs = [Run(one.phases, one.key, one.network, one.parts[0]) for one in alike]
+        first = alike[0]
+        swept = sweep(first.network, runs, first.parts[0], settings=first.settings)
+        results.update(zip(lanes, swept, strict=True))
+    return [results[i] for i in range(len(begun))]
+
+
+def _flops(
+    search: Search,
+    units: Subset,
+    network: Network,
+    phases: Sequence[Phase],
+    parts: tuple[Dataset, Dataset],
+) -> float:
+    """Returns the FLOPs of a run; folds and seeds of the same sizes cost alike."""
+    examples, scored = sizes = tuple(len(part.y) for part in parts)
+    if (units, sizes) not in search.flops:
+        size = min(search.settings.batch_size, examples)
+        spent = run_flops(network, phases, parts[0], size, scored)
+        search.flops[units, sizes] = spent
+    return search.flops[units, sizes]
+
+
+def run_flops(
+    network: Network,
+    phases: Sequence[Phase],
+    train: Dataset,
+    batch_size: int,
+    scored: int = 0,
+) -> float:
+    """Returns the contraction FLOPs of a run that makes nothing once, and of scoring so
+    many examples with it.
+
+    sum over phases of steps x (forward pass, and backward pass down to the lowest
+    trainable leaf), by `stage_flops` of a batch; a forward pass for each scored example.
+    """
+    require_network(network)
+    batch = train.take(np.arange(batch_size) % len(train.y)).x
+    steps = sum(
+        phase.steps * sum(stage_flops(network, batch, phase.labels).values())
+        for phase in phases
+    )
+    one = sum(stage_flops(network, train.take(np.arange(1)).x).values())
+    return float(steps + scored * one)
+
+
+def _lowest(network: Network, phases: Sequence[Phase]) -> int:
+    return min(lowest_trainable(network.stages, phase.labels) for phase in phases)
+
+
+def _with_values(suffix: Network, network: Network) -> Network:
+    """Returns the suffix with the values of a network."""
+    return suffix._replace(
+        params={name: network.params[name] for name in suffix.params},
+        stats={name: network.stats[name] for name in suffix.stats},
+    )
+
+
+def _settings_of(phase: Phase, settings: Settings) -> Settings:
+    """Returns the settings that a phase runs under."""
+    return settings._replace(
+        norm=phase.norm or settings.norm, dropout=phase.dropout or settings.dropout
+    )
+
+
+def require_deterministic(settings: Settings) -> None:
+    problem = None
+    if settings.augment is not None:
+        problem = "augmentation changes the inputs of the frozen prefix"
+    elif settings.norm not in ("stored", "tuned"):
+        problem = (
+            f"norm {settings.norm!r} may use batch statistics in the frozen prefix"
+        )
+    elif settings.dropout not in ("tuned", "none"):
+        problem = f"dropout {settings.dropout!r} may act in the frozen prefix"
+    if problem:
+        raise InputError(
+            f"{problem}, so its features cannot be shared: share=False, or leave it out"
+        )
