@@ -100,13 +100,15 @@ def rows(
     balanced = is_balanced(settings)
     with journal_of(settings, job, context, f"seed {job.seed}") as journal:
         left = most - len(journal.scores)
-        score = scorer(task, recipe, context.progress, balanced=balanced, most=left)
-        values = st.selection.profile(
-            every,
-            lambda units, fold, _: score(units, fold, job.seed),
-            folds=recipe.folds,
-            journal=journal,
+        score = scorer(
+            task,
+            recipe,
+            context.progress,
+            balanced=balanced,
+            most=left,
+            seed=job.seed,
         )
+        values = st.selection.profile(every, score, folds=recipe.folds, journal=journal)
         for units in every:
             runs = [journal.scores[units, fold, 0] for fold in range(recipe.folds)]
             yield about_row(settings, task, job) | {

@@ -1,7 +1,7 @@
 """Searches for a subset of units: kinds of search, their flags, rows, tables, picture."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Annotated, Any, ClassVar, NamedTuple
@@ -145,7 +145,7 @@ def rank_row(settings: Any, task: st.Task, job: Any, context: Context) -> Row:
     begin, recipe = time.perf_counter(), settings.recipe
     ranks = settings.greedy.ranks
 
-    def scored(rank: int) -> Callable[..., st.selection.Score]:
+    def scored(rank: int) -> st.selection.Scorer:
         tuning = st.tuning.lora(rank)
         return scorer(
             task,
@@ -158,9 +158,9 @@ def rank_row(settings: Any, task: st.Task, job: Any, context: Context) -> Row:
 
     by_rank = {(f"rank {rank}",): scored(rank) for rank in ranks}
 
-    def score(rank: Subset, fold: int, seed: int) -> st.selection.Score:
-        return by_rank[rank](("blocks",), fold, seed)
-
+    score = st.selection.Scorer(
+        lambda rank, places: by_rank[rank].many(("blocks",), places)
+    )
     with journal_of(settings, job, context, LORA) as journal:
         values = st.selection.profile(
             [*by_rank], score, folds=recipe.folds, journal=journal

@@ -1,7 +1,7 @@
 """What the studies of SubTuning share: units, training, scores of subsets, final runs."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
@@ -19,6 +19,7 @@ from experiments.common.report.results import Row
 from experiments.common.study import Context
 
 Subset = tuple[str, ...]
+Place = tuple[int, int]  # (fold, seed)
 NAMES = {"linear probing": (), "full": ("blocks",), "full with stem": ("all",)}
 HEAD = "head"
 RANKINGS = {
@@ -64,8 +65,11 @@ class Recipe:
     images)."""
     batch_size: Annotated[Positive[int] | None, *by_data(20, 64)] = None
     """Images per step (official code: 256)."""
+    lanes: bool | None = None
+    """Train the folds of a candidate as one program; None: on an accelerator."""
 
     SMOKE: ClassVar = {"epochs": 1, "folds": 2}
+    OLDER: ClassVar = {"lanes": None}
 
 
 RecipeFlags = Annotated[Recipe, tyro.conf.OmitArgPrefixes]
@@ -157,12 +161,14 @@ def scorer(
     warm: bool = False,
     balanced: bool = True,
     most: int | None = None,
+    seed: int | None = None,
     **how: Any,
-) -> Callable[[Subset, int, int], st.selection.Score]:
+) -> st.selection.Scorer:
     """Returns the score of a subset by cross-validation; `say` is told of each.
 
     warm: from the trained set before, with half the epochs. most: how many evaluations
-    there are at most, which gives the time left. how: the rest of the `Phase`, as its
+    there are at most, which gives the time left. seed: of all runs, whichever a search asks
+    for. how: the rest of the `Phase`, as its
     tuning.
     """
     begin, done, so_far = time.perf_counter(), count(1), dict[Subset, list[float]]()
@@ -183,18 +189,25 @@ def scorer(
         share=share,
         warm=warm,
         settings=settings_of(recipe),
+        lanes=recipe.lanes,
     )
 
-    def told(units: Subset, fold: int, seed: int) -> st.selection.Score:
-        one, number = score(units, fold, seed), next(done)
+    def say_so_far(units: Subset, fold: int, value: float) -> None:
+        number = next(done)
         left = (time.perf_counter() - begin) / number * ((most or number) - number)
         until = f", at most {left / 60:.0f} min left" if most else ""
         names, values = " + ".join(units) or "head alone", so_far.setdefault(units, [])
-        values.append(one.value)
+        values.append(value)
         say(f"{names}, fold {fold}: {np.mean(values):.1f} so far{until}")
-        return one
 
-    return told
+    def told(units: Subset, places: Sequence[Place]) -> Iterator[st.selection.Score]:
+        if seed is not None:
+            places = [(fold, seed) for fold, _ in places]
+        for (fold, _), one in zip(places, score.many(units, places), strict=True):
+            say_so_far(units, fold, one.value)
+            yield one
+
+    return st.selection.Scorer(told)
 
 
 def gradient_ranking(
