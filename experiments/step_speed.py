@@ -13,7 +13,9 @@ device at every step and lets frozen layers drop out, as this project once did; 
 has the base on its device, and computes once what lies below the lowest tuned layer (the
 one pass that fills the cache is not timed). All ways take turns in one process, so that a
 noisy machine is as noisy for each, and the process keeps the memory that it frees
-(`subtune_jax.memory`). Ours is in the documentation, made from results/.
+(`subtune_jax.memory`). On a GPU set JAX_DEFAULT_MATMUL_PRECISION=highest: PyTorch multiplies
+in float32 there, and JAX by default does not. Ours is in the documentation, made from
+results/.
 """
 
 import importlib.util
@@ -23,6 +25,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
+import jax
 import numpy as np
 
 import subtune_jax as st
@@ -127,28 +130,34 @@ def rows(settings: Settings, task: None, job: Job, context: Context) -> Iterator
 def torch_step(
     config: st.models.BertConfig, data: st.Dataset, entries: list[str]
 ) -> Step:
-    """Returns one step of PyTorch's encoder of the same shape with the same selection."""
+    """Returns one step of PyTorch's encoder of the same shape with the same selection, on a
+    GPU if JAX runs on one."""
     import torch
     import transformers
 
+    on_gpu = jax.default_backend() == "gpu"
+    device = "cuda" if on_gpu else "cpu"
     model = transformers.BertForSequenceClassification(
         transformers.BertConfig(
             **torch_shape(config),
             attention_probs_dropout_prob=0.0,  # as ours
         )
     ).train()
+    model.to(device)
     names = torch_names(entries)
     for name, tensor in model.named_parameters():
         tensor.requires_grad_(any(re.search(part, name) for part in names))
     tuned = [tensor for tensor in model.parameters() if tensor.requires_grad]
     moves = torch.optim.Adam(tuned, 1e-3)
-    x = {k: torch.tensor(v.astype(np.int64)) for k, v in data.x.items()}
-    y = torch.tensor(data.y.astype(np.int64))
+    x = {k: torch.tensor(v.astype(np.int64), device=device) for k, v in data.x.items()}
+    y = torch.tensor(data.y.astype(np.int64), device=device)
 
     def once() -> None:
         moves.zero_grad()
         model(**x, labels=y).loss.backward()
         moves.step()
+        if on_gpu:  # calls return before the GPU is done
+            torch.cuda.synchronize()
 
     return once
 
