@@ -14,7 +14,7 @@ from experiments.common import sparse
 from experiments.common.flags import Positive, Share, one_of
 from experiments.common.report import results
 from experiments.common.report.results import Row
-from experiments.common.sparse import DENSE, TWO_PHASES
+from experiments.common.sparse import DENSE, TWO_PHASES, WEIGHED
 from experiments.common.study import Context, choice_of_first_seed
 from experiments.common.trials import on_mesh, trial_rows
 
@@ -30,8 +30,8 @@ class Diff:
     """Learning rate of the gates, by Adam (official code), or of constrained by normalized
     SGD."""
     l0: Annotated[str, *one_of("product", "additive")] = "product"
-    """How gates of elements and groups count together (paper: product; official code:
-    additive)."""
+    """How gates of elements and groups count together where a strength weighs them: in
+    structured and plain (paper: product; official code: additive)."""
     start: Annotated[str, *one_of("change", "ungated", "base")] = "change"
     """From where the chosen weights train on (official code: ungated); non_adaptive has no
     gates, and ungated is change there."""
@@ -70,6 +70,11 @@ def require_runnable(settings: Any, task: st.Task) -> None:
         raise st.InputError(
             f"--learning-rates has {len(few)} values and --full-learning-rates "
             f"{len(dense)}: methods of two phases take one of each, so give as many"
+        )
+    if settings.diff.l0 != "product" and not {*settings.methods} & {*WEIGHED}:
+        raise st.InputError(
+            f"--l0 {settings.diff.l0} is of the methods {' and '.join(WEIGHED)}, and "
+            "neither of them runs"
         )
     for method, share in kinds_of(settings.methods, settings.sparsity):
         phases_of(settings, task, method, share, 0, Variant(1.0, 1.0))

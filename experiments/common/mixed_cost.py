@@ -52,7 +52,9 @@ def mixed_batch(settings: Any, job: Any) -> dict[str, Any]:
     rows = {name: np.flatnonzero(np.array(names) == name) for name in sorted({*names})}
     batch = Batch(config, network, data.x, names, rows)
     kind = KINDS[job.changed]
-    measured = (by_ours if kind.change else by_peft)(batch, kind, job.tasks)
+    measured = (
+        by_ours(batch, kind, job.tasks) if kind.change else by_peft(batch, job.tasks)
+    )
     calls = {name: measured.pop(name) for name in ("value", "one", "separate")}
     return timed(settings.repeats, calls) | {
         name: value() if callable(value) else value for name, value in measured.items()
@@ -90,7 +92,7 @@ def installed(kind: str) -> bool:
     return kind != "peft" or all(map(importlib.util.find_spec, PEFT))
 
 
-def by_peft(batch: Batch, kind: Kind, tasks: int) -> dict[str, Any]:
+def by_peft(batch: Batch, tasks: int) -> dict[str, Any]:
     """Returns the calls of PEFT's LoRA on PyTorch's encoder of the same shape, without
     heads: its batches of several adapters have none of their own."""
     import torch

@@ -31,7 +31,8 @@ GROUP, HEAD = "body", "head"
 OUTPUTS = ["layer_[0-9]+/attention/output/.*", "layer_[0-9]+/output/.*"]
 LAYERS = ["layer_[0-9]+/.*"]
 DENSE = ("full", "last_layer", "biases")
-GATED = ("structured", "plain", "constrained", "outputs", "fixed_gates")
+WEIGHED = ("structured", "plain")  # a strength weighs E[L0]
+GATED = (*WEIGHED, "constrained", "outputs", "fixed_gates")
 TWO_PHASES = (*GATED, "non_adaptive")  # all weights move, then few
 SPARSE = (*TWO_PHASES, "random", "top_magnitude", "lora")
 
@@ -86,7 +87,7 @@ def phases_of(
 def _gated(
     network: Network, method: str, share: float, diff: Any, budget: Budget
 ) -> list[Phase]:
-    held = method in ("constrained", "fixed_gates", "outputs")
+    held = method not in WEIGHED
     rate = diff.gates_learning_rate
     if method == "outputs":  # as many elements as the others, of those that have gates
         labels = labels_of(network, method)
@@ -104,7 +105,7 @@ def _gated(
         mask_rule=budget.mask,
         mask_share=budget.masked / budget.steps,
         structure="none" if method == "plain" else "leaf",
-        l0=diff.l0,
+        l0=None if held else diff.l0,
         start=diff.start,
         gated=OUTPUTS if method == "outputs" else (".*",),
     )

@@ -31,7 +31,7 @@ def diff_pruning(
     mask_rule: Rule | None = None,
     mask_share: float = 0.5,
     structure: str = "leaf",
-    l0: str = "product",
+    l0: str | None = None,
     start: str = "change",
     gated: Sequence[str] = (".*",),
     head: str = "head",
@@ -47,13 +47,14 @@ def diff_pruning(
     where these are few, in all of them. gates_rule: default Adam at 0.1 with a strength
     (official code), and under the constraint `normalized_sgd` at 0.1, falling to 0.
     multiplier_rule: default ascent at 0.5 (below 2, or it swings). gated: what may change
-    beside the head. structure, l0 and start: see `tuning.diff_pruning` and
-    `tuning.largest_changes`. Epochs of the first phase are not kept: they are not sparse.
+    beside the head. structure, l0 (of a strength alone) and start: see
+    `tuning.diff_pruning` and `tuning.largest_changes`. Epochs of the first phase are not
+    kept: they are not sparse.
 
     Raises `InputError` for a share that is not in (0, 1] or leaves no element, a network
     without this head, a `multiplier_rule` that is not `ascent` with a rate below 2 or that
-    comes beside a strength, and where a phase would have no step, or too few for the
-    multiplier to reach the share.
+    comes beside a strength, an `l0` without one, and where a phase would have no step, or
+    too few for the multiplier to reach the share.
     """
     require_head(network, head, "diff pruning trains a head beside what is gated")
     labels = select(network, {"head": [head], GROUP: list(gated)})
@@ -63,6 +64,11 @@ def diff_pruning(
     rules = {GROUP: rule, "head": head_rule or rule}
     mask_rules = rules | {GROUP: mask_rule or rule}
     if strength is None:
+        if l0 is not None:
+            raise InputError(
+                "l0 is of a strength, and the constraint counts a change by the product of "
+                "its gates: leave l0 out, or give a strength"
+            )
         multiplier_rule = multiplier_rule or ascent(0.5)
         _require_ascent(multiplier_rule)
         cut = _cut(share, steps - second, multiplier_rule.learning_rate)
@@ -75,7 +81,7 @@ def diff_pruning(
                 "multiplier_rule is of the constraint, which a strength takes the place of: "
                 "give one of the two"
             )
-        tuning = gated_differences(strength, structure=structure, l0=l0)
+        tuning = gated_differences(strength, structure=structure, l0=l0 or "product")
         rules |= {"gates": gates_rule or adam(0.1, clip_norm=1.0)}
     return [
         Phase(labels, rules, steps - second, tuning, keeps=False),

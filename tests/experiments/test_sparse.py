@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 import subtune_jax as st
+from experiments import diff_pruning as study
 from experiments.common import sparse
-from experiments.common.diffs import Diff
+from experiments.common.diffs import Diff, require_runnable
 from tests import toy
 
 SHARE = 0.1
@@ -28,6 +29,15 @@ def test_every_method_has_as_many_steps_in_as_many_phases_as_it_says(method):
     every = phases(task().network, method)
     assert sum(phase.steps for phase in every) == 84
     assert len(every) == (2 if method in sparse.TWO_PHASES else 1)
+
+
+def test_a_form_of_l0_is_refused_where_no_method_reads_it():
+    settings = study.Settings(
+        methods=("constrained", "random"), diff=Diff(l0="additive")
+    )
+    message = "--l0 additive is of the methods structured and plain, and neither"
+    with pytest.raises(st.InputError, match=message):
+        require_runnable(settings, task())
 
 
 @pytest.mark.slow
