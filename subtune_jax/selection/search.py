@@ -114,6 +114,7 @@ def greedy(
     seeds: int = 1,
     journal: Journal | None = None,
     halving: int | None = None,
+    race_from: int = 1,
     ranking: Mapping[str, float] | None = None,
     shortlist: int | None = None,
     order: str = "table",
@@ -129,8 +130,8 @@ def greedy(
     walk. folds and seeds: over how many the mean is taken.
 
     Three options train less (ours, not the paper's). halving: the candidates of a step are
-    scored on one fold, one of every `halving` on `halving` times as many folds, and so on
-    until all folds and seeds are used; one that drops out has no mean. ranking and
+    scored on `race_from` folds, one of every `halving` on `halving` times as many folds, and
+    so on until all folds and seeds are used; one that drops out has no mean. ranking and
     shortlist: a step tries only so many units, those ranked highest to add, or lowest to
     take away (RGN, say). order: `added` gives the score the units in the order in which
     they joined, so that a candidate can start from the set before it
@@ -142,6 +143,7 @@ def greedy(
     _require_units(units)
     _require_rules(start, stop_rule, epsilon, most, order)
     require_ranking(units, ranking, shortlist, halving)
+    require_whole(race_from=race_from)
     evaluate = _evaluator(score, folds, seeds, journal or Journal({}))
     places, asked = folds * seeds, dict[tuple[Subset, int], Score]()
 
@@ -153,7 +155,7 @@ def greedy(
         return -math.inf if math.isnan(total) else total / count
 
     first, adds = _start(tuple(units), start, mean)
-    rungs = [places] if halving is None else _rungs(places, halving)
+    rungs = [places] if halving is None else _rungs(places, halving, race_from)
 
     def walk(subset: Subset) -> Iterator[tuple[Subset, float]]:
         """Yields the best single move from the last set, again and again."""
@@ -185,9 +187,9 @@ def _start(
     return (units, False) if start == "all" else ((), True)
 
 
-def _rungs(places: int, halving: int) -> list[int]:
+def _rungs(places: int, halving: int, first: int) -> list[int]:
     """Returns on how many folds and seeds candidates are scored, rung by rung."""
-    rungs = [1]
+    rungs = [min(first, places)]
     while rungs[-1] < places:
         rungs.append(min(rungs[-1] * halving, places))
     return rungs

@@ -93,6 +93,11 @@ def test_halving_drops_candidates_fold_by_fold():
     assert names(search) == ["", "a"]
     assert search.runs == 4 + (4 * 1 + 2 * 1 + 1 * 2)
     assert names(greedy(UNITS, score, folds=4, most=1)) == ["", "c"]
+    # A race that begins on two folds leaves both until all four are used.
+    later = greedy(UNITS, score, folds=4, most=1, halving=2, race_from=2)
+    assert names(later) == ["", "c"] and later.runs == 4 + (4 * 2 + 2 * 2)
+    every = greedy(UNITS, score, folds=4, most=1, halving=2, race_from=9)
+    assert every == greedy(UNITS, score, folds=4, most=1)
     # Of the rung's mean over folds, not of the last fold alone.
     assert greedy(UNITS, table, folds=4, halving=2).path == greedy(UNITS, table).path
 
@@ -123,6 +128,7 @@ def test_units_come_in_the_order_in_which_they_joined():
     ("options", "problem"),
     [
         ({"halving": 1}, "halving must be 2 or more, got 1"),
+        ({"race_from": 0}, "race_from must be a positive whole number, got 0"),
         ({"shortlist": 2}, "ranking and shortlist are given together"),
         ({"ranking": {"a": 1}, "shortlist": 1}, "the ranking has no unit 'b'"),
         ({"order": "random"}, "unknown order of units 'random': expected one of"),
