@@ -21,9 +21,9 @@ def keep_freed_memory() -> bool:
     hands large blocks back to the kernel, and the next step pays for each of their pages:
     107,000 page faults, 0.34 s of a step of 1.3 s (6 layers of width 384, 16 x 128 tokens,
     two cores). Call it once, before the first computation, where steps are large and
-    many: it holds for the whole process, which stays as large as it ever was, and with
-    one arena for all threads programs compile up to a tenth slower. Does nothing where
-    the C library is not glibc.
+    many: it holds for the whole process, which stays as large as it ever was (until
+    programs are dropped), and with one arena for all threads programs compile up to a
+    tenth slower. Does nothing where the C library is not glibc.
     """
     mallopt = _glibc("mallopt")
     if mallopt is None:

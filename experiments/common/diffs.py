@@ -73,8 +73,8 @@ def require_runnable(settings: Any, task: st.Task) -> None:
         )
     if settings.diff.l0 != "product" and not {*settings.methods} & {*WEIGHED}:
         raise st.InputError(
-            f"--l0 {settings.diff.l0} is of the methods {' and '.join(WEIGHED)}, and "
-            "neither of them runs"
+            f"--l0 {settings.diff.l0} is read by {' and '.join(WEIGHED)} alone, and neither "
+            "is among --methods"
         )
     for method, share in kinds_of(settings.methods, settings.sparsity):
         phases_of(settings, task, method, share, 0, Variant(1.0, 1.0))

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import Annotated, Any, ClassVar, NamedTuple
 
@@ -138,7 +138,7 @@ def journal_of(settings: Any, job: Any, context: Context, name: str) -> Any:
         "dataset": target.dataset,
         "train_examples": target.train_examples,
         "base": target.fingerprint(settings.common),
-        **asdict(settings.recipe),
+        **asdict(replace(settings.recipe, lanes=None)),  # how, not what
     }
     return st.selection.open_journal(file, about)
 

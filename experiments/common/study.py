@@ -25,7 +25,7 @@ from subtune_jax.network import Network
 from subtune_jax.training.progress import columns
 
 # Flags that do not change what a run is: where things are, and how many there are.
-FREE = ("seeds", "data_dir", "weights")
+FREE = ("seeds", "data_dir", "weights", "lanes")
 UNSAVED = ("out", "cost", "keep")
 Config = Mapping[str, Any]  # all flags of a folder, flat, as JSON values
 

@@ -19,7 +19,7 @@ from experiments.common.report.results import Row
 from experiments.common.study import Context
 
 Subset = tuple[str, ...]
-Place = tuple[int, int]  # (fold, seed)
+FoldSeed = tuple[int, int]  # (fold, seed)
 NAMES = {"linear probing": (), "full": ("blocks",), "full with stem": ("all",)}
 HEAD = "head"
 RANKINGS = {
@@ -167,8 +167,8 @@ def scorer(
     """Returns the score of a subset by cross-validation; `say` is told of each.
 
     warm: from the trained set before, with half the epochs. most: how many evaluations
-    there are at most, which gives the time left. seed: of all runs, whichever a search asks
-    for. how: the rest of the `Phase`, as its
+    there are at most, which gives the time left. seed: that of every run, in place
+    of the one that the search asks for. how: the rest of the `Phase`, as its
     tuning.
     """
     begin, done, so_far = time.perf_counter(), count(1), dict[Subset, list[float]]()
@@ -200,7 +200,7 @@ def scorer(
         values.append(value)
         say(f"{names}, fold {fold}: {np.mean(values):.1f} so far{until}")
 
-    def told(units: Subset, places: Sequence[Place]) -> Iterator[st.selection.Score]:
+    def told(units: Subset, places: Sequence[FoldSeed]) -> Iterator[st.selection.Score]:
         if seed is not None:
             places = [(fold, seed) for fold, _ in places]
         for (fold, _), one in zip(places, score.many(units, places), strict=True):

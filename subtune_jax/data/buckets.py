@@ -34,7 +34,7 @@ class Ragged:
 
     def __getitem__(self, index: np.ndarray | slice) -> np.ndarray:
         ends, lengths = self.ends[index], self.lengths[index]
-        width = self._bucket(int(lengths.max(initial=1)))
+        width = self.width(int(lengths.max(initial=1)))
         inside = np.arange(width)[None] < lengths[:, None]
         source = np.where(inside, (ends - lengths)[:, None] + np.arange(width)[None], 0)
         padded = self.values[source]
@@ -48,7 +48,8 @@ class Ragged:
         values = self.values[np.concatenate(rows)] if rows else self.values[:0]
         return Ragged(values, np.cumsum(self.lengths[index]), self.buckets)
 
-    def _bucket(self, length: int) -> int:
+    def width(self, length: int) -> int:
+        """Returns the smallest bucket that holds so many entries."""
         fitting = [size for size in self.buckets if size >= length]
         return min(fitting, default=length)
 

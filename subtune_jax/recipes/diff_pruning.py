@@ -66,8 +66,8 @@ def diff_pruning(
     if strength is None:
         if l0 is not None:
             raise InputError(
-                "l0 is of a strength, and the constraint counts a change by the product of "
-                "its gates: leave l0 out, or give a strength"
+                "l0 applies only with a strength; the constraint counts a change by the "
+                "product of its gates: leave l0 out, or give a strength"
             )
         multiplier_rule = multiplier_rule or ascent(0.5)
         _require_ascent(multiplier_rule)

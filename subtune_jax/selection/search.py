@@ -27,7 +27,7 @@ from subtune_jax.selection.candidates import (
 )
 from subtune_jax.selection.journal import Journal, Key, Score
 
-Place = tuple[int, int]  # (fold, seed)
+FoldSeed = tuple[int, int]  # (fold, seed)
 STARTS = ("none", "all", "better")
 STOP_RULES = ("paper", "official")
 ORDERS = ("table", "added")
@@ -37,7 +37,7 @@ class Scorer(NamedTuple):
     """A score of many folds and seeds: many(units, places) yields a `Score` for each place,
     (fold, seed), in their order."""
 
-    many: Callable[[Subset, Sequence[Place]], Iterable[Score]]
+    many: Callable[[Subset, Sequence[FoldSeed]], Iterable[Score]]
 
     def __call__(self, units: Subset, fold: int, seed: int) -> Score:
         (score,) = self.many(tuple(units), [(fold, seed)])

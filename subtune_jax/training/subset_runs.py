@@ -12,16 +12,17 @@ from subtune_jax.labels import lowest_trainable
 from subtune_jax.metrics import Metric
 from subtune_jax.network import Network, require_network
 from subtune_jax.selection.candidates import Subset
-from subtune_jax.selection.search import Place
+from subtune_jax.selection.search import FoldSeed
 from subtune_jax.stage_flops import stage_flops
 from subtune_jax.training.loop import FitResult, fit
 from subtune_jax.training.phases import Phase
 from subtune_jax.training.predict import evaluate
 from subtune_jax.training.settings import Settings
 from subtune_jax.training.suffix import Cut, rejoin
-from subtune_jax.training.sweep import Run, sweep
+from subtune_jax.training.sweep import OtherProgramError, Run, sweep
 
 PhasesOf = Callable[[Network, Subset, int], Sequence[Phase]]
+Parts = dict[int, tuple[Dataset, Dataset]]  # by fold: to train on, to validate on
 
 
 class Trained(NamedTuple):
@@ -33,7 +34,7 @@ class Trained(NamedTuple):
     flops: float
 
 
-class Search(NamedTuple):
+class Setup(NamedTuple):
     """What all runs of a search share. train: of several runs at once. flops: of a run, by
     its units and the sizes of its parts; it fills up as candidates come."""
 
@@ -62,41 +63,46 @@ class Begun(NamedTuple):
 
 
 def train_subset(
-    search: Search, bases: Sequence[Trained], units: Subset, places: Sequence[Place]
+    setup: Setup, bases: Sequence[Trained], units: Subset, places: Sequence[FoldSeed]
 ) -> list[Trained]:
     """Returns the runs of a subset on folds and seeds, each from a base that can train."""
+    parts: Parts = {}
     begun = [
-        _begin(search, base, units, *place)
+        _begin(setup, parts, base, units, *place)
         for base, place in zip(bases, places, strict=True)
     ]
     runs = []
-    for base, one, result in zip(bases, begun, search.train(begun), strict=True):
+    for base, one, result in zip(bases, begun, setup.train(begun), strict=True):
         flops = base.flops + one.flops
         if base.network is None or not isinstance(result, FitResult):
             runs.append(Trained(None, float("nan"), flops))
             continue
-        value = evaluate(result.network, one.parts[1], search.metric)
+        value = evaluate(result.network, one.parts[1], setup.metric)
         runs.append(Trained(rejoin(base.network, result.network), value, flops))
     return runs
 
 
-def _begin(search: Search, base: Trained, units: Subset, fold: int, seed: int) -> Begun:
+def _begin(
+    setup: Setup, parts: Parts, base: Trained, units: Subset, fold: int, seed: int
+) -> Begun:
+    """Returns a run; `parts` fills up with those of the folds, which their seeds share."""
     assert base.network is not None
-    examples = len(search.split(search.data, fold)[0].y)
-    phases = search.phases_of(base.network, units, examples)
-    if search.share:
+    examples = len(setup.split(setup.data, fold)[0].y)
+    phases = setup.phases_of(base.network, units, examples)
+    if setup.share:
         for phase in phases:
-            require_deterministic(_settings_of(phase, search.settings))
-    part = search.cuts(_lowest(base.network, phases))
+            require_deterministic(_settings_of(phase, setup.settings))
+    part = setup.cuts(_lowest(base.network, phases))
     network = _with_values(part.network, base.network)
-    phases = search.phases_of(network, units, examples)
-    parts = search.split(part.data, fold)
-    flops = part.flops + _flops(search, units, network, phases, parts)
-    key = jax.random.fold_in(jax.random.fold_in(search.key, seed), fold)
+    phases = setup.phases_of(network, units, examples)
+    if fold not in parts:
+        parts[fold] = setup.split(part.data, fold)
+    flops = part.flops + _flops(setup, units, network, phases, parts[fold])
+    key = jax.random.fold_in(jax.random.fold_in(setup.key, seed), fold)
     # Nothing is kept for one run alone: `share` is how a prefix is made once.
-    size = min(search.settings.batch_size, examples)
-    settings = search.settings._replace(batch_size=size, cache_bytes=0)
-    return Begun(network, phases, parts, key, settings, flops)
+    size = min(setup.settings.batch_size, examples)
+    settings = setup.settings._replace(batch_size=size, cache_bytes=0)
+    return Begun(network, phases, parts[fold], key, settings, flops)
 
 
 def one_by_one(begun: Sequence[Begun]) -> list[FitResult | ArithmeticError]:
@@ -118,21 +124,37 @@ def _alone(one: Begun) -> FitResult | ArithmeticError:
 
 
 def in_lanes(begun: Sequence[Begun]) -> list[FitResult | ArithmeticError]:
-    """Returns what `fit` gives for each run; those on as many examples run as one sweep."""
-    sizes = [len(one.parts[0].y) for one in begun]
+    """Returns what `fit` gives for each run; those of as many steps run as one sweep."""
+    kinds = [_steps(one) for one in begun]
     results: dict[int, FitResult | ArithmeticError] = {}
-    for size in dict.fromkeys(sizes):
-        lanes = [i for i, own in enumerate(sizes) if own == size]
-        alike = [begun[i] for i in lanes]
-        runs = [Run(one.phases, one.key, one.network, one.parts[0]) for one in alike]
-        first = alike[0]
-        swept = sweep(first.network, runs, first.parts[0], settings=first.settings)
+    for kind in dict.fromkeys(kinds):
+        lanes = [i for i, own in enumerate(kinds) if own == kind]
+        swept = _swept([begun[i] for i in lanes])
         results.update(zip(lanes, swept, strict=True))
     return [results[i] for i in range(len(begun))]
 
 
+def _steps(one: Begun) -> tuple:
+    """Returns the batch size, and the steps of the phases and of an epoch with and without
+    its ragged batch."""
+    examples, size = len(one.parts[0].y), one.settings.batch_size
+    phases = tuple(phase.steps for phase in one.phases)
+    return size, phases, examples // size, -(-examples // size)
+
+
+def _swept(begun: Sequence[Begun]) -> list[FitResult | ArithmeticError]:
+    first = begun[0]
+    runs = [Run(one.phases, one.key, one.network, one.parts[0]) for one in begun]
+    try:
+        if len(runs) > 1:
+            return sweep(first.network, runs, first.parts[0], settings=first.settings)
+    except OtherProgramError:
+        pass  # masks that each run learns have other counts: no lane is like another
+    return one_by_one(begun)
+
+
 def _flops(
-    search: Search,
+    setup: Setup,
     units: Subset,
     network: Network,
     phases: Sequence[Phase],
@@ -140,11 +162,11 @@ def _flops(
 ) -> float:
     """Returns the FLOPs of a run; folds and seeds of the same sizes cost alike."""
     examples, scored = sizes = tuple(len(part.y) for part in parts)
-    if (units, sizes) not in search.flops:
-        size = min(search.settings.batch_size, examples)
+    if (units, sizes) not in setup.flops:
+        size = min(setup.settings.batch_size, examples)
         spent = run_flops(network, phases, parts[0], size, scored)
-        search.flops[units, sizes] = spent
-    return search.flops[units, sizes]
+        setup.flops[units, sizes] = spent
+    return setup.flops[units, sizes]
 
 
 def run_flops(

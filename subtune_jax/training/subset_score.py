@@ -13,12 +13,12 @@ from subtune_jax.errors import InputError, require_function, require_type
 from subtune_jax.memory import forget_programs
 from subtune_jax.selection.candidates import Subset
 from subtune_jax.selection.journal import Score
-from subtune_jax.selection.search import Place, Scorer
+from subtune_jax.selection.search import FoldSeed, Scorer
 from subtune_jax.training.plan import require_key
 from subtune_jax.training.settings import Settings, require_settings
 from subtune_jax.training.subset_runs import (
     PhasesOf,
-    Search,
+    Setup,
     Trained,
     in_lanes,
     one_by_one,
@@ -31,8 +31,8 @@ CANDIDATES = 64  # whose programs are kept: 20 MB each, of a ResNet-20 on a CPU
 
 
 # (bases, units, places) -> a run for each place; and the same with bases of its own.
-TrainedFrom = Callable[[Sequence[Trained], Subset, Sequence[Place]], list[Trained]]
-TrainedOn = Callable[[Subset, Sequence[Place]], list[Trained]]
+TrainedFrom = Callable[[Sequence[Trained], Subset, Sequence[FoldSeed]], list[Trained]]
+TrainedOn = Callable[[Subset, Sequence[FoldSeed]], list[Trained]]
 
 
 def subset_score(
@@ -66,19 +66,22 @@ def subset_score(
     starts from the trained network of all its units but the last, so that phases can be
     short; search with `order="added"`. settings: those of all runs, but for `cache_bytes`
     (SubTuning's have `norm="tuned"`). lanes: whether the folds and seeds that a search asks
-    for together run as one program (`sweep`); default: on an accelerator, without a place.
+    for together run as one program (`sweep`), where they can: they take the memory of all.
+    Default: on an accelerator, unless `settings.place` is given.
 
     Programs of 64 candidates are kept; then all that the process has compiled are dropped
     (`memory.forget_programs`).
 
     Raises `InputError` for fewer than 2 folds, or more than there are examples of a class,
-    for folds of a task whose metric is of groups, and for `share` with augmentation, or
-    with norms or dropout that act in a frozen prefix.
+    for folds of a task whose metric is of groups, for `share` with augmentation, or with
+    norms or dropout that act in a frozen prefix, and for lanes that meet a place.
     """
     require_type(Task, task=task)
     require_function(3, phases_of=phases_of)
     require_key(key)
     require_settings(settings)
+    if lanes and settings.place is not None:
+        raise InputError("lanes fill one device: leave place out of the settings")
     if share:
         require_deterministic(settings)
     if folds is not None and task.metric != "accuracy":
@@ -93,16 +96,16 @@ def subset_score(
     if lanes is None:
         lanes = jax.default_backend() != "cpu" and settings.place is None
     train_all = in_lanes if lanes else one_by_one
-    search = Search(
+    setup = Setup(
         data, split, cuts, phases_of, key, settings, metric, share, train_all, {}
     )
     start = Trained(task.network, float("nan"), 0.0)
-    train = partial(train_subset, search)
+    train = partial(train_subset, setup)
     trained = _warm(train, start) if warm else _cold(train, start)
 
-    def many(units: Subset, places: Sequence[Place]) -> Iterator[Score]:
+    def many(units: Subset, places: Sequence[FoldSeed]) -> Iterator[Score]:
         for together in [places] if lanes else [[place] for place in places]:
-            for run in trained(tuple(units), together):
+            for run in trained(units, together):
                 yield Score(run.value, run.flops)
 
     return Scorer(_forgetful(many))
@@ -115,43 +118,53 @@ def _cold(train: TrainedFrom, start: Trained) -> TrainedOn:
 
 def _warm(train: TrainedFrom, start: Trained) -> TrainedOn:
     """Returns the function that trains a subset from the run of all its units but the last."""
-    # The current subset and the one before it, on each fold: what is kept does not grow
+    # Of the current subset and the one before it, on each fold: what is kept does not grow
     # with the candidates. After a kill the current subset is trained again.
-    parents: dict[tuple, Trained] = {}
+    parents: dict[tuple[Subset, FoldSeed], Trained] = {}
 
-    def parents_of(units: Subset, places: Sequence[Place]) -> list[Trained]:
+    def parents_of(units: Subset, places: Sequence[FoldSeed]) -> list[Trained]:
         missing = [place for place in places if (units, place) not in parents]
-        new = dict(
-            zip(missing, trained(units, missing) if missing else [], strict=True)
+        new = trained(units, missing) if missing else []
+        before = {
+            place: parents[units, place] for place in places if place not in missing
+        }
+        parents.update(
+            ((units, place), run) for place, run in zip(missing, new, strict=True)
         )
-        for one in [one for one in parents if one[0] not in (units, units[:-1])]:
-            del parents[one]
-        parents.update({(units, place): run for place, run in new.items()})
-        free = {place: parents[units, place]._replace(flops=0.0) for place in places}
-        return [new.get(place, free[place]) for place in places]
+        free = {place: run._replace(flops=0.0) for place, run in before.items()}
+        return [free.get(place, parents[units, place]) for place in places]
 
-    def trained(units: Subset, places: Sequence[Place]) -> list[Trained]:
+    def trained(units: Subset, places: Sequence[FoldSeed]) -> list[Trained]:
         bases = parents_of(units[:-1], places) if units else [start] * len(places)
         runs = dict(zip(places, bases, strict=True))
         can = [place for place in places if runs[place].network is not None]
         runs |= zip(can, train([runs[place] for place in can], units, can), strict=True)
         return [runs[place] for place in places]
 
-    return trained
+    def lean(units: Subset, places: Sequence[FoldSeed]) -> list[Trained]:
+        runs = trained(units, places)
+        for one in [one for one in parents if one[0] not in (units[:-1], units[:-2])]:
+            del parents[one]
+        return runs
+
+    return lean
 
 
-def _forgetful(many: Callable) -> Callable[[Subset, Sequence[Place]], Iterator[Score]]:
+def _forgetful(
+    many: Callable,
+) -> Callable[[Subset, Sequence[FoldSeed]], Iterator[Score]]:
     """Returns a score that drops all programs after every `CANDIDATES` subsets."""
     # Each subset has programs of its own, and JAX's caches keep a program after ours have
     # dropped it.
     recent: set[Subset] = set()
 
-    def forgetting(units: Subset, places: Sequence[Place]) -> Iterator[Score]:
-        if units not in recent and len(recent) == CANDIDATES:
+    def forgetting(units: Subset, places: Sequence[FoldSeed]) -> Iterator[Score]:
+        subset = tuple(units)
+        if subset not in recent and len(recent) == CANDIDATES:
             forget_programs()
             recent.clear()
-        recent.add(units)
-        yield from many(units, places)
+        recent.add(subset)
+        yield from many(subset, places)
 
     return forgetting
 

@@ -47,6 +47,10 @@ from subtune_jax.training.step import PROGRAMS, Logs, train_step
 from subtune_jax.training.watch import EpochLog
 
 
+class OtherProgramError(InputError):
+    """A lane is another program than the first."""
+
+
 class Run(NamedTuple):
     """A run of the sweep: its phases, the root of its randomness, and the network and data
     that it has in place of the sweep's."""
@@ -133,15 +137,30 @@ def _plans(
 ) -> list[Plan]:
     """Returns the plan of each lane. Rows of texts are as long as the longest of all lanes,
     since lanes share their batches' shapes."""
-    begun = [(run.network or network, run.data or data) for run in runs]
-    for lane in begun:
+    networks = [run.network or network for run in runs]
+    datasets = [run.data or data for run in runs]
+    for lane in zip(networks, datasets, strict=True):
         require_data(*lane)
-    rows = _of_one_length([data for _, data in begun])
+    sizes = [lengths(data.x) for data in datasets]
     return [
-        make_plan(one, run.phases, data, key=run.key, settings=settings)._replace(
-            sizes=lengths(own.x)
+        make_plan(one, run.phases, rows, key=run.key, settings=settings)._replace(
+            sizes=own
         )
-        for run, data, (one, own) in zip(runs, rows, begun, strict=True)
+        for run, one, rows, own in zip(
+            runs, _placed(networks), _of_one_width(datasets), sizes, strict=True
+        )
+    ]
+
+
+def _placed(networks: Sequence[Network]) -> list[Network]:
+    """Returns networks on the device, where they share the arrays that they share here."""
+    trees = [(one.params, one.stats) for one in networks]
+    shared = {id(leaf): leaf for leaf in jax.tree.leaves(trees)}
+    arrays = dict(zip(shared, jax.device_put([*shared.values()]), strict=True))
+    placed = jax.tree.map(lambda leaf: arrays[id(leaf)], trees)
+    return [
+        one._replace(params=params, stats=stats)
+        for one, (params, stats) in zip(networks, placed, strict=True)
     ]
 
 
@@ -151,18 +170,29 @@ def _same_base(networks: Sequence[Network]) -> bool:
     return all(all(map(is_, first, leaves)) for leaves in others)
 
 
-def _of_one_length(datasets: Sequence[Dataset]) -> list[Dataset]:
-    """Returns data whose ragged rows are padded to the longest of all."""
-    sizes = [lengths(data.x) for data in datasets]
-    longest = max([int(own.max()) for own in sizes if own is not None], default=0)
-
-    def whole(leaf: Any) -> Any:
-        return (
-            replace(leaf, buckets=(longest,))[:] if isinstance(leaf, Ragged) else leaf
+def _of_one_width(datasets: Sequence[Dataset]) -> list[Dataset]:
+    """Returns data whose ragged rows are padded as far as the longest of all needs."""
+    once = {id(data): data for data in datasets}
+    structures = [jax.tree.structure(data.x) for data in once.values()]
+    if structures.count(structures[0]) < len(structures):
+        raise OtherProgramError(
+            "lanes read inputs of other structures: sweep them apart"
         )
+    leaves = [jax.tree.leaves(data.x) for data in once.values()]
+    rows = zip(*map(_padded, zip(*leaves, strict=True)), strict=True)
+    whole = {
+        key: data._replace(x=jax.tree.unflatten(structures[0], row))
+        for (key, data), row in zip(once.items(), rows, strict=True)
+    }
+    return [whole[id(data)] for data in datasets]
 
-    once = {id(data): data._replace(x=jax.tree.map(whole, data.x)) for data in datasets}
-    return [once[id(data)] for data in datasets]
+
+def _padded(leaves: Sequence[Any]) -> Sequence[Any]:
+    """Returns one leaf of all data, as arrays of one width if they are ragged."""
+    if not isinstance(leaves[0], Ragged):
+        return leaves
+    width = max(leaf.width(int(leaf.lengths.max())) for leaf in leaves)
+    return [replace(leaf, buckets=(width,))[:] for leaf in leaves]
 
 
 def _one_program(plans: Sequence[Plan], begun: Sequence[tuple]) -> tuple:
@@ -171,7 +201,7 @@ def _one_program(plans: Sequence[Plan], begun: Sequence[tuple]) -> tuple:
     first = _kind(plans[0], begun[0][0])
     for number, (plan, (running, _)) in enumerate(zip(plans, begun, strict=True)):
         if _kind(plan, running) != first:
-            raise InputError(
+            raise OtherProgramError(
                 f"lane {number} is another program than lane 0: lanes may differ in "
                 "rates, multipliers, keys and values, not in steps, shapes or functions, "
                 "so sweep the others apart"

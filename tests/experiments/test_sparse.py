@@ -35,7 +35,7 @@ def test_a_form_of_l0_is_refused_where_no_method_reads_it():
     settings = study.Settings(
         methods=("constrained", "random"), diff=Diff(l0="additive")
     )
-    message = "--l0 additive is of the methods structured and plain, and neither"
+    message = "--l0 additive is read by structured and plain alone, and neither"
     with pytest.raises(st.InputError, match=message):
         require_runnable(settings, task())
 

@@ -2,6 +2,7 @@
 
 import gc
 import sys
+from collections import Counter
 from functools import partial
 
 import jax
@@ -16,6 +17,7 @@ from subtune_jax.errors import InputError
 from subtune_jax.selection import Journal, greedy
 from subtune_jax.selection.select import select
 from subtune_jax.training.loop import fit
+from subtune_jax.training.mesh import placement
 from subtune_jax.training.optimizers import adam
 from subtune_jax.training.phases import Phase
 from subtune_jax.training.predict import evaluate
@@ -161,16 +163,58 @@ def test_lanes_give_the_search_of_one_run_after_another(warm):
     assert journals[0].scores == journals[1].scores
 
 
-def test_a_lane_that_diverged_leaves_the_others_their_scores():
-    def wild(network, units, examples):
-        return recipes.tune_units(network, ["head"], adam(1e38 if units else 1e-2), 5)
+@pytest.mark.parametrize("lanes", [False, True])
+def test_a_warm_search_trains_the_set_before_once_on_each_fold(lanes):
+    units = ("one/kernel", "one/bias", "two/kernel", "two/bias")
+    trained = Counter()
 
-    score = scored(warm=True, lanes=True)
-    places = [(0, 0), (1, 0)]
-    assert np.isfinite([one.value for one in score.many((), places)]).all()
-    score = subset_score(task(), wild, key=KEY, folds=3, warm=True, lanes=True)
+    def counted(network, subset, examples):
+        trained[subset] += network.first == 0 and len(network.stages) == 3
+        return phases(network, subset, examples)
+
+    how = {"key": KEY, "folds": 3, "warm": True, "share": False, "lanes": lanes}
+    how |= {"settings": Settings(norm="tuned", batch_size=8)}
+    every = {"stop_rule": "official", "epsilon": 100.0, "order": "added", "folds": 3}
+    search = greedy(units, subset_score(task(), counted, **how), **every)
+    assert search.runs == 3 * (1 + 4 + 3 + 2 + 1)
+    # Each run asks for its phases twice: for the whole network and for the suffix. The
+    # sets of 0 to 3 units are trained once more, as the start of the next.
+    assert trained.total() == 2 * (search.runs + 3 * 4)
+
+
+def test_a_run_that_diverged_leaves_the_lanes_beside_it_their_scores():
+    def wild(network, units, examples):
+        rate = 1e38 if examples == 31 and units == ("one",) else 1e-2
+        return recipes.tune_units(network, ["head", *units], adam(rate), 5)
+
+    part = toy.points(47)  # 31 of them are trained on in two of three folds
+    one = Task(toy.mlp(), part, part.take(slice(0, 9)), Sealed(part))
+    how = {"key": KEY, "folds": 3, "warm": True}
+    how |= {"settings": Settings(norm="tuned", batch_size=8)}
+    alone, lanes = (subset_score(one, wild, **how, lanes=way) for way in (False, True))
+    places = [(0, 0), (1, 0), (2, 0)]
     for units in (("one",), ("one", "two")):
-        assert np.isnan([one.value for one in score.many(units, places)]).all()
+        values = [
+            [score.value for score in scores.many(units, places)]
+            for scores in (alone, lanes)
+        ]
+        np.testing.assert_equal(*values)
+        assert np.isnan(values[0]).sum() == 2
+
+
+def test_runs_that_cannot_be_lanes_run_one_by_one():
+    """The mask of each fold has other counts: the second phase of each is a program of its
+    own."""
+
+    def sparse(network, units, examples):
+        return recipes.diff_pruning(network, 0.2, adam(1e-2), 20, strength=1e-4)
+
+    how = {"key": KEY, "folds": 3, "share": False}
+    alone, lanes = (
+        subset_score(task(), sparse, **how, lanes=way) for way in (False, True)
+    )
+    places = [(fold, 0) for fold in range(3)]
+    assert [*alone.many(("one",), places)] == [*lanes.many(["one"], places)]
 
 
 def test_what_acts_in_a_frozen_prefix_cannot_be_shared():
@@ -182,6 +226,8 @@ def test_what_acts_in_a_frozen_prefix_cannot_be_shared():
         with pytest.raises(InputError, match=f"{problem}.*share=False"):
             scored(settings)
     assert scored(Settings(norm="batch"), share=False)((), 0, 0).value >= 0
+    with pytest.raises(InputError, match="lanes fill one device: leave place out"):
+        scored(Settings(place=placement(1)), lanes=True)
     for folds, problem in ((1, "from 2 to 48"), (17, "17 folds need 17 examples")):
         with pytest.raises(InputError, match=problem):
             subset_score(task(), phases, key=KEY, folds=folds)

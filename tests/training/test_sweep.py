@@ -19,7 +19,13 @@ from subtune_jax.training.optimizers import adam, sgd
 from subtune_jax.training.phases import Phase
 from subtune_jax.training.predict import evaluate
 from subtune_jax.training.settings import Settings
-from subtune_jax.training.sweep import Run, _of_one_length, sweep
+from subtune_jax.training.sweep import (
+    Run,
+    _of_one_width,
+    _placed,
+    _same_base,
+    sweep,
+)
 from subtune_jax.tuning.anchor import l2_sp
 from tests import toy
 
@@ -127,14 +133,30 @@ def test_lanes_may_have_networks_and_data_of_their_own():
                     np.testing.assert_allclose(ours, others, atol=1e-9)
 
 
-def test_lanes_of_texts_are_padded_to_the_longest_of_all():
-    rows = [[np.ones((n, 2))] * 3 for n in (5, 17)]
-    long, short = (Dataset(ragged(part), np.arange(3)) for part in rows[::-1])
-    padded = _of_one_length([short, long, short])
-    assert [data.x.shape for data in padded] == [(3, 17, 2)] * 3
-    assert padded[0] is padded[2]
-    np.testing.assert_array_equal(padded[0].x[:, 5:], 0)
-    assert padded[0].x.sum() == short.x.values.sum()
+def test_lanes_of_texts_are_padded_as_far_as_the_longest_of_all_needs():
+    def data(*sizes):
+        rows = [np.ones((3, size, 2)) for size in sizes]
+        x = {str(i): ragged([*leaf]) for i, leaf in enumerate(rows)}
+        return Dataset(x, np.arange(3))
+
+    short, long = data(5, 40), data(17, 8)
+    lanes = _of_one_width([short, long, short])
+    for lane in lanes:  # buckets of 32 and 64
+        assert [leaf.shape for leaf in lane.x.values()] == [(3, 32, 2), (3, 64, 2)]
+        assert lane.x["0"].sum() + lane.x["1"].sum() == 6 * (
+            45 if lane is lanes[0] else 25
+        )
+    assert lanes[0] is lanes[2]
+    with pytest.raises(InputError, match="inputs of other structures"):
+        _of_one_width([short, short._replace(x=short.x["0"])])
+
+
+def test_a_base_in_numpy_is_placed_once_for_all_lanes():
+    network = toy.mlp()
+    host = network._replace(params=jax.tree.map(np.asarray, network.params))
+    first, second = _placed([host, host._replace(params={**host.params})])
+    assert _same_base([first, second])
+    assert not _same_base([first, _placed([host])[0]])
 
 
 def test_multipliers_are_refreshed_lane_by_lane():

@@ -401,7 +401,7 @@ def test_bytes_of_a_step_s_state():
         ),
         (
             partial(recipe, toy.mlp(), 0.1, adam(1), 99, l0="additive"),
-            "l0 is of a strength, and the constraint.*leave l0 out",
+            "l0 applies only with a strength.*leave l0 out",
         ),
         (partial(largest_changes, 3, start="zero"), "start"),
     ],
