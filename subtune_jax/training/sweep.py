@@ -198,9 +198,9 @@ def _padded(leaves: Sequence[Any]) -> Sequence[Any]:
 def _one_program(plans: Sequence[Plan], begun: Sequence[tuple]) -> tuple:
     """Returns the phase that all lanes run, and their states on one axis."""
     make_room()
-    first = _kind(plans[0], begun[0][0])
-    for number, (plan, (running, _)) in enumerate(zip(plans, begun, strict=True)):
-        if _kind(plan, running) != first:
+    first = _kind(plans[0], *begun[0])
+    for number, (plan, now) in enumerate(zip(plans, begun, strict=True)):
+        if _kind(plan, *now) != first:
             raise OtherProgramError(
                 f"lane {number} is another program than lane 0: lanes may differ in "
                 "rates, multipliers, keys and values, not in steps, shapes or functions, "
@@ -209,10 +209,10 @@ def _one_program(plans: Sequence[Plan], begun: Sequence[tuple]) -> tuple:
     return begun[0][0], _stacked([state for _, state in begun])
 
 
-def _kind(plan: Plan, running: Running) -> tuple:
-    """Returns what lanes must have in common: program, steps, and the shapes they read."""
+def _kind(plan: Plan, running: Running, state: State) -> tuple:
+    """Returns what lanes must have in common: program, steps, and all shapes."""
     read = (plan.network.params, plan.network.stats, plan.data.take(slice(0, 1)).x)
-    leaves, structure = jax.tree.flatten(read)
+    leaves, structure = jax.tree.flatten((read, state))
     shapes = [(np.shape(leaf), leaf.dtype) for leaf in leaves]
     return running, plan.ends, plan.per_epoch, structure, shapes
 

@@ -26,6 +26,7 @@ from subtune_jax.training.sweep import (
     _same_base,
     sweep,
 )
+from subtune_jax.tuning import fixed_mask
 from subtune_jax.tuning.anchor import l2_sp
 from tests import toy
 
@@ -245,6 +246,12 @@ def test_what_cannot_be_one_program_is_refused():
     pulled = Run(Phase(every, adam(1e-3), 4, l2_sp(0.1)), jax.random.key(0))
     wider = one._replace(network=toy.mlp(width=7))
     more = one._replace(data=toy.points(70))  # two batches of 64 an epoch
+    masks = [fixed_mask({"two/kernel": np.arange(n)}) for n in (3, 4)]
+    masked, other_count = (
+        one._replace(phases=one.phases._replace(tuning=mask)) for mask in masks
+    )
+    with pytest.raises(InputError, match="lane 1 is another program than lane 0"):
+        sweep(network, [masked, other_count], data)
     for other in (longer, pulled, wider, more):
         with pytest.raises(InputError, match="lane 1 is another program than lane 0"):
             sweep(network, [one, other], data)
