@@ -44,7 +44,7 @@ class Settings:
     searches: Annotated[tuple[str, ...], *one_of(*SEARCHES, LORA)] = ("shared",)
     """How subsets are searched: exhaustive (nothing shared: the paper), shared (features of
     the frozen prefix made once), halving (candidates race over the folds), warm (from the
-    set before, half the epochs), ranked (half of the units, by --ranking), cheap (shared,
+    set before, fewer epochs), ranked (half of the units, by --ranking), cheap (shared,
     halving and warm); LoRA searches its rank, for all blocks."""
     greedy: GreedyFlags = field(default_factory=Greedy)
     recipe: RecipeFlags = field(default_factory=Recipe)

@@ -10,7 +10,14 @@ import numpy as np
 import tyro
 
 import subtune_jax as st
-from experiments.common.flags import NonNegative, Positive, Range, default, one_of
+from experiments.common.flags import (
+    NonNegative,
+    Positive,
+    Range,
+    Share,
+    default,
+    one_of,
+)
 from experiments.common.report.results import Row
 from experiments.common.study import Context, slug
 from experiments.common.subtuning import (
@@ -30,7 +37,7 @@ LORA = "LoRA"  # a method whose rank is searched in the place of units
 
 
 class Kind(NamedTuple):
-    """What a search leaves out: features made once, folds, half the epochs, units."""
+    """What a search leaves out: features made once, folds, epochs, units."""
 
     share: bool = True
     halving: bool = False
@@ -68,13 +75,16 @@ class Greedy:
     race_images: Positive[int] = 200
     """A race begins on as many folds as have so many images together (of 200, an accuracy of
     50 % has a standard error of 3.5 points)."""
+    warm_epochs: Share = 0.6
+    """In the searches `warm` and `cheap` the share of the epochs for which a candidate is
+    trained from the set before it."""
     ranking: Annotated[str, *one_of(*RANKINGS)] = "rgn"
     """Score by which the search `ranked` leaves out half of the units in every step."""
     ranks: tuple[Positive[int], ...] = (1, 4, 16)
     """Ranks of LoRA that are tried (official code: 1, 2, 4, ... 512)."""
 
     SMOKE: ClassVar = {"ranks": lambda ranks: ranks[:2]}
-    OLDER: ClassVar = {"halving": 3, "race_images": 1}
+    OLDER: ClassVar = {"halving": 3, "race_images": 1, "warm_epochs": 0.5}
 
 
 GreedyFlags = Annotated[Greedy, tyro.conf.OmitArgPrefixes]
@@ -97,7 +107,7 @@ def search_row(
             recipe,
             context.progress,
             share=kind.share,
-            warm=kind.warm,
+            warm=greedy.warm_epochs if kind.warm else None,
             balanced=is_balanced(settings),
             most=most - len(journal.scores),
         )

@@ -158,7 +158,7 @@ def scorer(
     say: Callable[[str], None],
     *,
     share: bool = True,
-    warm: bool = False,
+    warm: float | None = None,
     balanced: bool = True,
     most: int | None = None,
     seed: int | None = None,
@@ -166,16 +166,15 @@ def scorer(
 ) -> st.selection.Scorer:
     """Returns the score of a subset by cross-validation; `say` is told of each.
 
-    warm: from the trained set before, with half the epochs. most: how many evaluations
-    there are at most, which gives the time left. seed: that of every run, in place
-    of the one that the search asks for. how: the rest of the `Phase`, as its
-    tuning.
+    warm: from the trained set before, with this share of the epochs. most: how many
+    evaluations there are at most, which gives the time left. seed: that of every run, in
+    place of the one that the search asks for. how: the rest of the `Phase`, as its tuning.
     """
     begin, done, so_far = time.perf_counter(), count(1), dict[Subset, list[float]]()
-    half = replace(recipe, epochs=-(-recipe.epochs // 2)) if warm else recipe
+    fewer = replace(recipe, epochs=max(1, round((warm or 1) * recipe.epochs)))
 
     def phases(network: st.Network, units: Subset, examples: int) -> list[st.Phase]:
-        short = half if units else recipe
+        short = fewer if units else recipe
         normed = bool(units) and "tuning" not in how  # the norms of LoRA rest
         steps = steps_of(network, short, examples, normed)
         return [phase(network, units, short, steps, **how)]
@@ -187,7 +186,7 @@ def scorer(
         folds=recipe.folds,
         balanced=balanced,
         share=share,
-        warm=warm,
+        warm=warm is not None,
         settings=settings_of(recipe),
         lanes=recipe.lanes,
     )

@@ -63,8 +63,9 @@ def subset_score(
     subsets that can use them; a run is then one of the suffix, and `phases_of` is given
     that. share_bytes: what activations may take; a prefix whose own take more is cut
     earlier, and cuts that do not fit beside each other are made again. warm: a subset
-    starts from the trained network of all its units but the last, so that phases can be
-    short; search with `order="added"`. settings: those of all runs, but for `cache_bytes`
+    starts from the trained network of all its units but the last (the network's last stage,
+    its head, begins anew), so that phases can be short; search with `order="added"`.
+    settings: those of all runs, but for `cache_bytes`
     (SubTuning's have `norm="tuned"`). lanes: whether the folds and seeds that a search asks
     for together run as one program (`sweep`), where they can: they take the memory of all.
     Default: on an accelerator, unless `settings.place` is given.
@@ -136,6 +137,7 @@ def _warm(train: TrainedFrom, start: Trained) -> TrainedOn:
 
     def trained(units: Subset, places: Sequence[FoldSeed]) -> list[Trained]:
         bases = parents_of(units[:-1], places) if units else [start] * len(places)
+        bases = [_with_last_stage(base, start) for base in bases]
         runs = dict(zip(places, bases, strict=True))
         can = [place for place in places if runs[place].network is not None]
         runs |= zip(can, train([runs[place] for place in can], units, can), strict=True)
@@ -148,6 +150,18 @@ def _warm(train: TrainedFrom, start: Trained) -> TrainedOn:
         return runs
 
     return lean
+
+
+def _with_last_stage(base: Trained, start: Trained) -> Trained:
+    """Returns a run whose last stage is as at the start."""
+    # A head that has fitted the training images leaves the new unit no gradient: on 200
+    # images of corrupted CIFAR-10 greedy selection then chose a subset 7 points below
+    # exhaustive selection's, and with a head that begins anew one as good.
+    if base.network is None or start.network is None:
+        return base
+    last = start.network.stages[-1].name
+    params = {**base.network.params, last: start.network.params[last]}
+    return base._replace(network=base.network._replace(params=params))
 
 
 def _forgetful(

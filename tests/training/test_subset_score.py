@@ -97,8 +97,9 @@ def test_a_warm_subset_starts_from_the_one_before_it():
     folds = balanced_folds(one.train.y, 3, 0)
     train, rest = one.train.take(np.concatenate(folds[1:])), one.train.take(folds[0])
     key = jax.random.fold_in(jax.random.fold_in(KEY, 0), 0)
-    network = one.network
+    network, head = one.network, one.network.params["head"]
     for units in ((), ("two",), ("two", "one")):
+        network = network._replace(params=network.params | {"head": head})
         network = fit(
             network,
             phases(network, units, 32),
