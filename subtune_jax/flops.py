@@ -87,13 +87,21 @@ def _equation(eqn, inputs: list[bool], padding: bool) -> tuple[int, list[bool]]:
 
 
 def _scan(eqn, inputs: list[bool], padding: bool) -> tuple[int, list[bool]]:
-    body, consts, carry = (eqn.params[k] for k in ("jaxpr", "num_consts", "num_carry"))
+    body, (consts, carry) = eqn.params["jaxpr"], _scan_sizes(eqn.params)
     while True:  # a carry that depends on a trainable leaf once does so ever after
         flops, outputs = _count(body.jaxpr, inputs, padding)
         state = [a or b for a, b in zip(inputs[consts:], outputs[:carry], strict=False)]
         if state == inputs[consts : consts + carry]:
             return flops * eqn.params["length"], outputs
         inputs = [*inputs[:consts], *state, *inputs[consts + carry :]]
+
+
+def _scan_sizes(params: dict[str, Any]) -> tuple[int, int]:
+    """Returns how many inputs of a scan are constants, and how many are carried."""
+    if "num_consts" in params:  # until jax 0.10
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()
+    return len(consts), len(carry)
 
 
 def _jaxprs(value: Any) -> list[Jaxpr]:

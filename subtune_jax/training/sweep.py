@@ -21,7 +21,7 @@ from subtune_jax.data.buckets import Ragged, lengths
 from subtune_jax.data.inputs import require_data
 from subtune_jax.errors import InputError, require_positive
 from subtune_jax.memory import make_room, program_cache
-from subtune_jax.network import Network
+from subtune_jax.network import Network, require_network
 from subtune_jax.training.loop import (
     DivergedError,
     FitResult,
@@ -87,6 +87,7 @@ def sweep(
     prefix is not cached. Raises `InputError` when runs differ in more than rates,
     multipliers, keys, and the values of networks and data: all else is the program.
     """
+    require_network(network)
     require_positive(runs=len(runs), chunk=chunk)
     require_mode(mode)
     require_settings(settings)
