@@ -64,9 +64,13 @@ def pearson(outputs: np.ndarray, targets: np.ndarray) -> float:
 def spearman(outputs: np.ndarray, targets: np.ndarray) -> float:
     """Returns Spearman's rank correlation of numbers, in percent (0 where one is
     constant)."""
-    from scipy.stats import spearmanr
+    from scipy.stats import rankdata
 
-    return _correlation(spearmanr, outputs, targets)
+    # Not spearmanr, which takes twice as long for a p-value: intervals draw thousands.
+    def ranked(*values: np.ndarray) -> tuple[float]:
+        return (np.corrcoef(*map(rankdata, values))[0, 1],)
+
+    return _correlation(ranked, outputs, targets)
 
 
 def _correlation(f: Callable, outputs: np.ndarray, targets: np.ndarray) -> float:

@@ -49,7 +49,7 @@ from subtune_jax.training.predict import evaluate
 from tests.training.test_checkpoints import final_state, phases, run
 from tests import toy
 folder = Path(sys.argv[1])
-result = run(toy.small_resnet("batch"), folder)
+result = run(toy.small_resnet("batch"), folder, float(sys.argv[2]))
 print("RESULT", final_state(folder), result.epoch, result.scores)
 """
 
@@ -58,11 +58,12 @@ print("RESULT", final_state(folder), result.epoch, result.scores)
 GATED = """
 import hashlib, sys
 from tests.training.test_checkpoints import gated_delta
-print("RESULT", hashlib.sha256(gated_delta(sys.argv[1])).hexdigest())
+delta = gated_delta(sys.argv[1], float(sys.argv[2]))
+print("RESULT", hashlib.sha256(delta).hexdigest())
 """
 
 
-def gated_delta(folder):
+def gated_delta(folder, seconds):
     """Returns the bytes of the delta of a run of diff pruning, 5 % of a small network."""
     network, data = toy.mlp(40), toy.points()
     result = fit(
@@ -72,7 +73,7 @@ def gated_delta(folder):
         key=KEY,
         settings=Settings(batch_size=16),
         checkpoint=folder,
-        checkpoint_seconds=0.0,
+        checkpoint_seconds=seconds,
     )
     indices = mask_indices(result.trainable, result.fixed)
     return to_bytes(extract(network, result.network, indices=indices))
@@ -113,7 +114,7 @@ def final_state(folder):
     return tree.fingerprint(arrays), sorted(facts.items())
 
 
-def start_process(folder, compiled, hash_seed=0, script=RUN):
+def start_process(folder, compiled, hash_seed=0, script=RUN, seconds=0.0):
     """Starts a run in a process of its own; `compiled`: the folder of its programs."""
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     env |= {
@@ -122,7 +123,7 @@ def start_process(folder, compiled, hash_seed=0, script=RUN):
     }
     env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     return subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", script, str(folder)],
+        [sys.executable, "-W", "ignore", "-c", script, str(folder), str(seconds)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -149,7 +150,10 @@ def test_killed_at_three_random_points_it_ends_bit_for_bit_the_same(
     tmp_path, script, spans
 ):
     programs = tmp_path / "programs"
-    whole, _ = start_process(tmp_path / "whole", programs, script=script).communicate()
+    # It saves at its end alone: saves must not change a run either.
+    whole, _ = start_process(
+        tmp_path / "whole", programs, script=script, seconds=1e9
+    ).communicate()
     expected = [line for line in whole.splitlines() if line.startswith("RESULT")]
     assert len(expected) == 1
     rng, killed = random.Random(), tmp_path / "killed"

@@ -46,8 +46,10 @@ def paired_interval(
         chosen = rng.integers(len(runs), size=len(runs))
         sizes = [len(array) for array in (labels[:1] if shared else labels)]
         examples = [rng.integers(size, size=size) for size in sizes]
-        each = (difference(runs[i], examples[0 if shared else i]) for i in chosen)
-        return float(np.mean([*each]))
+        each = {  # a seed that is drawn twice is scored once
+            i: difference(runs[i], examples[0 if shared else i]) for i in {*chosen}
+        }
+        return float(np.mean([each[i] for i in chosen]))
 
     mean = float(np.mean([difference(run, slice(None)) for run in runs]))
     low, high = np.percentile([draw() for _ in range(draws)], [2.5, 97.5])
