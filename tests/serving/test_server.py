@@ -1,5 +1,6 @@
 """A store of tasks answers, and what is wrong with one harms no other."""
 
+import gc
 import os
 import sys
 from collections import Counter
@@ -167,11 +168,13 @@ def calls(function) -> int:
         nonlocal count
         count += event in ("call", "c_call")
 
+    gc.disable()  # JAX has a function that a collection calls, whenever one comes
     sys.setprofile(tell)
     try:
         function()
     finally:
         sys.setprofile(None)
+        gc.enable()
     return count
 
 
