@@ -143,6 +143,7 @@ def _steps(one: Begun) -> tuple:
 
 
 def _swept(begun: Sequence[Begun]) -> list[FitResult | ArithmeticError]:
+    """Returns what one sweep of these runs gives, or `fit` for each where they cannot be."""
     first = begun[0]
     runs = [Run(one.phases, one.key, one.network, one.parts[0]) for one in begun]
     try:

@@ -125,15 +125,12 @@ def _warm(train: TrainedFrom, start: Trained) -> TrainedOn:
 
     def parents_of(units: Subset, places: Sequence[FoldSeed]) -> list[Trained]:
         missing = [place for place in places if (units, place) not in parents]
-        new = trained(units, missing) if missing else []
-        before = {
-            place: parents[units, place] for place in places if place not in missing
-        }
-        parents.update(
-            ((units, place), run) for place, run in zip(missing, new, strict=True)
+        new = (
+            dict(zip(missing, trained(units, missing), strict=True)) if missing else {}
         )
-        free = {place: run._replace(flops=0.0) for place, run in before.items()}
-        return [free.get(place, parents[units, place]) for place in places]
+        parents.update({(units, place): run for place, run in new.items()})
+        free = {place: parents[units, place]._replace(flops=0.0) for place in places}
+        return [new.get(place, free[place]) for place in places]
 
     def trained(units: Subset, places: Sequence[FoldSeed]) -> list[Trained]:
         bases = parents_of(units[:-1], places) if units else [start] * len(places)
