@@ -102,7 +102,13 @@ def phases_of(
     def rule(rate: float) -> st.Rule:
         shortest = min(masked, steps - masked) if two else steps
         warmup = int(recipe.warmup_ratio * shortest)
-        return st.adamw(rate, schedule="linear", warmup=warmup, clip_norm=1.0)
+        return st.adamw(
+            rate,
+            weight_decay=recipe.weight_decay,
+            schedule="linear",
+            warmup=warmup,
+            clip_norm=1.0,
+        )
 
     body, head = rule(variant.learning_rate), rule(recipe.head_learning_rate)
     mask = rule(variant.mask_learning_rate) if two else body

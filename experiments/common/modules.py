@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, ClassVar, NamedTuple
 
@@ -10,7 +11,15 @@ import jax
 import numpy as np
 import tyro
 
-from experiments.common.flags import Common, Positive, Share, by_data, first, one_of
+from experiments.common.flags import (
+    Common,
+    NonNegative,
+    Positive,
+    Share,
+    by_data,
+    first,
+    one_of,
+)
 from experiments.common.report import results
 from experiments.common.report.results import Row
 from experiments.common.texts import TextTarget
@@ -59,6 +68,9 @@ class ModuleRecipe:
     """Examples per step."""
     warmup_ratio: Share = 0.1
     """Share of the steps over which learning rates rise; then they fall linearly to 0."""
+    weight_decay: NonNegative[float] = 0.0
+    """Decoupled weight decay. It moves weights that no example touches, such as embeddings
+    of absent tokens; of a sparse difference it decays the difference."""
     choose: Annotated[str, *one_of("each", "first")] = "each"
     """Which seeds choose a learning rate on their validation data: each, or the first
     alone. A classifier on a carried task always chooses its own."""
@@ -68,6 +80,7 @@ class ModuleRecipe:
         "learning_rates": first,
         "full_learning_rates": first,
     }
+    OLDER: ClassVar = {"weight_decay": 0.01}
 
 
 ModuleRecipeFlags = Annotated[ModuleRecipe, tyro.conf.OmitArgPrefixes]
@@ -188,13 +201,16 @@ def rules_of(
     """Returns the rules of a module and its head, clipped at a norm of 1 in each group; a
     `frozen` module has a head alone, with the learning rate that is tried."""
     warmup = int(recipe.warmup_ratio * steps)
-    shape = {"schedule": "linear", "warmup": warmup, "clip_norm": 1.0}
+    rule = partial(
+        adamw,
+        weight_decay=recipe.weight_decay,
+        schedule="linear",
+        warmup=warmup,
+        clip_norm=1.0,
+    )
     if module == "frozen":
-        return {"head": adamw(learning_rate, **shape)}
-    return {
-        "module": adamw(learning_rate, **shape),
-        "head": adamw(recipe.head_learning_rate, **shape),
-    }
+        return {"head": rule(learning_rate)}
+    return {"module": rule(learning_rate), "head": rule(recipe.head_learning_rate)}
 
 
 def module_rows(

@@ -71,6 +71,7 @@ class Program(NamedTuple):
     stages: tuple[Stage, ...]
     materialize: Callable
     penalty: Callable
+    decayed: Callable | None
     loss: Callable
     code: str
     leaves: tuple[Leaf, ...]
@@ -111,11 +112,12 @@ def make_program(
     batch_stats = stages_with_batch_stats(network.stats, labels, norm)
     _require_spread(network, batch_stats, settings.batch_size)
     tuning = phase.tuning
-    functions = (network.stages, settings.loss, tuning.materialize, tuning.penalty)
+    functions = (network.stages, settings.loss, *tuning[2:4], tuning.decayed)
     return Program(
         stages=network.stages,
         materialize=tuning.materialize,
         penalty=tuning.penalty,
+        decayed=tuning.decayed,
         loss=settings.loss,
         code=function_identity.fingerprint(functions),
         leaves=tuple(

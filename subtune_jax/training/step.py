@@ -62,8 +62,10 @@ def train_step(
     (_, (loss, stats)), grads = jax.value_and_grad(objective, has_aux=True)(
         state.trainable
     )
-    tx = transformation(program, state.trainable)
-    updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
+    tx, decayed = transformation(program, state.trainable), state.trainable
+    if program.decayed is not None:
+        decayed = program.decayed(state.trainable, state.fixed, frozen)
+    updates, opt_state = tx.update(grads, state.opt_state, decayed)
     trainable = optax.apply_updates(state.trainable, updates)
     after = state._replace(
         trainable=trainable, opt_state=opt_state, stats=stats, step=state.step + 1

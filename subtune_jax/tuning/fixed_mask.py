@@ -28,8 +28,9 @@ def fixed_mask(indices: Indices) -> Tuning:
     Trainable leaves without an entry (a head) train as a whole; a leaf whose entry is
     empty rests, and so do indices of frozen leaves. Indices come from
     `selection.elements`; they are values, so that masks with the same counts in every
-    leaf are one program. After another tuning, v starts from the live parameters, and
-    elements outside the mask go back to w_0. Raises `InputError` for indices that are
+    leaf are one program. Weight decay pulls v to w_0, and a leaf that trains as a whole to
+    0. After another tuning, v starts from the live parameters, and elements outside the
+    mask go back to w_0. Raises `InputError` for indices that are
     not distinct integers from 0 up, and in `init` for a path that is not there or an
     index past its leaf.
     """
@@ -45,7 +46,7 @@ def fixed_mask(indices: Indices) -> Tuning:
         del params, key
         return _parts(indices, ended.params, labels)
 
-    return Tuning(init, leaf_groups, materialize, no_penalty, take_over)
+    return Tuning(init, leaf_groups, materialize, no_penalty, take_over, from_base)
 
 
 def largest_changes(
@@ -90,7 +91,9 @@ def largest_changes(
         trainable, places = _parts(largest, begins, labels)
         return Parts(trainable, {**places, "realisation": _counts(ended, changes)})
 
-    return Tuning(init, leaf_groups, materialize_learnt, no_penalty, take_over)
+    return Tuning(
+        init, leaf_groups, materialize_learnt, no_penalty, take_over, from_base
+    )
 
 
 def mask_indices(trainable: Params, fixed: Any) -> Indices:
@@ -193,6 +196,19 @@ def materialize(
         return flat.reshape(leaf.shape)
 
     return tree.map_with_path(whole, params)
+
+
+def from_base(trainable: Params, fixed: Any, params: Params) -> Any:
+    """Returns v - w_0 of the chosen elements, and leaves that train as a whole as they are:
+    what weight decay pulls to 0."""
+    base, places = tree.flatten(params), tree.flatten(fixed)
+
+    def change(path: str, values: jax.Array) -> jax.Array:
+        if path not in places:
+            return values
+        return values - jnp.ravel(base[path])[places[path]].astype(values.dtype)
+
+    return tree.map_with_path(change, trainable)
 
 
 def materialize_learnt(

@@ -43,10 +43,11 @@ class Tuning(NamedTuple):
     penalty(trainable, fixed, params) -> scalar, added to the mean loss.
     take_over(ended, params, labels, key) -> Parts, or None
         How it begins where the phase before had another tuning. None: it cannot.
+    decayed(trainable, fixed, params) -> a tree like the trainable one, or None
+        What weight decay and L2 pull to 0. None: the trainable values.
 
-    `params` is always the whole base. A program holds `materialize` and `penalty` and
-    nothing else of a tuning, so these two are functions of a module and close over no
-    values: settings are `fixed` values.
+    `params` is always the whole base. Settings are `fixed` values and not closed over, so
+    that runs with other settings share a program.
     """
 
     init: Callable
@@ -54,6 +55,7 @@ class Tuning(NamedTuple):
     materialize: Callable
     penalty: Callable
     take_over: Callable | None = None
+    decayed: Callable | None = None
 
 
 def leaf_groups(trainable: Any, labels: Labels) -> Any:

@@ -44,7 +44,7 @@ def begun(tuning, **values):
 
 def uniforms(key):
     """The numbers that the gates of a kernel's six elements, and its own, are drawn from."""
-    u = np.float64(jax.random.uniform(key, (7,), minval=1e-4, maxval=1 - 1e-4))
+    u = np.float64(jax.random.uniform(key, (7,))) + 2.0**-24
     return u[:6].reshape(2, 3), u[6]
 
 

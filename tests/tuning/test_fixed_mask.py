@@ -9,11 +9,11 @@ from subtune_jax.errors import InputError
 from subtune_jax.losses import cross_entropy
 from subtune_jax.selection.select import select
 from subtune_jax.training.loop import fit
-from subtune_jax.training.optimizers import adam
+from subtune_jax.training.optimizers import adam, sgd
 from subtune_jax.training.phases import Phase, Settings
 from subtune_jax.training.state import start
 from subtune_jax.tuning.anchor import l2_sp
-from subtune_jax.tuning.fixed_mask import fixed_mask, mask_indices
+from subtune_jax.tuning.fixed_mask import fixed_mask, largest_changes, mask_indices
 from subtune_jax.tuning.rescaled import rescaled
 from subtune_jax.tuning.subset import subset
 from tests import toy
@@ -100,3 +100,30 @@ def test_a_run_without_a_mask_says_so(tuning):
     result = fit(network, phase, toy.points(), key=KEY)
     with pytest.raises(InputError, match="these values have no mask: tune with"):
         mask_indices(result.trainable, result.fixed)
+
+
+def test_decay_pulls_chosen_elements_to_the_base_and_whole_leaves_to_0():
+    """Of phases that differ in the decay of their one step of SGD at 0.1 alone, the second
+    moved by 0.1 * 0.5 * (v - w_0) less, and the head, which has no mask, by 0.05 w."""
+    network = toy.mlp()
+    labels = select(network, {"g": ["two/kernel"], "head": ["head"]})
+    first = Phase(labels, sgd(0.5), 4, keeps=False)
+
+    def tuned(tuning, *rules):
+        phases = [first, *(Phase(labels, rule, 1, tuning) for rule in rules)]
+        phases = phases if rules else [first._replace(keeps=True)]
+        return fit(network, phases, toy.points(), key=KEY).network.params
+
+    def plain(decay):
+        return sgd(0.1, momentum=0.0)._replace(weight_decay=decay)
+
+    base, live = network.params["two"]["kernel"], tuned(subset())
+    for tuning in (fixed_mask({"two/kernel": np.arange(5)}), largest_changes(5)):
+        free, pulled = (tuned(tuning, plain(decay)) for decay in (0.0, 0.5))
+        less = np.ravel(free["two"]["kernel"] - pulled["two"]["kernel"])
+        chosen = np.flatnonzero(np.ravel(free["two"]["kernel"] != base))
+        assert len(chosen) == 5
+        change = np.ravel(live["two"]["kernel"] - base)[chosen]
+        np.testing.assert_allclose(less[chosen], 0.05 * change, rtol=1e-4, atol=1e-7)
+        head = free["head"]["kernel"] - pulled["head"]["kernel"]
+        np.testing.assert_allclose(head, 0.05 * live["head"]["kernel"], rtol=1e-4)

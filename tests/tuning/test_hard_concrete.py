@@ -39,6 +39,24 @@ def test_the_share_of_open_gates_is_the_closed_form(gate, log_alpha):
     assert abs(float((z == 1).mean()) - fully) < 4 * np.sqrt(fully * (1 - fully) / N)
 
 
+@pytest.mark.parametrize("log_alpha", [-8.0, -9.5])
+def test_nearly_shut_gates_open_as_often_as_expected(log_alpha):
+    z = sample(jax.random.key(5), jnp.full(16 * N, log_alpha), PAPER)
+    opened, expected = int((z > 0).sum()), 16 * N * sigmoid(log_alpha)
+    assert abs(opened - expected) < 4 * np.sqrt(expected)
+
+
+def test_gates_of_16_bits_open_as_often_as_those_of_32():
+    wide = jnp.full(N, -5.0)
+    narrow = sample(jax.random.key(5), wide.astype(jnp.bfloat16), PAPER)
+    assert narrow.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(
+        narrow > 0, sample(jax.random.key(5), wide, PAPER) > 0
+    )
+    total = float(expected_l0(wide.astype(jnp.bfloat16), PAPER))
+    assert total == pytest.approx(N * sigmoid(-5.0), rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("log_alpha", "nonzero", "one", "mean"),
     [(5, 0.9933, 0.967, 0.985), (2, 0.881, 0.597, 0.772), (-2, 0.119, 0.026, 0.066)],
@@ -56,7 +74,7 @@ def test_the_slope_is_that_of_the_paper_and_0_at_the_edges(gate):
     log_alpha = jnp.linspace(-9, 9, 37)
     key = jax.random.key(1)
     slope = jax.grad(lambda a: sample(key, a, gate).sum())(log_alpha)
-    u = np.float64(jax.random.uniform(key, (37,), minval=1e-4, maxval=1 - 1e-4))
+    u = np.float64(jax.random.uniform(key, (37,))) + 2.0**-24
     left, right, temperature = gate
     s = sigmoid((np.log(u) - np.log1p(-u) + np.float64(log_alpha)) / temperature)
     wide = s * (right - left) + left
