@@ -170,7 +170,9 @@ def draw(out: Path, rows: Sequence[Row], settings: Settings, task: st.Task) -> N
 
 def relative(tests: Sequence[Row]) -> dict[str, dict[str, tuple[float, float]]]:
     """Returns `{kind of shift: {method: (mean, error)}}` of the accuracy less that of full
-    tuning on the same task and seed (the paper's figure 2); without `all`, nothing."""
+    tuning on the same task and seed (the paper's figure 2); without `all`, nothing.
+
+    The error is over seeds of the mean over tasks: tasks differ for other reasons."""
     full = {(r["task"], r["seed"]): r["value"] for r in tests if r["method"] == "all"}
     differences = [
         r | {"value": r["value"] - full[r["task"], r["seed"]], "kind": kind_of(r)}
@@ -178,7 +180,12 @@ def relative(tests: Sequence[Row]) -> dict[str, dict[str, tuple[float, float]]]:
         if r["value"] is not None and full.get((r["task"], r["seed"])) is not None
     ]
     bars: dict[str, dict[str, tuple[float, float]]] = {}
-    for (kind, method), values in tables.grouped(differences, "kind", "method").items():
+    seeds = tables.grouped(differences, "kind", "method", "seed").items()
+    means = [
+        {"kind": kind, "method": method, "value": float(np.mean(values))}
+        for (kind, method, _), values in seeds
+    ]
+    for (kind, method), values in tables.grouped(means, "kind", "method").items():
         if method not in ("none", "all"):
             bars.setdefault(kind, {})[method] = tables.mean_and_error(values)
     return bars

@@ -20,6 +20,7 @@ from subtune_jax.deltas.open import open_task
 from subtune_jax.deltas.swap import apply, undo
 from subtune_jax.errors import InputError
 from subtune_jax.head import hidden_head, replace_head
+from subtune_jax.host_functions import named
 from subtune_jax.models.from_flax import from_linen, from_nnx
 from subtune_jax.models.load import load_pretrained
 from subtune_jax.network import Network, Stage, remat
@@ -88,6 +89,7 @@ __all__ = [
     "from_nnx",
     "hidden_head",
     "load_pretrained",
+    "named",
     "open_task",
     "placement",
     "predict",

@@ -15,12 +15,13 @@ from subtune_jax.flops import contraction_flops
 from subtune_jax.labels import FROZEN
 from subtune_jax.losses import cross_entropy, require_rows
 from subtune_jax.network import Network, require_network
+from subtune_jax.programs import Traces
 from subtune_jax.stage_flops import stage_flops
 from subtune_jax.training.optimizers import Rule
 from subtune_jax.training.phases import Phase, check
 from subtune_jax.training.settings import Settings, Stages
 from subtune_jax.training.state import start
-from subtune_jax.training.step import compiled_step, train_step
+from subtune_jax.training.step import traced_step, train_step
 from subtune_jax.tuning.method import trained_labels
 
 
@@ -68,7 +69,8 @@ def step_cost(
     frozen = network.params
     if program is None:
         raise InputError("what the phase trains is only known when it begins")
-    compiled = compiled_step(program).lower(state, frozen, batch).compile()
+    given = program, state, frozen, batch
+    compiled = traced_step(Traces(), *given).run.lower(*given[1:]).compile()
     labels = trained_labels(state.trainable, phase.labels)
     return Cost(
         trainable=tree.count(state.trainable),

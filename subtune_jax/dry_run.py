@@ -1,53 +1,60 @@
 """A forward pass without numbers: what a network cannot take is a sentence, and early."""
 
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import jax
 
-from subtune_jax import function_identity
+from subtune_jax import tree
 from subtune_jax.errors import InputError
 from subtune_jax.network import Network, Stage, require_network
+from subtune_jax.programs import traces_of
 
 
-def output_shapes(network: Network, x: Any, code: str | None = None) -> Any:
+def output_shapes(network: Network, x: Any) -> Any:
     """Returns the outputs for one row of a batch `x`, as `jax.ShapeDtypeStruct`s with that
-    row first; nothing is computed. code: a fingerprint of the stages, where the caller has
-    one (it takes as long as a small step).
+    row first; nothing is computed.
 
     Raises `InputError` for what is not a network, and naming the first stage that cannot
     take its input. Under `cause`, the exception that the stage raised.
     """
     require_network(network)
-    state = jax.tree.map(_shape, (network.params, network.stats))
     row = jax.tree.map(lambda leaf: _shape(leaf, (1, *leaf.shape[1:])), x)
-    leaves, structure = jax.tree.flatten((*state, row))
-    code = code or function_identity.fingerprint(network.stages)
-    return _output_shapes(network.stages, code, structure, tuple(leaves))
+
+    def outputs() -> Any:
+        x = row
+        for stage in network.stages:
+            own = network.params[stage.name], network.stats[stage.name]
+            x = shapes_after(stage, *own, x)
+        return x
+
+    # All at once: a network is asked again by every fit, evaluation and prediction.
+    key = "outputs", *tree.shapes((network.params, network.stats, row))
+    return traces_of(*(stage.apply for stage in network.stages)).once(key, outputs)
 
 
-def _shape(leaf: Any, shape: tuple[int, ...] | None = None) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape if shape is None else shape, leaf.dtype)
+def shapes_after(stage: Stage, params: Any, stats: Any, x: Any) -> Any:
+    """Returns the shapes and types of a stage's outputs: stored statistics, no dropout.
+    Raises `InputError` where it cannot take its input."""
+    shapes = jax.tree.map(_shape, (params, stats, x))
+    run = partial(stage.apply, batch_stats=False, key=None)
 
-
-@lru_cache(256)  # a network is asked again by every fit and every evaluation
-def _output_shapes(
-    stages: tuple[Stage, ...], code: str, structure: Any, leaves: tuple
-) -> Any:
-    del code  # part of the key: what the stages read may have changed
-    params, stats, x = jax.tree.unflatten(structure, leaves)
-    for name, apply in stages:
-        run = partial(apply, batch_stats=False, key=None)
+    def traced() -> Any:
         try:
-            y, _ = jax.eval_shape(run, params[name], stats[name], x)
+            return jax.eval_shape(run, *shapes)[0]
         except InputError:
             raise
         except Exception as error:  # whatever the stage's own code raises
             raise InputError(
-                f"stage {name!r} cannot take its input, {described(x)}: {_line(error)}"
+                f"stage {stage.name!r} cannot take its input, {described(x)}: "
+                f"{_line(error)}"
             ) from error
-        x = y
-    return x
+
+    return traces_of(stage.apply).once(("shapes", *tree.shapes(shapes)), traced)
+
+
+def _shape(leaf: Any, shape: tuple[int, ...] | None = None) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape if shape is None else shape, leaf.dtype)
 
 
 def described(x: Any) -> str:

@@ -5,6 +5,7 @@ by the size of the batch, in silence.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -86,8 +87,10 @@ def per_example(loss: Callable, outputs: Any, targets: Any) -> jax.Array:
 
 
 def weighted_mean(values: jax.Array, weight: Any) -> jax.Array:
-    """Returns sum(weight * values) / sum(weight), both float[batch]."""
-    return jnp.sum(values * weight) / jnp.sum(weight)
+    """Returns sum(weight * values) / sum(weight), both float[batch]. Values of weight 0 do
+    not count, whatever they are."""
+    counted = jnp.where(weight > 0, values, 0)
+    return jnp.sum(counted * weight) / jnp.sum(weight)
 
 
 def _rows(values: Any) -> int:
@@ -101,6 +104,27 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """
     require_classes(labels, logits)
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def label_smoothing(amount: float) -> Callable:
+    """Returns the loss (1 - amount) * cross-entropy + amount * mean over classes of
+    -log softmax(logits), float[batch] (Szegedy et al. 2016, recalled).
+
+    Raises `InputError` for an amount that is not from 0 up to 1.
+    """
+    if not 0 <= amount < 1:
+        raise InputError(f"amount must be from 0 up to 1, got {amount!r}")
+    return partial(_smoothed, amount)
+
+
+def _smoothed(amount: float, logits: jax.Array, labels: jax.Array) -> jax.Array:
+    uniform = -jax.nn.log_softmax(logits).mean(axis=-1)
+    return (1 - amount) * cross_entropy(logits, labels) + amount * uniform
+
+
+def is_of_classes(loss: Callable) -> bool:
+    """Returns whether targets of a loss are classes of the outputs."""
+    return loss is cross_entropy or getattr(loss, "func", None) is _smoothed
 
 
 def squared_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:

@@ -5,10 +5,11 @@ import ctypes
 import gc
 import sys
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 
 import jax
+
+from subtune_jax import programs
 
 # Options of glibc's mallopt, by their numbers in malloc.h.
 TRIM_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -4, -8
@@ -17,13 +18,11 @@ TRIM_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -4, -8
 def keep_freed_memory() -> bool:
     """Lets the process keep the memory that it frees; returns whether it does.
 
-    XLA takes one block for all temporary arrays of a step and frees it afterwards. glibc
-    hands large blocks back to the kernel, and the next step pays for each of their pages:
-    107,000 page faults, 0.34 s of a step of 1.3 s (6 layers of width 384, 16 x 128 tokens,
-    two cores). Call it once, before the first computation, where steps are large and
-    many: it holds for the whole process, which stays as large as it ever was (until
-    programs are dropped), and with one arena for all threads programs compile up to a
-    tenth slower. Does nothing where the C library is not glibc.
+    XLA takes one block for the temporary arrays of a step, and glibc hands it back to the
+    kernel afterwards: 107,000 page faults, 0.34 s of a step of 1.3 s (6 layers of width
+    384, 16 x 128 tokens, two cores). Call it before the first computation: the process
+    stays as large as it ever was until programs are dropped, and compiles up to a tenth
+    slower. Does nothing without glibc.
     """
     mallopt = _glibc("mallopt")
     if mallopt is None:
@@ -36,7 +35,7 @@ def keep_freed_memory() -> bool:
 
 def return_freed_memory() -> bool:
     """Hands the memory that the process has freed back to the kernel; returns whether any
-    went. Does nothing where the C library is not glibc."""
+    went. Does nothing without glibc."""
     # glibc keeps the pages between blocks that are in use. A compilation leaves many.
     trim = _glibc("malloc_trim")
     return bool(trim and trim(0))
@@ -47,27 +46,11 @@ def _glibc(name: str) -> Callable | None:
     return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
 
 
-CACHES: list = []  # of compiled programs; emptied together when they crowd the process
-
-
-def program_cache(size: int) -> Callable:
-    """Returns the decorator of a function that returns a jitted program: an `lru_cache` of
-    `size` entries that `make_room` knows."""
-
-    def decorated(make: Callable) -> Callable:
-        cached = lru_cache(size)(make)
-        CACHES.append(cached)
-        return cached
-
-    return decorated
-
-
 def make_room() -> None:
-    """Drops all compiled programs if they crowd the process (`forget_programs`). Called where
-    a phase begins: its shapes are new."""
-    # The number of programs is no bound: each has an executable for every shape it has met
-    # (lengths of texts, counts of a mask), and XLA maps each of an executable's kernels
-    # apart: a step of a 6-layer encoder takes 800 regions for every length of text.
+    """Drops all compiled programs if they crowd the process. Called where a phase begins:
+    its shapes are new."""
+    # The number of programs is no bound: XLA maps each kernel of an executable apart, 800
+    # regions for a step of a 6-layer encoder and every length of text.
     if crowded():
         forget_programs()
 
@@ -78,8 +61,7 @@ def forget_programs() -> None:
 
     JAX itself keeps 0.03 MB and 12 objects of every program dropped (jax 0.10, CPU).
     """
-    for cache in CACHES:
-        cache.cache_clear()
+    programs.forget()
     jax.clear_caches()  # traced functions, and operations outside of a program
     gc.collect()
     return_freed_memory()

@@ -28,22 +28,26 @@ def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
 
 def worst_group_accuracy(groups: np.ndarray) -> Metric:
     """Returns the metric min over groups of accuracy, in percent; `groups` is int[rows]."""
+    own = np.asarray(groups)
 
     def metric(logits: np.ndarray, labels: np.ndarray) -> float:
         _require_shape("labels", labels, np.shape(groups))
-        scores = [
-            accuracy(logits[groups == g], labels[groups == g]) for g in set(groups)
-        ]
+        scores = [accuracy(logits[own == g], labels[own == g]) for g in np.unique(own)]
         return float(np.min(scores))
 
     return metric
 
 
 def f1(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Returns the F1 score of class 1, in percent (0 if class 1 never occurs or is never
-    predicted)."""
+    """Returns the F1 score of class 1 of two, in percent (0 if class 1 never occurs or is
+    never predicted). Raises `InputError` for outputs of other than two classes."""
     score = require_package("sklearn.metrics", "F1").f1_score
     called = _classes(logits, labels)
+    if np.shape(logits)[-1] != 2:
+        raise InputError(
+            f"f1 is of class 1 beside class 0, and the outputs are of "
+            f"{np.shape(logits)[-1]} classes: expected two (matthews takes more)"
+        )
     return _whole(logits, 100 * float(score(labels, called, zero_division=0)))
 
 
@@ -74,14 +78,17 @@ def spearman(outputs: np.ndarray, targets: np.ndarray) -> float:
 
 
 def _correlation(f: Callable, outputs: np.ndarray, targets: np.ndarray) -> float:
-    one, other = np.ravel(outputs), np.ravel(targets)
+    # In float64: of narrower numbers the sums lose digits.
+    one, other = (np.ravel(np.asarray(v)).astype(float) for v in (outputs, targets))
     if one.size != other.size:
         raise InputError(
             f"the outputs have shape {list(np.shape(outputs))}, and the targets "
             f"{list(np.shape(targets))}: expected one number per example in both"
         )
-    if np.isnan(other).any():
-        raise InputError("the targets must be numbers: some are NaN")
+    if not np.isfinite(other).all():
+        raise InputError("the targets must be finite numbers: some are NaN or infinite")
+    if np.isinf(one).any():
+        raise InputError("the outputs must be finite numbers: some are infinite")
     if np.isnan(one).any():
         return float("nan")
     constant = np.ptp(one) == 0 or np.ptp(other) == 0

@@ -6,7 +6,7 @@ its own whether its norms use batch statistics or stored ones.
 """
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -144,11 +144,12 @@ def remat(network: Network) -> Network:
     The last stage stays: it keeps little, and a head is known by its function."""
     require_network(network)
     *body, last = network.stages
-    stages = (*(stage._replace(apply=_remat(stage.apply)) for stage in body), last)
+    # Equal layers share one function, and go on to.
+    again = {id(stage.apply): _remat(stage.apply) for stage in body}
+    stages = (*(stage._replace(apply=again[id(stage.apply)]) for stage in body), last)
     return network._replace(stages=stages)
 
 
-@lru_cache(256)
 def _remat(apply: Callable) -> Callable:
     def again(params, stats, x, *, batch_stats: bool, key):
         run = partial(apply, batch_stats=batch_stats)

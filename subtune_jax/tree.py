@@ -125,13 +125,18 @@ def beside(values: Tree, params: Tree) -> Tree:
     devices if they do not divide, as scalars do, or if the mesh is of several processes,
     which can read only what their devices hold. Arrays of a device stay where they are.
     """
-    arrays = [x for x in jax.tree.leaves(params) if isinstance(x, jax.Array)]
-    held = [x.sharding for x in arrays if not isinstance(x, jax.core.Tracer)]
-    mesh = getattr(held[0], "mesh", None) if held else None
+    held = (
+        x.sharding
+        for x in jax.tree.leaves(params)
+        if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer)
+    )
+    mesh = getattr(next(held, None), "mesh", None)
+    if mesh is None:
+        return jax.device_put(values)
 
     def put(rows: Any) -> jax.Array:
-        if mesh is None or isinstance(rows, jax.Array):
-            return jax.device_put(rows)
+        if isinstance(rows, jax.Array):
+            return rows
         axis = mesh.axis_names[0]
         divides = np.ndim(rows) and len(rows) % mesh.shape[axis] == 0
         split = divides and jax.process_count() == 1
@@ -139,6 +144,21 @@ def beside(values: Tree, params: Tree) -> Tree:
         return jax.device_put(rows, NamedSharding(mesh, spec))
 
     return jax.tree.map(put, values)
+
+
+def on_device(tree: Tree) -> Tree:
+    """Returns a tree of arrays on devices: those that are there stay where they are."""
+    return jax.tree.map(
+        lambda x: x if isinstance(x, jax.Array) else jax.device_put(x), tree
+    )
+
+
+def shapes(tree: Tree) -> tuple:
+    """Returns the structure of a tree, and its leaves' shapes, types and whether these are
+    weak, as a key."""
+    leaves, structure = jax.tree.flatten(tree)
+    like = [(x.shape, x.dtype, getattr(x, "weak_type", False)) for x in leaves]
+    return structure, tuple(like)
 
 
 def copy(tree: Tree) -> Tree:

@@ -93,8 +93,8 @@ MUTATIONS = [
     Mutation(
         "step.weighted_mean_by_len",
         "subtune_jax/losses.py",
-        "jnp.sum(values * weight) / jnp.sum(weight)",
-        "jnp.sum(values * weight) / len(values)",
+        "jnp.sum(counted * weight) / jnp.sum(weight)",
+        "jnp.sum(counted * weight) / len(values)",
         "tests/training/test_by_hand.py",
     ),
     Mutation(
@@ -129,7 +129,7 @@ MUTATIONS = [
     Mutation(
         "id.data_not_in_recipe",
         "subtune_jax/training/identity.py",
-        '"data": tree.fingerprint(_seen(plan.data)),',
+        '"data": tree.fingerprint(seen(plan.data)),',
         '"data": "",',
         "tests/training/test_identity.py",
     ),
@@ -141,17 +141,17 @@ MUTATIONS = [
         "tests/training/test_identity.py",
     ),
     Mutation(
-        "id.loss_not_in_recipe",
-        "subtune_jax/training/identity.py",
-        'accumulate": said(plan.settings[:4]),',
-        'accumulate": said(plan.settings[1:4]),',
+        "id.constants_not_in_digest",
+        "subtune_jax/canonical.py",
+        'write("holds", *map(array, getattr(whole, "consts", ())))',
+        'write("holds")',
         "tests/training/test_identity.py",
     ),
     Mutation(
         "id.multipliers_not_in_recipe",
         "subtune_jax/training/identity.py",
-        "[said(phase.multipliers) for phase in phases]",
-        "[]",
+        "described([phase.multipliers for phase in phases])",
+        '""',
         "tests/training/test_identity.py",
     ),
     Mutation(
@@ -388,8 +388,8 @@ MUTATIONS = [
     Mutation(
         "x.modules_no_clip",
         "experiments/common/modules.py",
-        '"clip_norm": 1.0}',
-        '"clip_norm": 100.0}',
+        "        clip_norm=1.0,",
+        "        clip_norm=100.0,",
         "tests/experiments/test_transformer_experiments.py::test_the_rules_are_linear_with_warm_up_and_a_clip_of_one",
     ),
     Mutation(
@@ -423,8 +423,9 @@ MUTATIONS = [
     Mutation(
         "x.norm_flag_lost",
         "subtune_jax/training/tune.py",
-        "            settings=settings,",
-        '            settings=settings._replace(norm="stored"),',
+        "network, phases, task.train, key=key, settings=settings, traces=traces",
+        "network, phases, task.train, key=key, "
+        'settings=settings._replace(norm="stored"), traces=traces',
         "tests/training/test_tune.py",
     ),
     Mutation(

@@ -12,8 +12,9 @@ from experiments.common import documents
 
 PACKAGE = Path(subtune_jax.__file__).parent
 RANKS = [
-    {"errors", "tree", "flops", "memory"},
-    {"network", "function_identity", "losses", "metrics"},
+    {"errors", "tree", "flops", "canonical"},
+    {"programs", "host_functions"},
+    {"network", "losses", "metrics", "memory"},
     {"labels", "head", "dry_run"},
     {"models", "data", "selection", "tuning", "stage_flops"},
     {"training", "deltas"},

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from subtune_jax.data.batches import Dataset
-from subtune_jax.dry_run import output_shapes
 from subtune_jax.head import linear
 from subtune_jax.models.bert import BertConfig, bert
 from subtune_jax.models.resnet import ResNetConfig, resnet
@@ -19,31 +18,14 @@ def hidden(params, stats, x, *, batch_stats, key):
     return jnp.tanh(x @ params["kernel"] + params["bias"][None]), stats
 
 
-class Recorder:
-    """Counts traces where no description of a function sees it: a program is known by what
-    its functions read, and this changes with every trace."""
-
-    def __init__(self, traces: list | None):
-        self.traces = traces
-
-    def __repr__(self) -> str:
-        return "Recorder"
-
-    def __call__(self) -> None:
-        if self.traces is not None:
-            self.traces.append(1)
-
-
 def mlp(width: int = 6, traces: list | None = None, dtype=jnp.float32) -> Network:
     """Three stages `one`, `two`, `head`; `traces` grows by one with every trace.
 
     Without `traces` all such networks have equal stages, and tests share their programs.
     """
 
-    record = Recorder(traces)
-
     def counted(*args, **kwargs):
-        record()
+        traces.append(1)
         return hidden(*args, **kwargs)
 
     keys = jax.random.split(jax.random.key(0), 3)
@@ -58,13 +40,7 @@ def mlp(width: int = 6, traces: list | None = None, dtype=jnp.float32) -> Networ
     first = hidden if traces is None else counted
     stages = (Stage("one", first), Stage("two", hidden), Stage("head", linear))
     units = {"coarse": {"body": ("one", "two"), "head": ("head",)}}
-    network = Network(stages, params, {name: {} for name in params}, units)
-    if (
-        traces is not None
-    ):  # what a run asks of a network first is no trace of a program
-        output_shapes(network, np.zeros((1, 4), np.float32))
-        traces.clear()
-    return network
+    return Network(stages, params, {name: {} for name in params}, units)
 
 
 def small_resnet(norm: str = "batch") -> Network:

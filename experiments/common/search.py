@@ -172,9 +172,11 @@ def rank_row(settings: Any, task: st.Task, job: Any, context: Context) -> Row:
 
     by_rank = {(f"rank {rank}",): scored(rank) for rank in ranks}
 
-    score = st.selection.Scorer(
-        lambda rank, places: by_rank[rank].many(("blocks",), places)
-    )
+    def many(rank: Subset, places: Sequence[Any]) -> Iterator[st.selection.Score]:
+        yield from by_rank[rank].many(("blocks",), places)
+
+    # Ranks are the names of units here: what else the values depend on is one for all.
+    score = next(iter(by_rank.values()))._replace(many=many)
     with journal_of(settings, job, context, LORA) as journal:
         values = st.selection.profile(
             [*by_rank], score, folds=recipe.folds, journal=journal

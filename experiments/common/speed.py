@@ -17,6 +17,7 @@ from subtune_jax.memory import keep_freed_memory
 from subtune_jax.models.bert import BertConfig, bert
 from subtune_jax.models.resnet import ResNetConfig, resnet
 from subtune_jax.network import Network
+from subtune_jax.programs import Traces
 from subtune_jax.selection.select import select
 from subtune_jax.training.optimizers import adam
 from subtune_jax.training.phases import Phase, check
@@ -107,7 +108,7 @@ def our_step(
         program = program._replace(start=cut)
     else:
         base = jax.device_get(base)
-    step, batch = compiled_step(program), padded(data, len(data.y))
+    step, batch = compiled_step(Traces(), program), padded(data, len(data.y))
 
     def once() -> None:
         nonlocal state

@@ -179,9 +179,11 @@ def scorer(
         steps = steps_of(network, short, examples, normed)
         return [phase(network, units, short, steps, **how)]
 
+    # A journal knows the flags by this name; what they are used for is its search's.
+    name = f"subset of blocks: {replace(recipe, lanes=None)}, warm {warm}, {[*how]}"
     score = st.training.subset_score(
         task,
-        phases,
+        st.named(name, phases),
         key=jax.random.key(0),
         folds=recipe.folds,
         balanced=balanced,
@@ -206,7 +208,7 @@ def scorer(
             say_so_far(units, fold, one.value)
             yield one
 
-    return st.selection.Scorer(told)
+    return score._replace(many=told)
 
 
 def gradient_ranking(

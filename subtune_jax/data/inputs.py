@@ -19,7 +19,7 @@ from subtune_jax.data.classes import require_matched
 from subtune_jax.dry_run import output_shapes
 from subtune_jax.errors import InputError, require_type
 from subtune_jax.head import features
-from subtune_jax.losses import cross_entropy, require_classes
+from subtune_jax.losses import is_of_classes, require_classes
 from subtune_jax.network import Network, Pixels, Tokens, require_network
 
 ENCODE = "data.encode makes token ids of texts"
@@ -29,22 +29,20 @@ def require_data(
     network: Network,
     data: Dataset,
     loss: Callable | None = None,
-    code: str | None = None,
 ) -> None:
     """Raises `InputError` for data that the network cannot take, or would misread.
 
     Targets must be an array of numbers, one row for each row of the inputs, and under
-    `losses.cross_entropy` classes of the network's outputs; where both have names, the
+    cross-entropy classes of the network's outputs; where both have names, the
     same ones in the same order. Inputs: see `require_inputs`.
-    code: a fingerprint of the stages, where the caller has one.
     """
     require_network(network)
     require_type(Dataset, data=data)
     require_targets(data.y)
-    rows, outputs = _checked(network, data.x, code)
+    rows, outputs = _checked(network, data.x)
     require_pairs(rows, data.y)
     require_matched(data, network)
-    if loss is cross_entropy:
+    if loss is not None and is_of_classes(loss):
         if network.stages[-1].apply is features:
             raise InputError(
                 "the network gives features and has no head: replace_head(network, "
@@ -53,18 +51,18 @@ def require_data(
         require_classes(np.asarray(data.y), outputs)
 
 
-def require_inputs(network: Network, x: Any, code: str | None = None) -> int:
+def require_inputs(network: Network, x: Any) -> int:
     """Returns the number of inputs; raises `InputError` for those that cannot be.
 
     Inputs are arrays with as many rows, at least one, and finite; what a network with a
     `source` reads must be pixels from 0 to 255 of its channels, or ids inside its tables;
     and every stage must take the shapes and types it is given. Images that are read when
-    they are taken are not read for that, but for the first. code: as for `require_data`.
+    they are taken are not read for that, but for the first.
     """
-    return _checked(network, x, code)[0]
+    return _checked(network, x)[0]
 
 
-def _checked(network: Network, x: Any, code: str | None) -> tuple[int, Any]:
+def _checked(network: Network, x: Any) -> tuple[int, Any]:
     """Returns the number of inputs, and the shape of the outputs for one of them."""
     require_network(network)
     rows = require_rows(x)
@@ -74,7 +72,7 @@ def _checked(network: Network, x: Any, code: str | None) -> tuple[int, Any]:
         _require_pixels(reads, x)
     if isinstance(reads, Tokens):
         _require_tokens(reads, x)
-    outputs = output_shapes(network, _first(x), code)
+    outputs = output_shapes(network, _first(x))
     if not hasattr(outputs, "shape"):
         raise InputError(
             f"the network returns a {type(outputs).__name__}: expected one array, with a "

@@ -53,17 +53,32 @@ def _sum_of_squares(gradient: jax.Array) -> jax.Array:
 def linear_cka(x: np.ndarray, y: np.ndarray) -> float:
     """Returns the linear CKA of two feature matrices [examples, any] of the same examples.
 
-    ||Y^T X||_F^2 / (||X^T X||_F ||Y^T Y||_F) of centred columns (Kornblith et al. 2019): 1
-    for features that are equal up to rotation and scale. Raises `InputError` for other
-    shapes, and features that are the same for all examples.
+    HSIC_1(K, L) / sqrt(HSIC_1(K, K) HSIC_1(L, L)) with K = X X^T and L = Y Y^T, the unbiased
+    estimator of Song et al. 2012 (recalled): 1 for features that are equal up to rotation
+    and scale, and near 0, on either side, for independent ones, however many. (That of
+    Kornblith et al. 2019 is near 1 for more features than examples.) Raises `InputError`
+    for other shapes, fewer than four examples, and features that are the same for all.
     """
     if np.ndim(x) != 2 or np.ndim(y) != 2 or len(x) != len(y):
         raise InputError(
             f"features have shapes {list(np.shape(x))} and {list(np.shape(y))}: expected "
             "[examples, any] of the same examples"
         )
+    if len(x) < 4:
+        raise InputError(f"CKA needs four examples or more, got {len(x)}")
+    # Centred first: HSIC_1 does not change, and large means would cost digits.
     x, y = (np.asarray(z, float) - np.mean(z, axis=0, keepdims=True) for z in (x, y))
-    scale = np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y)
-    if not scale:
+    if not x.any() or not y.any():
         raise InputError("features that are the same for all examples have no CKA")
-    return float(np.linalg.norm(y.T @ x) ** 2 / scale)
+    k, l = x @ x.T, y @ y.T  # noqa: E741  # as in the paper
+    scale = _hsic(k, k) * _hsic(l, l)
+    return float(_hsic(k, l) / np.sqrt(scale))
+
+
+def _hsic(k: np.ndarray, l: np.ndarray) -> float:  # noqa: E741
+    """Returns HSIC_1 of two kernels: [tr(K L) + sum(K) sum(L) / ((n - 1) (n - 2)) -
+    2 / (n - 2) 1^T K L 1] / (n (n - 3)), both without their diagonals."""
+    n = len(k)
+    k, l = (m - np.diag(np.diag(m)) for m in (k, l))  # noqa: E741
+    total = (k * l.T).sum() + k.sum() * l.sum() / ((n - 1) * (n - 2))
+    return (total - 2 / (n - 2) * (k.sum(axis=0) @ l.sum(axis=1))) / (n * (n - 3))

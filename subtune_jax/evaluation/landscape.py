@@ -1,6 +1,7 @@
 """Losses on straight lines and planes through networks of one shape."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,17 +12,15 @@ from subtune_jax import tree
 from subtune_jax.data import batches
 from subtune_jax.data.batches import Dataset
 from subtune_jax.errors import InputError, require_function, require_whole
-from subtune_jax.function_identity import fingerprint
 from subtune_jax.labels import stages_with_batch_stats
-from subtune_jax.memory import program_cache
 from subtune_jax.network import (
     Network,
     Params,
-    Stage,
     Stats,
     forward,
     require_network,
 )
+from subtune_jax.programs import traces_of
 
 
 class Plane(NamedTuple):
@@ -94,7 +93,14 @@ def refit_statistics(
     normed = stages_with_batch_stats(network.stats, {}, "batch")
     if not normed:
         return network
-    run = _moved(network.stages, normed, fingerprint(network.stages))
+    traces = traces_of(*(stage.apply for stage in network.stages))
+
+    def run(params: Params, stats: Stats, x: Any) -> Stats:
+        move = partial(forward, network.stages, batch_stats=normed)
+        return traces.run(
+            "statistics", lambda *given: move(*given)[1], params, stats, x
+        )
+
     zeros = jax.tree.map(jnp.zeros_like, network.stats)
     total, count, seen = zeros, 0, None
     for batch in batches.in_order(data, batch_size):
@@ -113,16 +119,6 @@ def refit_statistics(
         lambda o, a, p, t: t / count / (1 - (a - p) / o), old, moved, pulled, total
     )
     return network._replace(stats=stats)
-
-
-@program_cache(64)
-def _moved(stages: tuple[Stage, ...], normed: frozenset[str], code: str) -> Callable:
-    del code  # part of the key: what the stages read may have changed
-
-    def run(params: Params, stats: Stats, x: Any) -> Stats:
-        return forward(stages, params, stats, x, batch_stats=normed)[1]
-
-    return jax.jit(run)
 
 
 def _between(

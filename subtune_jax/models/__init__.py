@@ -1,7 +1,7 @@
 """Networks: families with their configurations, your own, and files of weights."""
 
 from subtune_jax.models.bert import BertConfig, bert
-from subtune_jax.models.from_flax import from_linen, from_nnx
+from subtune_jax.models.from_flax import from_linen, from_nnx, output_axes
 from subtune_jax.models.imagenet_resnet import (
     ImageNetResNetConfig,
     imagenet_resnet,
@@ -27,6 +27,7 @@ __all__ = [
     "from_orbax",
     "imagenet_resnet",
     "load_pretrained",
+    "output_axes",
     "prune",
     "reinitialized",
     "resnet",

@@ -1,6 +1,7 @@
 """Your own network, as it is: nnx or Linen modules become stages."""
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any
@@ -9,7 +10,8 @@ import jax
 from flax import linen, nnx
 from flax.errors import InvalidRngError, ModifyScopeVariableError
 
-from subtune_jax.errors import InputError, unknown
+from subtune_jax.errors import InputError, require_names, unknown
+from subtune_jax.flops import depends_on
 from subtune_jax.models.nnx_stages import split_stages, tied_units
 from subtune_jax.network import Network, Stage, UnitTable
 
@@ -88,10 +90,43 @@ def _call_nnx(
     given: dict[str, Any] = _given(own, bool(normed), batch_stats, key)
     if "rngs" in arguments and not _held(module, nnx.RngState):
         given["rngs"] = None if key is None else nnx.Rngs(key)
-    random = _held(module, nnx.RngCount)
+    random, before = _held(module, nnx.RngCount), nnx.split(module, nnx.RngState, ...)
     y = module(x, **given)
-    _require_obeyed(module, normed, random, batch_stats, key)
+    moved = _replaced(module, nnx.BatchStat, normed)
+    drew = _replaced(module, nnx.RngCount, random)
+    if moved or drew:
+        moved, drew = _depend(before, x, given, moved, drew and key is None)
+    _require_obeyed(bool(normed), moved, drew, batch_stats, key)
     return y
+
+
+def _replaced(module: nnx.Module, kind: Any, before: list[Any]) -> bool:
+    """Returns whether a call has put other arrays in place of a module's."""
+    return any(a is not b for a, b in zip(before, _held(module, kind), strict=True))
+
+
+def _depend(
+    before: tuple, x: Any, given: dict[str, Any], moved: bool, drew: bool
+) -> tuple[bool, bool]:
+    """Returns whether a call's statistics depend on its input, and what it returns on
+    random numbers."""
+
+    # Under `nnx.jit`, `nnx.remat` and scans every array comes back as another one, and
+    # what a program computes says whether it has changed.
+    graph, random, rest = before
+
+    def run(x: Any, random: Any, rest: Any) -> tuple[Any, Any]:
+        module = nnx.merge(graph, random, rest, copy=True)
+        return module(x, **given), nnx.state(module, nnx.BatchStat)
+
+    args = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (x, random, rest)
+    )
+    of_x, of_random = [True, False, False], [False, True, False]
+    return (
+        moved and depends_on(lambda *a: run(*a)[1], of_x, *args),
+        drew and depends_on(lambda *a: run(*a)[0], of_random, *args),
+    )
 
 
 def _apart(batch_stats: bool, key: jax.Array | None) -> dict[str, bool]:
@@ -148,26 +183,16 @@ def _require_agreement(
 
 
 def _require_obeyed(
-    module: nnx.Module,
-    stats: list[Any],
-    random: list[Any],
-    batch_stats: bool,
-    key: jax.Array | None,
+    normed: bool, moved: bool, drew: bool, batch_stats: bool, key: jax.Array | None
 ) -> None:
     """Raises `InputError` for a module that trains when it should not, or the reverse."""
-    moved = [
-        a is not b for a, b in zip(stats, _held(module, nnx.BatchStat), strict=True)
-    ]
-    drew = [
-        a is not b for a, b in zip(random, _held(module, nnx.RngCount), strict=True)
-    ]
     hint = (
         "it has a switch of its own: name that argument, from_nnx(..., flag=...), or drop "
         f"it, since {SETS}"
     )
-    if (any(moved) and not batch_stats) or (any(drew) and key is None):
+    if (moved and not batch_stats) or (drew and key is None):
         raise InputError(f"the module trains (norms or dropout) in evaluation: {hint}")
-    if batch_stats and stats and not any(moved):
+    if batch_stats and normed and not moved:
         raise InputError(
             f"the module's norms do not use the statistics of the batch: {hint}"
         )
@@ -179,6 +204,7 @@ def from_linen(
     *,
     flag: str | None = None,
     units: UnitTable = {},
+    rngs: Sequence[str] = ("dropout",),
 ) -> Network:
     """Returns a Linen model as a network with the single stage `model`.
 
@@ -186,10 +212,13 @@ def from_linen(
     `flag` names the argument of the module that switches to training, or one of the
     opposite sense (`deterministic`, `use_running_average`); default: `train`, `training`,
     `is_training` and these two, as far as the module has them. With batch statistics in
-    the model it is on exactly when norms use them; without, when dropout has a key. Raises
-    `InputError` for other collections and flags, for a module that takes more than one
-    input, and when it is run, where one argument switches norms and dropout and these do
-    not agree, and where `norm` asks for batch statistics that the module never uses.
+    the model it is on exactly when norms use them; without, when dropout has a key. rngs:
+    the random streams that the model draws from.
+
+    Raises `InputError` for other collections and flags, for a module that takes more than
+    one input, and when it is run, where one argument switches norms and dropout and these
+    do not agree, where `norm` asks for batch statistics that the module never uses, and for
+    a random stream that is not named.
     """
     if not isinstance(module, linen.Module):
         raise InputError(f"module must be a linen.Module, got {type(module).__name__}")
@@ -209,6 +238,13 @@ def from_linen(
         raise unknown("flag", flag, arguments)
     own = _switches(arguments, flag)
     _require_one_input(WHOLE, module, own)
+    require_names(rngs=rngs)
+
+    def keys(key: jax.Array | None) -> dict[str, jax.Array]:
+        """The first stream has the stage's own key."""
+        if key is None:
+            return {}
+        return {n: jax.random.fold_in(key, i) if i else key for i, n in enumerate(rngs)}
 
     def apply(params, stats, x, *, batch_stats, key):
         if stats and own and not _independent(own) and batch_stats != (key is not None):
@@ -216,13 +252,11 @@ def from_linen(
             if _draws(module, params, stats, x, trains):
                 _require_agreement(own, batch_stats, key)
         flags = _given(own, bool(stats), batch_stats, key)
-        rngs = None if key is None else {"dropout": key}
         collections = {"params": params} | ({"batch_stats": stats} if stats else {})
         if not batch_stats:
-            return _applied(module, collections, x, rngs=rngs, **flags), stats
-        x, new = _applied(
-            module, collections, x, rngs=rngs, mutable=["batch_stats"], **flags
-        )
+            return _applied(module, collections, x, keys(key), **flags), stats
+        moving: dict[str, Any] = {**flags, "mutable": ["batch_stats"]}
+        x, new = _applied(module, collections, x, keys(key), **moving)
         before, after = map(jax.tree.leaves, (stats, new["batch_stats"]))
         if all(a is b for a, b in zip(before, after, strict=True)):
             raise InputError(
@@ -251,14 +285,43 @@ def _draws(
     return False
 
 
-def _applied(module: linen.Module, collections: dict, x: Any, **settings) -> Any:
+def _applied(
+    module: linen.Module, collections: dict, x: Any, rngs: dict, **settings: Any
+) -> Any:
     try:
-        return module.apply(collections, x, **settings)
+        return module.apply(collections, x, rngs=rngs or None, **settings)
+    except InvalidRngError as error:
+        way = "name its random streams, from_linen(..., rngs=('dropout', 'noise'))"
+        if not rngs:
+            way = (
+                "give its argument that switches to training, from_linen(..., flag=...)"
+            )
+        text = str(error).splitlines()[0].partition(" (https")[0]
+        raise InputError(
+            f"the module draws random numbers that it has no key for ({text}): {way}"
+        ) from None
     except ModifyScopeVariableError:
         raise InputError(
             "the module updates its batch statistics although it was not asked to: give "
             "its argument that switches to training, from_linen(..., flag=...)"
         ) from None
+
+
+def output_axes(modules: nnx.Module | Mapping[str, nnx.Module]) -> dict[str, int]:
+    """Returns how many last axes of each kernel are its outputs, by its path in `from_nnx` of
+    the same modules: for `tuning.lora` and `tuning.diff_pruning`."""
+    if not isinstance(modules, Mapping):
+        modules = {WHOLE: modules}
+    return {
+        re.escape("/".join(map(str, (stage, *keys, "kernel")))): len(
+            getattr(part, "out_features", ())
+        )
+        if isinstance(part, nnx.LinearGeneral)
+        else 1
+        for stage, module in modules.items()
+        for keys, part in nnx.iter_modules(module)
+        if hasattr(part, "kernel")
+    }
 
 
 def _require_units(units: UnitTable) -> None:

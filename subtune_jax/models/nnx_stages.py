@@ -8,8 +8,8 @@ import jax
 from flax import nnx
 
 from subtune_jax import tree
+from subtune_jax.canonical import array
 from subtune_jax.errors import InputError
-from subtune_jax.function_identity import fingerprint
 from subtune_jax.network import Params, Stage, Stats
 
 Keys = tuple[tuple, ...]  # the nnx key paths of a state's leaves
@@ -35,7 +35,7 @@ def split_stages(
         params[name], weight_keys = _plain(weights)
         stats[name], stat_keys = _plain(statistics)
         given = Streams(rest), Constants(fixed)
-        apply = _shared_apply(graph, weight_keys, stat_keys, call, *given)
+        apply = _shared_apply(Graph(graph), weight_keys, stat_keys, call, *given)
         stages.append(Stage(name, apply))
     return tuple(stages), params, stats
 
@@ -101,16 +101,33 @@ class Constants:
 
     def __init__(self, fixed: nnx.State):
         self.fixed = fixed
-        # A checkpoint is known by this: the texts of long arrays leave most of them out.
-        self.values = fingerprint(
-            [("/".join(map(str, keys)), value) for keys, value in _arrays(fixed)]
-        )
+        self.values = [
+            (keys, *(array(x) if hasattr(x, "dtype") else repr(x) for x in leaves))
+            for keys, value in _arrays(fixed)
+            for leaves in [jax.tree.leaves(value)]
+        ]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Constants) and self.values == other.values
 
     def __hash__(self) -> int:
-        return hash(self.values)
+        return hash(tuple(self.values))
+
+
+class Graph:
+    """The graph of a module, equal where its static attributes have equal types too: 1, 1.0
+    and True are equal in Python, and a module may compute with each something else."""
+
+    def __init__(self, definition: nnx.GraphDef):
+        self.definition, self.text = definition, repr(definition)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Graph) or self.text != other.text:
+            return False
+        return self.definition == other.definition
+
+    def __hash__(self) -> int:
+        return hash(self.text)
 
 
 def _arrays(state: nnx.State) -> list[tuple[tuple, Any]]:
@@ -142,8 +159,11 @@ def _require_unchanged(before: list, after: list) -> None:
 
 
 @lru_cache(1024)
-def _shared_apply(graph, weight_keys, stat_keys, call, streams, constants) -> Callable:
-    return _apply(graph, weight_keys, stat_keys, call, streams.rest, constants)
+def _shared_apply(
+    graph: Graph, weight_keys, stat_keys, call, streams, constants
+) -> Callable:
+    plain = graph.definition
+    return _apply(plain, weight_keys, stat_keys, call, streams.rest, constants)
 
 
 def _rekeyed(rest: nnx.State, key: jax.Array | None) -> nnx.State:
@@ -158,7 +178,9 @@ def _rekeyed(rest: nnx.State, key: jax.Array | None) -> nnx.State:
     streams = []
     for index, (keys, leaf) in enumerate(nnx.to_flat_state(rest)):
         if isinstance(leaf, nnx.RngKey):
-            leaf = leaf.replace(jax.random.fold_in(key, index))
+            own = jax.random.fold_in(key, index)
+            shape = leaf.get_value().shape  # layers under a scan have a key each
+            leaf = leaf.replace(jax.random.split(own, shape) if shape else own)
         elif isinstance(leaf, nnx.RngCount):
             leaf = leaf.replace(jax.numpy.zeros_like(leaf.get_value()))
         streams.append((keys, leaf))

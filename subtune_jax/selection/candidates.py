@@ -1,5 +1,6 @@
 """The candidates of a step of a search: which there are, and which of them wins."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 from subtune_jax.errors import InputError, require_whole
@@ -62,6 +63,20 @@ def race(
     return max(candidates, key=lambda one: mean(one, rungs[-1]))
 
 
+def require_finite_scores(scores: Mapping[str, float]) -> None:
+    """Raises `InputError` naming the first score that is NaN or infinite: no order of such
+    scores means anything."""
+    for name in [name for name, value in scores.items() if math.isnan(value)]:
+        raise InputError(
+            f"the score of {name!r} is NaN: did the loss or a gradient overflow?"
+        )
+    for name in [name for name, value in scores.items() if math.isinf(value)]:
+        raise InputError(
+            f"the score of {name!r} is infinite, as relative to weights that are all 0 "
+            "(a fresh bias): leave it out, or score units that have other weights too"
+        )
+
+
 def require_ranking(
     units: Sequence[str],
     ranking: Mapping[str, float] | None,
@@ -75,6 +90,7 @@ def require_ranking(
     missing = [] if ranking is None else [unit for unit in units if unit not in ranking]
     if missing:
         raise InputError(f"the ranking has no unit {missing[0]!r}")
+    require_finite_scores({} if ranking is None else ranking)
     if shortlist is not None:
         require_whole(shortlist=shortlist)
     if halving is not None:

@@ -13,20 +13,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from subtune_jax import function_identity, tree
+from subtune_jax import tree
 from subtune_jax.dry_run import output_shapes
 from subtune_jax.errors import InputError
 from subtune_jax.losses import (
-    cross_entropy,
+    is_of_classes,
     per_example,
     require_classes,
     require_rows,
     weighted_mean,
 )
-from subtune_jax.memory import program_cache
-from subtune_jax.network import Network, Params, forward
-
-PROGRAMS = 64  # compiled scores that are kept
+from subtune_jax.network import Network, Params, Stage, forward
+from subtune_jax.programs import Traces, traces_of
 
 
 class Moments(NamedTuple):
@@ -52,11 +50,11 @@ def batch_gradient(
     network: Network, loss: Callable, reduce: Callable, half: Params, batch: Any
 ) -> Any:
     """Returns the half tree of reduce(gradient of the mean loss of a batch)."""
-    code = _code(network, loss, reduce)
-    _require_batch(network, loss, batch, code[0])
-    run = _batch_gradient(network.stages, loss, reduce, code)
+    _require_batch(network, loss, batch)
+    run = partial(_batch_gradient, network.stages, loss, reduce)
     batch = tree.beside(batch, network.params)
-    return run(half, network.params, network.stats, batch)
+    traces = _traces(network, loss, reduce)
+    return traces.run("mean", run, half, network.params, network.stats, batch)
 
 
 def row_moments(
@@ -67,16 +65,16 @@ def row_moments(
     Memory is that of `chunk` gradients and two more half trees, whatever the batch is.
     A row with a padding example is left out; rows that are not full are too.
     """
-    code = _code(network, loss)
-    _require_batch(network, loss, batch, code[0])
+    _require_batch(network, loss, batch)
     batch = tree.beside(batch, network.params)
     rows = len(batch.weight) // size
     chunks = -(-rows // chunk)
-    run = _row_moments(network.stages, loss, size, chunks, code)
-    moments = _no_moments(half)
+    run = partial(_row_moments, network.stages, loss, size, chunks)
+    moments, traces = _no_moments(half), _traces(network, loss)
     # A loop over calls and no scan: a convolution in a scan is 29 times slower on a CPU.
     for index in tree.beside(list(np.arange(chunks, dtype=np.int32)), network.params):
-        moments = run(moments, half, network.params, network.stats, batch, index)
+        given = moments, half, network.params, network.stats, batch, index
+        moments = traces.run(("rows", size, chunks), run, *given, donate=(0,))
     return moments
 
 
@@ -89,56 +87,62 @@ def require_batch(batch: Any) -> None:
         )
 
 
-def _require_batch(network: Network, loss: Callable, batch: Any, code: str) -> None:
+def _require_batch(network: Network, loss: Callable, batch: Any) -> None:
     require_batch(batch)
     require_rows(batch)
-    outputs = output_shapes(network, batch.x, code)
-    if loss is cross_entropy:
+    outputs = output_shapes(network, batch.x)
+    if is_of_classes(loss):
         require_classes(batch.y, outputs)
 
 
-def _code(network: Network, *functions: Callable) -> tuple[str, str]:
-    """Returns what the stages are, and what the functions are: parts of a program's key."""
-    one, other = map(function_identity.fingerprint, (network.stages, functions))
-    return one, other
+def _traces(network: Network, *functions: Callable) -> Traces:
+    return traces_of(*(stage.apply for stage in network.stages), *functions)
 
 
-@program_cache(PROGRAMS)
-def _batch_gradient(stages, loss: Callable, reduce: Callable, code: tuple) -> Callable:
-    del code  # part of the key: a number that the loss reads may have changed
+def _batch_gradient(
+    stages: tuple[Stage, ...],
+    loss: Callable,
+    reduce: Callable,
+    half: Params,
+    params: Params,
+    stats: Any,
+    batch: Any,
+) -> Any:
+    """Returns the half tree of reduce(gradient of the mean loss of a batch)."""
 
     def mean_loss(half, params, stats, batch):
         made = _placed(half, params)
         outputs = forward(stages, made, stats, batch.x)[0]
         return weighted_mean(per_example(loss, outputs, batch.y), batch.weight)
 
-    def run(half, params, stats, batch):
-        grads = jax.grad(mean_loss)(tree.wide(half), params, stats, batch)
-        return jax.tree.map(reduce, grads)
-
-    return jax.jit(run)
+    grads = jax.grad(mean_loss)(tree.wide(half), params, stats, batch)
+    return jax.tree.map(reduce, grads)
 
 
-@program_cache(PROGRAMS)
 def _row_moments(
-    stages, loss: Callable, size: int, chunks: int, code: tuple
-) -> Callable:
-    del code
+    stages: tuple[Stage, ...],
+    loss: Callable,
+    size: int,
+    chunks: int,
+    moments: Moments,
+    half: Params,
+    params: Params,
+    stats: Any,
+    batch: Any,
+    index: jax.Array,
+) -> Moments:
+    """Returns the moments with those of every `chunks`-th row from `index` on."""
 
     def row_loss(half, params, stats, x, y):
         outputs = forward(stages, _placed(half, params), stats, x)[0]
         return jnp.mean(per_example(loss, outputs, y))
 
     each = jax.vmap(jax.grad(row_loss), in_axes=(None, None, None, 0, 0))
-
-    def run(moments, half, params, stats, batch, index):
-        x, y, weight = (_chunk(part, size, chunks, index) for part in batch)
-        grads = each(tree.wide(half), params, stats, x, y)
-        rows = len(batch.weight) // size
-        inside = jnp.arange(len(weight)) * chunks + index < rows
-        return _merged(moments, grads, weight.min(axis=1) * inside)
-
-    return jax.jit(run, donate_argnums=0)
+    x, y, weight = (_chunk(part, size, chunks, index) for part in batch)
+    grads = each(tree.wide(half), params, stats, x, y)
+    rows = len(batch.weight) // size
+    inside = jnp.arange(len(weight)) * chunks + index < rows
+    return _merged(moments, grads, weight.min(axis=1) * inside)
 
 
 @partial(jax.jit, keep_unused=True)  # so that they lie on the devices of `half`

@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -21,11 +22,32 @@ class Score(NamedTuple):
     flops: float = 0.0
 
 
-class Journal(NamedTuple):
-    """The evaluations of a search so far; `file` is where new ones are added."""
+@dataclass(frozen=True)
+class Journal:
+    """The evaluations of a search so far; `file` is where new ones are added. score: what
+    their values depend on, by name; empty before the first search."""
 
     scores: dict[Key, Score]
     file: TextIO | None = None
+    score: dict[str, str] = field(default_factory=dict)
+
+    def require_score(self, about: Mapping[str, str]) -> None:
+        """Raises `InputError` unless the evaluations are of this score; an empty journal is
+        its from now on."""
+        if not self.score and not self.scores:
+            self.score.update(about)
+            if self.file is not None:
+                _write(self.file, {"score": self.score})
+            return
+        differing = [n for n in about if self.score.get(n) != about[n]]
+        if differing:
+            other = (
+                ", ".join(sorted(differing)) if self.score else "it does not say which"
+            )
+            raise InputError(
+                f"the journal has evaluations of another score ({other}): give another file, "
+                "or remove this one to begin anew"
+            )
 
     def once(
         self, keys: Sequence[Key], scores: Callable[[list[Key]], Iterable[Score]]
@@ -69,10 +91,13 @@ def open_journal(
             fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise InputError(f"another process is searching with {file}") from None
-        yield Journal(_read(opened, file, line), opened)
+        scores, score = _read(opened, file, line)
+        yield Journal(scores, opened, score)
 
 
-def _read(opened: TextIO, file: Path, about: Mapping[str, Any]) -> dict[Key, Score]:
+def _read(
+    opened: TextIO, file: Path, about: Mapping[str, Any]
+) -> tuple[dict[Key, Score], dict[str, str]]:
     opened.seek(0)
     text = opened.read()
     whole = text[: text.rfind("\n") + 1]
@@ -80,9 +105,10 @@ def _read(opened: TextIO, file: Path, about: Mapping[str, Any]) -> dict[Key, Sco
         opened.truncate(len(whole.encode()))
     if not whole:
         _write(opened, {"about": about})
-        return {}
+        return {}, {}
     try:
         first, *rows = map(json.loads, whole.splitlines())
+        score = dict(rows.pop(0)["score"]) if rows and "score" in rows[0] else {}
         scores = {
             (tuple(row["units"]), row["fold"], row["seed"]): Score(
                 row["value"], row["flops"]
@@ -98,7 +124,7 @@ def _read(opened: TextIO, file: Path, about: Mapping[str, Any]) -> dict[Key, Sco
             f"{k} {before.get(k)!r} (now {about.get(k)!r})" for k in sorted(differing)
         )
         raise InputError(f"{file} is the journal of another search: {changes}")
-    return scores
+    return scores, score
 
 
 def _write(file: TextIO, row: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from subtune_jax.errors import InputError, require_positive, unknown
 from subtune_jax.network import Network
+from subtune_jax.selection.candidates import require_finite_scores
 from subtune_jax.selection.scores import (
     SNR_MODES,
     Score,
@@ -38,7 +39,8 @@ def auto_rgn(
     for a multiplier per tensor (the paper), or a unit table, whose units share one;
     leaves in no unit get 0. normalization: `max`, `minmax` ((r - min) / (max - min))
     or `none`. Lee et al. 2023; norms are excluded there by not selecting them.
-    Raises `InputError` for an unknown normalization.
+    Raises `InputError` for an unknown normalization, and the multipliers for a score that is
+    NaN.
     """
     _check(normalization, batches)
     score = partial(relative_gradient_norm, loss=loss)
@@ -88,6 +90,7 @@ def _multipliers(
 ) -> Mapping[str, float]:
     groups = _groups(network, table, paths)
     found = score(network, islice(stream, batches), groups=groups)
+    require_finite_scores({n: v for n, v in found.items() if not np.isinf(v)})
     scaled = normalized(found, normalization)
     units = {path: unit for unit, found in groups.items() for path in found}
     return {path: scaled.get(units.get(path, ""), 0.0) for path in paths}

@@ -9,6 +9,7 @@ of the mean loss, at the network's parameters, with stored statistics and withou
 dropout; batches of one shape compile once. `chunk`: how many gradients are held at once.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from subtune_jax.errors import InputError, require_positive, unknown
 from subtune_jax.labels import trainable_half
 from subtune_jax.losses import cross_entropy
 from subtune_jax.network import Labels, Network, Params, require_network
+from subtune_jax.selection.candidates import require_finite_scores
 from subtune_jax.selection.gradients import (
     Moments,
     batch_gradient,
@@ -46,8 +48,8 @@ def unit_groups(network: Network, table: str) -> dict[str, list[str]]:
 def top(score: Score, count: int) -> list[str]:
     """Returns the `count` names with the highest scores, best first; of equals the first.
 
-    Raises `InputError` unless there are as many, and where one of them is 0: no gradient
-    reaches it.
+    Raises `InputError` unless there are as many, where one of them is 0 (no gradient
+    reaches it), and for scores that are not finite.
     """
     if not isinstance(score, Mapping):
         raise InputError(f"a score is a dict of numbers, got {type(score).__name__}")
@@ -55,12 +57,14 @@ def top(score: Score, count: int) -> list[str]:
         raise InputError("there are no scores to choose from")
     if not 0 < count <= len(score):
         raise InputError(f"count must be from 1 to {len(score)} here, got {count!r}")
+    require_finite_scores({n: v for n, v in score.items() if not math.isinf(v)})
     best = sorted(score, key=lambda name: -score[name])[:count]
     if score[best[-1]] == 0:
         raise InputError(
             f"the score of {best[-1]!r} is 0, so choosing it would be arbitrary: is a layer "
             "above it at zeros (a new head)? Train that first"
         )
+    require_finite_scores(score)
     return best
 
 

@@ -6,6 +6,7 @@ which trains these units on a fold and returns their accuracy on what the fold l
 seals them. After SubTuning (Kaplun et al. 2023).
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations, islice
@@ -18,6 +19,7 @@ from subtune_jax.errors import (
     require_whole,
     unknown,
 )
+from subtune_jax.host_functions import described
 from subtune_jax.selection.candidates import (
     Subset,
     moves,
@@ -35,9 +37,12 @@ ORDERS = ("table", "added")
 
 class Scorer(NamedTuple):
     """A score of many folds and seeds: many(units, places) yields a `Score` for each place,
-    (fold, seed), in their order."""
+    (fold, seed), in their order. folds: how many it has; `None`: as many as are asked for.
+    about() -> what its values depend on, by name, for a journal."""
 
     many: Callable[[Subset, Sequence[FoldSeed]], Iterable[Score]]
+    folds: int | None = None
+    about: Callable[[], Mapping[str, str]] | None = None
 
     def __call__(self, units: Subset, fold: int, seed: int) -> Score:
         (score,) = self.many(tuple(units), [(fold, seed)])
@@ -82,19 +87,21 @@ def profile(
     subsets: Sequence[Subset],
     score: ScoreOf,
     *,
-    folds: int = 1,
+    folds: int | None = None,
     seeds: int = 1,
     journal: Journal | None = None,
 ) -> dict[Subset, list[float]]:
     """Returns the finetuning profile: the scores of each subset over seeds and folds.
 
     The paper's profile has a subset for each unit (`windows(units, 1)`), for runs of
-    consecutive units, or for all pairs (SubTuning, figures 1 to 3). journal: see
-    `open_journal`. Raises `InputError` for no subsets.
+    consecutive units, or for all pairs (SubTuning, figures 1 to 3). folds: default: those
+    of the score, or 1. journal: see `open_journal`. Raises `InputError` for no subsets, for
+    other folds than the score has, and for the journal of another score.
     """
     if not subsets:
         raise InputError("there is no candidate: give units, or subsets of them")
-    scores = _evaluator(score, folds, seeds, journal or Journal({}))
+    folds = _folds(score, folds)
+    scores = _evaluator(score, folds, seeds, journal)
     places = range(folds * seeds)
     return {
         tuple(subset): [one.value for one in scores(tuple(subset), places)]
@@ -110,7 +117,7 @@ def greedy(
     stop_rule: str = "paper",
     epsilon: float = 0.0,
     most: int | None = None,
-    folds: int = 1,
+    folds: int | None = None,
     seeds: int = 1,
     journal: Journal | None = None,
     halving: int | None = None,
@@ -127,7 +134,8 @@ def greedy(
     `official` (the published code) steps even where the score falls, stops once it is
     more than epsilon below the best, and returns the best set that it saw. Of equal
     scores the first unit wins; a run that diverged (NaN) never does. most: the longest
-    walk. folds and seeds: over how many the mean is taken.
+    walk. folds and seeds: over how many the mean is taken; default: the folds of the score,
+    or 1.
 
     Three options train less (ours, not the paper's). halving: the candidates of a step are
     scored on `race_from` folds, one of every `halving` on `halving` times as many folds, and
@@ -137,14 +145,16 @@ def greedy(
     they joined, so that a candidate can start from the set before it
     (`subset_score(warm=True)`).
 
-    Raises `InputError` for no or doubled units, an unknown start, rule or order, and a
-    ranking without one of the units.
+    Raises `InputError` for no or doubled units, an unknown start, rule or order, a ranking
+    without a finite value for one of the units, other folds than the score has, and the
+    journal of another score.
     """
     _require_units(units)
     _require_rules(start, stop_rule, epsilon, most, order)
     require_ranking(units, ranking, shortlist, halving)
     require_whole(race_from=race_from)
-    evaluate = _evaluator(score, folds, seeds, journal or Journal({}))
+    folds = _folds(score, folds)
+    evaluate = _evaluator(score, folds, seeds, journal)
     places, asked = folds * seeds, dict[tuple[Subset, int], Score]()
 
     def mean(subset: Subset, count: int = places) -> float:
@@ -195,13 +205,39 @@ def _rungs(places: int, halving: int, first: int) -> list[int]:
     return rungs
 
 
+def _folds(score: ScoreOf, folds: int | None) -> int:
+    """Returns the folds of a search; raises `InputError` for others than the score has."""
+    own = score.folds if isinstance(score, Scorer) else None
+    if folds is None:
+        return own or 1
+    require_whole(folds=folds)
+    if own not in (None, folds):
+        raise InputError(
+            f"the score has {own} fold{'s' * (own != 1)}, and {folds} are asked for: leave "
+            "folds out"
+        )
+    return folds
+
+
+def _about(score: ScoreOf) -> Mapping[str, str]:
+    """Returns what the values of a score depend on; a function is known by its code."""
+    if isinstance(score, Scorer) and score.about is not None:
+        return score.about()
+    function = score.many if isinstance(score, Scorer) else score
+    return {"score": hashlib.sha256(described(function).encode()).hexdigest()}
+
+
 def _evaluator(
-    score: ScoreOf, folds: int, seeds: int, journal: Journal
+    score: ScoreOf, folds: int, seeds: int, journal: Journal | None
 ) -> Callable[[Subset, Iterable[int]], list[Score]]:
     """Returns the function that scores a subset on folds under seeds, once; places are
     counted fold by fold."""
     require_function(3, score=score)
-    require_whole(folds=folds, seeds=seeds)
+    require_whole(seeds=seeds)
+    if journal is None:
+        journal = Journal({})
+    else:
+        journal.require_score(_about(score))
 
     def missing(keys: list[Key]) -> Iterable[Score]:
         if isinstance(score, Scorer):

@@ -17,7 +17,6 @@ from subtune_jax.serving.parts import (
     body_of,
     changes,
     head_of_task,
-    on_device,
     restricted,
     stage_of,
 )
@@ -68,7 +67,7 @@ class Bank:
 
     def __init__(self, network: Network, all_by_row: bool):
         self.fingerprint = base_fingerprint(network)
-        params, stats = on_device((network.params, network.stats))
+        params, stats = tree.on_device((network.params, network.stats))
         self.network = network._replace(params=params, stats=stats)
         self.leaves, self.all_by_row = flat(self.network), all_by_row
         self.apart: set[str] = set()  # stages that a task ever ran alone

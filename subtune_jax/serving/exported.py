@@ -46,7 +46,7 @@ def export(
     if not isinstance(served, Trunk | Mixed):
         raise InputError(f"expected a Trunk or a Mixed, got {type(served).__name__}")
     require_path(file=file)
-    rows = require_inputs(served.network, x, served.code)
+    rows = require_inputs(served.network, x)
     x = jax.tree.map(lambda leaf: np.asarray(leaf[np.arange(rows)]), x)
     if isinstance(served, Trunk):
         function, arguments = _of_trunk(served), [x]

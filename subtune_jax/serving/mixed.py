@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from subtune_jax import function_identity, tree
+from subtune_jax import tree
 from subtune_jax.data.inputs import require_inputs
 from subtune_jax.deltas.delta import Delta
 from subtune_jax.errors import InputError
@@ -46,7 +46,6 @@ class Mixed:
         require_network(network)
         self.bank = Bank(network, all_by_row)
         self.network = self.bank.network
-        self.code = function_identity.fingerprint(network.stages)
 
     def put(self, name: str, delta: Delta) -> None:
         """Takes a task into memory, in the place of an older one of that name. Raises
@@ -82,7 +81,7 @@ class Mixed:
 
     def _filled_up(self, x: Any, tasks: Sequence[str]) -> tuple[list[Held], Any]:
         """Returns the tasks and inputs of a batch, filled up by its first rows."""
-        rows = require_inputs(self.network, x, self.code)
+        rows = require_inputs(self.network, x)
         if isinstance(tasks, str) or len(tasks) != rows:
             names = repr(tasks) if isinstance(tasks, str) else f"{len(tasks)} names"
             raise InputError(f"expected a task for each of {rows} inputs, got {names}")
@@ -145,7 +144,7 @@ class Mixed:
         )
         arrays = self.bank.arrays_of(names)
         slots = self._beside([held[i].slot for i in rows.tolist()])
-        return rows_program(stages, self.code)(params, stats, arrays, slots, x)
+        return rows_program(stages)(params, stats, arrays, slots, x)
 
     def _alone(
         self, stages: tuple[Stage, ...], one: Held, rows: np.ndarray, x: Any
@@ -154,19 +153,19 @@ class Mixed:
         params, stats = ({n: pair[i] for n, pair in pairs.items()} for i in (0, 1))
         # Tasks without arrays by row at these stages share this program.
         slots = self._beside([0] * len(rows))
-        return rows_program(stages, self.code)(params, stats, {}, slots, x)
+        return rows_program(stages)(params, stats, {}, slots, x)
 
     def _heads(self, kind: Kind, held: Sequence[Held], x: Any) -> jax.Array:
         if kind.by_row:
             weights = tree.unflatten(self.bank.heads[kind].arrays)
             pair = (weights.get("params", {}), weights.get("stats", {}))
             own = [one.head_slot if one.kind == kind else 0 for one in held]
-            return heads_program(kind.apply, self.code)(pair, self._beside(own), x)
+            return heads_program(kind.apply)(pair, self._beside(own), x)
         groups: dict[int, list[int]] = {}
         for i, one in enumerate(held):
             if one.kind == kind:
                 groups.setdefault(id(one), []).append(i)
-        program = rows_program((Stage("head", kind.apply),), self.code)
+        program = rows_program((Stage("head", kind.apply),))
 
         def head(one: Held, rows: np.ndarray, x: Any) -> Any:
             params, stats = ({"head": part} for part in one.prepared.head)

@@ -103,10 +103,3 @@ def widened_head(params: Any, stats: Any) -> tuple[Any, int]:
 
     last = {name: widened(params[name]) for name in ("kernel", "bias")}
     return ({**params, **last}, stats), outputs
-
-
-def on_device(values: Any) -> Any:
-    """Returns a tree of arrays on devices: those that are there stay where they are."""
-    return jax.tree.map(
-        lambda x: x if isinstance(x, jax.Array) else jax.device_put(x), values
-    )

@@ -15,8 +15,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from subtune_jax import tree
-from subtune_jax.memory import program_cache
 from subtune_jax.network import Stage
+from subtune_jax.programs import traces_of
 from subtune_jax.serving.factored import factored
 
 A, B = "//a", "//b"  # after the path of a kernel: its factors; no leaf's path has these
@@ -113,11 +113,11 @@ def _widened(value: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return jnp.pad(value, [(0, want - have) for want, have in sizes])
 
 
-@program_cache(256)
-def rows_program(stages: tuple[Stage, ...], code: str) -> Callable:
-    """Returns the jitted `forward_rows` of stages."""
-    del code  # part of the key: what the stages read may have changed
-    return jax.jit(partial(forward_rows, stages))
+def rows_program(stages: tuple[Stage, ...]) -> Callable:
+    """Returns the compiled `forward_rows` of stages."""
+    traces = traces_of(*(stage.apply for stage in stages))
+    key = ("rows", tuple(stage.name for stage in stages))
+    return partial(traces.run, key, partial(forward_rows, stages))
 
 
 def forward_rows(
@@ -164,11 +164,9 @@ def _one_row(name: str, run: Any, state: Any, taken: Mapping[str, Any], x: Any) 
     return jax.tree.map(lambda leaf: leaf[0], y)
 
 
-@program_cache(256)
-def heads_program(apply: Callable, code: str) -> Callable:
-    """Returns the jitted `(weights [slots, ...], slots, x) -> outputs` of heads of a kind."""
-    del code
-    return jax.jit(partial(heads_by_row, apply))
+def heads_program(apply: Callable) -> Callable:
+    """Returns the compiled `(weights [slots, ...], slots, x) -> outputs` of heads of a kind."""
+    return partial(traces_of(apply).run, "heads", partial(heads_by_row, apply))
 
 
 def heads_by_row(apply: Callable, weights: Any, slots: jax.Array, x: Any) -> Any:

@@ -76,7 +76,7 @@ class Server:
         if wrong and len(wrong) == len(inputs):
             rows = len(inputs)
         else:
-            rows = require_inputs(self.mixed.network, x, self.mixed.code)
+            rows = require_inputs(self.mixed.network, x)
         names = _names(tasks, rows)
         answers = {i: Answer(names[i], "", {}, None, why) for i, why in wrong.items()}
         shapes = tuple(getattr(leaf, "shape", len(leaf)) for leaf in jax.tree.leaves(x))

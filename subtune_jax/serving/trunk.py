@@ -14,15 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from subtune_jax import function_identity, tree
+from subtune_jax import tree
 from subtune_jax.data.inputs import require_inputs
 from subtune_jax.deltas.delta import Delta, base_fingerprint
 from subtune_jax.deltas.swap import apply
 from subtune_jax.errors import InputError, require_type, require_whole, unknown
 from subtune_jax.flops import contraction_flops
-from subtune_jax.memory import program_cache
 from subtune_jax.network import Network, Stage, require_network
-from subtune_jax.serving.parts import body_of, changes, head_of_task, on_device
+from subtune_jax.programs import traces_of
+from subtune_jax.serving.parts import body_of, changes, head_of_task
 
 Groups = tuple[tuple[int, ...], ...]  # at a stage: the streams of each distinct weights
 Block = tuple[Any, tuple[int, ...]]  # joined streams, with their numbers
@@ -64,16 +64,15 @@ class Trunk(NamedTuple):
     capacity: int
     stacked: bool
     fingerprint: str
-    code: str
 
     def __call__(self, x: Any) -> dict[str, jax.Array]:
         """Returns `{task: outputs[batch, ...]}` for a batch of inputs of the base: stored
         statistics, no dropout. Raises `InputError` for inputs that it cannot take."""
-        rows = require_inputs(self.network, x, self.code)
+        rows = require_inputs(self.network, x)
         if _lazy(x):
             x = jax.tree.map(lambda leaf: leaf[np.arange(rows)], x)
         x = tree.beside(x, self.network.params)
-        return _named(self, program(self.layout, self.code)(self.weights, x))
+        return _named(self, program(self.layout)(self.weights, x))
 
     def __repr__(self) -> str:
         streams = [sum(map(len, groups)) for groups in self.layout.groups]
@@ -104,14 +103,13 @@ def plan(
         raise InputError("there is no task: give a dict of deltas by name")
     stacked = jax.default_backend() != "cpu" if stacked is None else stacked
     fingerprint = base_fingerprint(network)
-    params, stats = on_device((network.params, network.stats))
+    params, stats = tree.on_device((network.params, network.stats))
     network = network._replace(params=params, stats=stats)
     members = {
         name: _member(network, name, delta, fingerprint, capacity)
         for name, delta in deltas.items()
     }
-    code = function_identity.fingerprint(network.stages)
-    return _arranged(network, members, capacity, stacked, fingerprint, code)
+    return _arranged(network, members, capacity, stacked, fingerprint)
 
 
 def add(trunk: Trunk, name: str, delta: Delta) -> Trunk:
@@ -152,8 +150,8 @@ def trunk_flops(trunk: Trunk, x: Any) -> int:
 
 
 def _with(trunk: Trunk, members: Mapping[str, Member]) -> Trunk:
-    _, _, _, _, _, capacity, stacked, fingerprint, code = trunk
-    return _arranged(trunk.network, members, capacity, stacked, fingerprint, code)
+    how = trunk.capacity, trunk.stacked, trunk.fingerprint
+    return _arranged(trunk.network, members, *how)
 
 
 def _lazy(x: Any) -> bool:
@@ -190,7 +188,6 @@ def _arranged(
     capacity: int,
     stacked: bool,
     fingerprint: str,
-    code: str,
 ) -> Trunk:
     places = _places(members, capacity)
     stages, groups, stacks, weights = [], [], [], []
@@ -210,9 +207,7 @@ def _arranged(
     layout = Layout(tuple(stages), tuple(groups), tuple(stacks), heads)
     whole = (weights, [one.head_weights for _, one in places])
     order = tuple(name for name, _ in places)
-    return Trunk(
-        network, members, layout, whole, order, capacity, stacked, fingerprint, code
-    )
+    return Trunk(network, members, layout, whole, order, capacity, stacked, fingerprint)
 
 
 def _parted(
@@ -252,11 +247,12 @@ def _places(
     return [place for pattern in sorted(patterns) for place in patterns[pattern]]
 
 
-@program_cache(256)
-def program(layout: Layout, code: str) -> Callable:
-    """Returns the jitted `(weights, x) -> outputs of every head`."""
-    del code  # part of the key: what the stages read may have changed
-    return jax.jit(partial(_run, layout))
+def program(layout: Layout) -> Callable:
+    """Returns the compiled `(weights, x) -> outputs of every head`."""
+    traces = traces_of(*layout.stages, *(head for head, _ in layout.heads))
+    streams = tuple(stream for _, stream in layout.heads)
+    key = ("trunk", layout.groups, layout.stacked, streams)
+    return partial(traces.run, key, partial(_run, layout))
 
 
 def _run(layout: Layout, weights: Any, x: Any) -> list[Any]:

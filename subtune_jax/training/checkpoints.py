@@ -1,13 +1,12 @@
 """Checkpoints of a run, by Orbax: only what trains, and where the run stands.
 
-A checkpoint is a flat dict of NumPy arrays and a dict of facts (JSON): the fingerprint
-of the base it belongs to, the recipe of the run, and a digest of the arrays.
+A checkpoint is a flat dict of NumPy arrays and a dict of facts (JSON): what the run is
+(`identity`), where it stands, and a digest of the arrays.
 """
 
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,12 +81,11 @@ def require_writable(folder: Path) -> None:
         ) from None
 
 
-def restore(folder: Path, identity: Mapping[str, Any]) -> Saved | None:
+def restore(folder: Path) -> Saved | None:
     """Returns the newest whole checkpoint of a folder, or None where there is none.
 
     A damaged one is said in a sentence on standard error and put aside, and the one
-    before is used. Raises `InputError` when a fact in `identity` (`base`, `recipe`)
-    differs, or the folder cannot be read.
+    before is used. Raises `InputError` where the folder cannot be read.
     """
     if not agreed(folder.is_dir()):  # another process may make it meanwhile
         return None
@@ -97,7 +95,6 @@ def restore(folder: Path, identity: Mapping[str, Any]) -> Saved | None:
         for step in sorted((int(one.step) for one in out.checkpoints), reverse=True):
             saved = _read(out, step)
             if saved is not None:
-                _require_same(saved.facts, identity, folder)
                 return saved
             print(
                 f"checkpoint {folder}/{step} is damaged and is left out",
@@ -126,23 +123,6 @@ def _read(out: Any, step: int) -> Saved | None:
     for name, (shape, dtype) in facts["empty"].items():
         arrays[name] = np.zeros(shape, dtype)
     return Saved(step, arrays, facts)
-
-
-def _require_same(facts: Mapping[str, Any], identity: Mapping[str, Any], folder: Path):
-    if facts["base"] != identity["base"]:
-        raise InputError(
-            f"the checkpoint in {folder} belongs to another base: its fingerprint is "
-            f"{facts['base'][:12]}, this network's is {identity['base'][:12]}; give another "
-            "folder, or remove this one to begin anew"
-        )
-    old, new = facts["recipe"], identity["recipe"]
-    differing = [name for name in new if old.get(name) != new[name]]
-    if differing:
-        raise InputError(
-            f"the checkpoint in {folder} belongs to a run with other settings; these "
-            f"differ: {'; '.join(differing)}. Give another folder, or remove this one to "
-            "begin anew"
-        )
 
 
 def packed(prefix: str, value: Any) -> Arrays:

@@ -14,14 +14,15 @@ from subtune_jax.data import batches
 from subtune_jax.data.batches import Dataset
 from subtune_jax.errors import InputError, require_function, unknown
 from subtune_jax.memory import make_room
-from subtune_jax.network import Network
-from subtune_jax.training import resume
+from subtune_jax.network import Network, require_network
+from subtune_jax.programs import Traces, renew
+from subtune_jax.training import resume as saved
 from subtune_jax.training.optimizers import reset_moments, set_multipliers
 from subtune_jax.training.phases import Phase, Program
 from subtune_jax.training.plan import Plan, make_plan
 from subtune_jax.training.prefix_cache import cached_stages, features
 from subtune_jax.training.progress import bar
-from subtune_jax.training.resume import Epoch, Snapshot, first_snapshot
+from subtune_jax.training.resume import Ending, Epoch, Snapshot, first_snapshot
 from subtune_jax.training.settings import Settings
 from subtune_jax.training.state import (
     Running,
@@ -96,6 +97,7 @@ def fit(
     watch: Callable[[Network], Any] | None = None,
     watch_at: WatchAt = "epoch",
     progress: bool | None = None,
+    resume: str | None = None,
     settings: Settings = Settings(),
 ) -> FitResult:
     """Returns the network after the phases, or at the epoch that `validate` scores best.
@@ -110,26 +112,61 @@ def fit(
     -> JSON values is called with the live network before the first step, at the end of
     every phase, and at `watch_at`: `epoch`, `step`, or watch_at(step) -> bool (see
     `watch.early_then_log`); a resumed run has each record once. progress: whether to show
-    steps, loss, score and time left; default: on a terminal.
+    steps, loss, score and time left; default: on a terminal. resume: `same values`
+    continues a checkpoint of other versions of JAX or this library, whose programs cannot
+    be compared with today's: all else must be as it was.
 
     Raises `InputError` for settings that cannot be, for the checkpoint of another base or
     run, and where nothing can learn; `WatchError`, with the records so far, where `watch`
     fails; and `DivergedError`, with the best epoch so far, when the loss is not finite.
     """
-    require_mode(mode)
+    plan = make_plan(
+        network, phases, data, key=key, settings=settings, traces=traces_for(network)
+    )
+    kept = validate, mode, checkpoint, checkpoint_seconds
+    return train(plan, How(*kept, watch, watch_at, progress, resume))
+
+
+class How(NamedTuple):
+    """What a run does beside its plan: the arguments of `fit`."""
+
+    validate: Callable[[Network], float] | None = None
+    mode: str = "max"
+    checkpoint: str | Path | None = None
+    checkpoint_seconds: float = 60.0
+    watch: Callable[[Network], Any] | None = None
+    watch_at: WatchAt = "epoch"
+    progress: bool | None = None
+    resume: str | None = None
+
+
+def traces_for(*networks: Network) -> Traces:
+    """Returns empty traces for a call that trains networks. What was traced of their stages
+    before is forgotten, so that training and validation see the same code."""
+    for network in networks:
+        require_network(network)
+        renew(*(stage.apply for stage in network.stages))
+    return Traces()
+
+
+def train(plan: Plan, how: How = How()) -> FitResult:
+    """Returns what `fit` does, of a plan: runs of one call share its traces."""
+    validate, watch = how.validate, how.watch
+    require_mode(how.mode)
     for name, function in {"validate": validate, "watch": watch}.items():
         if function is not None:
             require_function(1, **{name: function})
-    if checkpoint is not None and not isinstance(checkpoint, str | Path):
-        raise InputError(f"checkpoint must be a folder's path, got {checkpoint!r}")
-    plan = make_plan(network, phases, data, key=key, settings=settings)
-    due = rule_of(watch_at, plan.per_epoch, plan.ends)
-    scored = None if validate is None else mode
-    journal = resume.journal(
-        plan, Path(checkpoint) if checkpoint else None, checkpoint_seconds, scored
-    )
+    if how.checkpoint is not None and not isinstance(how.checkpoint, str | Path):
+        raise InputError(f"checkpoint must be a folder's path, got {how.checkpoint!r}")
+    due = rule_of(how.watch_at, plan.per_epoch, plan.ends)
+    folder = Path(how.checkpoint) if how.checkpoint else None
+    scored = None if validate is None else (how.mode, validate)
+    journal = saved.journal(plan, folder, how.checkpoint_seconds, scored, how.resume)
     kept, history = journal.kept, journal.history
     scores, records = history.scores, history.records
+    # What was recorded at an end that now lies within the run is not of this run.
+    records[:] = [one for one in records if not one.step or due(one.step)]
+    ending: Ending | None = None
     if validate is not None and not scores:
         require_score(validate, plan.network)
     if watch is not None and not records:
@@ -141,20 +178,29 @@ def fit(
         if watch is not None and due(step) and records[-1].step < step:
             live = live_network(plan, running, state)
             records.append(record_of(step, watch, live, records))
-        journal.save(snapshot, kept, history)
+        journal.save(snapshot, kept, history, ending)
         shown.update(step, history)
 
-    with bar(plan.ends[-1], progress) as shown:
+    with bar(plan.ends[-1], how.progress) as shown:
         try:
             for point in epochs(plan, journal.snapshot, after_step):
+                whole = History(list(scores), list(history.epochs), records)
+                if point.step == plan.ends[-1]:
+                    ending = Ending(kept, whole, journal.last)
                 history.epochs.append(EpochLog(*point[:4]))
                 if not plan.phases[plan.phase_at(point.step)].keeps:
                     continue
                 if validate is None:
                     kept = point
                     continue
-                scores.append(float(validate(point.network)))
-                if better(scores[-1], scores[:-1], mode):
+                # A run that ended within an epoch is asked for again: its score is there.
+                score = None if ending is None else ending.score
+                if score is None:
+                    score = float(validate(point.network))
+                scores.append(score)
+                if ending is not None:
+                    ending = ending._replace(score=score)
+                if better(score, scores[:-1], how.mode):
                     kept = point
         except DivergedError as error:
             error.kept = None if kept is None else _finished(kept, history)
@@ -220,9 +266,10 @@ def epochs(
         # An epoch ends with a pass over the data, and with the run.
         if logs and (step % plan.per_epoch == 0 or step == plan.ends[-1]):
             yield finished_epoch(plan, running, state, step, logs)
-            logs = []
+            if step % plan.per_epoch == 0:
+                logs = []
         if step == plan.ends[-1]:
-            save(Snapshot(step, running, state, ()))
+            save(Snapshot(step, running, state, logs))
             return
         begins = step == 0
         if step == plan.ends[running.index]:
@@ -233,8 +280,9 @@ def epochs(
         if begins or step % plan.per_epoch == 0:
             state = refreshed(plan, running, state, step)
         program, data, frozen = prepared
+        run = compiled_step(plan.traces, program)
         for batch in segment(plan, running.index, step, data):
-            state, log = compiled_step(program)(state, frozen, plan.place(batch))
+            state, log = run(state, frozen, plan.place(batch))
             logs.append(log)  # on the device until the epoch ends: no step waits
             step += 1
             save(Snapshot(step, running, state, logs))
@@ -315,7 +363,7 @@ def finished_epoch(
     """Returns where the run stands.
 
     Raises `DivergedError` for what is not finite, and `InputError` where the gradient was 0 in
-    every step of an epoch: nothing can learn.
+    every step of the first epoch: nothing can learn.
     """
     logs = jax.device_get(list(logs))
     losses, norms = (
@@ -326,10 +374,11 @@ def finished_epoch(
     if not finite.all():
         first = int(np.argmin(finite))
         raise DivergedError(step - len(logs) + first + 1, float(losses[first]))
-    if not norms.any():
+    # Later it may be 0 because all is learnt (a hinge loss, a separable set).
+    if len(logs) == step and not norms.any():
         raise InputError(
-            f"the gradient of all that trains was exactly 0 in steps "
-            f"{step - len(logs) + 1} to {step}, so nothing can learn: is a layer above "
+            f"the gradient of all that trains was exactly 0 in steps 1 to {step}, the "
+            "first epoch, so nothing can learn: is a layer above "
             "frozen at zeros (a new head), or does the loss not read the outputs?"
         )
     network = live_network(plan, running, state)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from subtune_jax import function_identity, tree
+from subtune_jax import tree
 from subtune_jax.data.batches import Batch
 from subtune_jax.errors import InputError, require_type, require_whole
 from subtune_jax.head import normalized_linear
@@ -61,11 +61,9 @@ class Leaf(NamedTuple):
 
 
 class Program(NamedTuple):
-    """What is compiled into the step of a phase: hashable, and free of values.
+    """What the step of a phase is traced from: functions, and no values of a state.
 
-    Two phases with equal programs share one trace. `code` is a fingerprint of the
-    functions and what they read: a number that a loss reads and that changed is another
-    program.
+    Phases of one call that have the same functions, and all else equal, share a trace.
     """
 
     stages: tuple[Stage, ...]
@@ -73,7 +71,6 @@ class Program(NamedTuple):
     penalty: Callable
     decayed: Callable | None
     loss: Callable
-    code: str
     leaves: tuple[Leaf, ...]
     rules: tuple[tuple[str, Rule], ...]
     accumulate: int
@@ -111,15 +108,12 @@ def make_program(
     dropout = settings.dropout if phase.dropout is None else phase.dropout
     batch_stats = stages_with_batch_stats(network.stats, labels, norm)
     _require_spread(network, batch_stats, settings.batch_size)
-    tuning = phase.tuning
-    functions = (network.stages, settings.loss, *tuning[2:4], tuning.decayed)
     return Program(
         stages=network.stages,
-        materialize=tuning.materialize,
-        penalty=tuning.penalty,
-        decayed=tuning.decayed,
+        materialize=phase.tuning.materialize,
+        penalty=phase.tuning.penalty,
+        decayed=phase.tuning.decayed,
         loss=settings.loss,
-        code=function_identity.fingerprint(functions),
         leaves=tuple(
             _leaf(path, group, rules[group].direction, dtypes[path], index, before)
             for path, group in groups.items()

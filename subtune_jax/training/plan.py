@@ -18,6 +18,7 @@ from subtune_jax.errors import (
 )
 from subtune_jax.labels import stages_with_batch_stats
 from subtune_jax.network import Network
+from subtune_jax.programs import Traces
 from subtune_jax.training.mesh import Placement, placement
 from subtune_jax.training.phases import Phase, Program, check
 from subtune_jax.training.settings import Settings, require_settings
@@ -37,6 +38,7 @@ class Plan(NamedTuple):
     seed: tuple[int, ...]  # of the order of examples
     key: jax.Array
     place: Placement
+    traces: Traces  # of this call, which other runs of it may share
 
     def phase_at(self, step: int) -> int:
         """Returns the index of the phase that makes step `step` (counted from 1)."""
@@ -50,8 +52,10 @@ def make_plan(
     *,
     key: jax.Array,
     settings: Settings = Settings(),
+    traces: Traces | None = None,
 ) -> Plan:
-    """Returns the plan of a run; raises `InputError` for a run that cannot be."""
+    """Returns the plan of a run; raises `InputError` for a run that cannot be. traces: what
+    the call has traced so far; default: nothing."""
     require_settings(settings)
     require_data(network, data, settings.loss)
     network = named_outputs(network, data)
@@ -88,6 +92,7 @@ def make_plan(
         seed=tuple(np.asarray(jax.random.key_data(order)).tolist()),
         key=key,
         place=place,
+        traces=Traces() if traces is None else traces,
     )
 
 

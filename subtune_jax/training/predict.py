@@ -13,7 +13,6 @@ from subtune_jax.data.batches import Dataset
 from subtune_jax.data.buckets import lengths
 from subtune_jax.data.inputs import require_data, require_inputs, require_pairs
 from subtune_jax.errors import InputError, require_function, require_whole
-from subtune_jax.function_identity import fingerprint
 from subtune_jax.metrics import Metric, accuracy
 from subtune_jax.network import Network, require_network
 from subtune_jax.training.step import compiled_forward
@@ -30,23 +29,19 @@ def predict(
     """
     require_whole(batch_size=batch_size)
     require_network(network)
-    return _predict(network, data, batch_size, fingerprint(network.stages))
+    return _predict(network, data, batch_size)
 
 
-def _predict(
-    network: Network, data: Dataset | Any, batch_size: int, code: str
-) -> np.ndarray:
+def _predict(network: Network, data: Dataset | Any, batch_size: int) -> np.ndarray:
     x = data.x if isinstance(data, Dataset) else data
-    rows = require_inputs(network, x, code)
+    rows = require_inputs(network, x)
     if isinstance(data, Dataset) and data.y is not None:
         require_pairs(rows, data.y)
     data = Dataset(x, np.zeros(rows, np.int8))
     # Few rows are not padded to a whole batch, but to a power of two: few programs still.
     size = min(batch_size, 1 << (rows - 1).bit_length())
-    run, sizes = compiled_forward(network, code=code), lengths(data.x)
-    params, stats = jax.device_put(
-        (network.params, network.stats)
-    )  # once, not by batch
+    run, sizes = compiled_forward(network), lengths(data.x)
+    params, stats = tree.on_device((network.params, network.stats))  # once
     if sizes is not None:  # like lengths together, and back into their order
         order = np.argsort(sizes, kind="stable")
         data = data.only(order)
@@ -80,10 +75,9 @@ def evaluate(
     """Returns metric(outputs, targets) over all of `data`, each example counted once."""
     require_whole(batch_size=batch_size)
     require_network(network)
-    code = fingerprint(network.stages)  # once: it takes as long as a small step
-    require_data(network, data, code=code)
+    require_data(network, data)
     require_function(2, metric=metric)
-    score = metric(_predict(network, data, batch_size, code), data.y)
+    score = metric(_predict(network, data, batch_size), data.y)
     if np.ndim(score) or not isinstance(score, Real | np.generic):
         name = getattr(metric, "__name__", "the metric")
         raise InputError(f"{name} must return a number, got {type(score).__name__}")

@@ -1,19 +1,21 @@
 """Activations of a frozen prefix, computed once instead of at every step."""
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
-from subtune_jax import function_identity, tree
+from subtune_jax import tree
 from subtune_jax.data import batches
 from subtune_jax.data.batches import Dataset
 from subtune_jax.data.buckets import Ragged, first_ragged, lengths, ragged
+from subtune_jax.dry_run import shapes_after
 from subtune_jax.errors import InputError
 from subtune_jax.flops import depends_on
 from subtune_jax.network import Network
+from subtune_jax.programs import traces_of
 from subtune_jax.training.phases import Program
 from subtune_jax.training.step import compiled_forward
 
@@ -38,10 +40,21 @@ def cached_stages(
         worthwhile |= bool(
             jax.tree.leaves(network.params[network.stages[stop - 1].name])
         )
-        fits = tree.nbytes(x) * count <= budget
+        fits = tree.nbytes(x) * count <= budget and has_rows(network, stop, data)
         if worthwhile and fits and per_token([x, narrow], list(wide)) is not None:
             best = stop
     return best
+
+
+def has_rows(network: Network, stop: int, data: Dataset) -> bool:
+    """Returns whether all activations after `stop` stages have a row for each example."""
+    # One batch cannot tell an axis of examples from another of its size; two can.
+    for rows in (2, 3):
+        x = data.take(np.zeros(rows, int)).x
+        leaves = jax.tree.leaves(shapes_after_stages(network, stop, x))
+        if any(leaf.shape[:1] != (rows,) for leaf in leaves):
+            return False
+    return True
 
 
 def _at_widths(data: Dataset) -> dict[int, Any]:
@@ -87,8 +100,7 @@ def _deterministic(network: Network, program: Program, x: Any) -> Iterator[tuple
         if index == program.lowest or name in program.batch_stats:
             return
         params, stats = network.params[name], network.stats[name]
-        code = function_identity.fingerprint(apply)
-        random, x = _probe(apply, code, *_hashable((params, stats, x)))
+        random, x = probe(apply, params, stats, x)
         if random and name in program.dropout:
             return
         yield index + 1, x
@@ -98,24 +110,21 @@ def _room(examples: int, rows: np.ndarray) -> np.ndarray:
     return np.empty((examples, *rows.shape[1:]), rows.dtype)
 
 
-def _hashable(values) -> tuple:
-    leaves, structure = jax.tree.flatten(values)
-    return structure, tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves)
-
-
-@lru_cache(1024)
-def _probe(apply: Callable, code: str, structure, leaves: tuple) -> tuple[bool, Any]:
+def probe(apply: Callable, params: Any, stats: Any, x: Any) -> tuple[bool, Any]:
     """Returns whether a stage's activations depend on its key, and their shapes."""
-    del code  # part of the key: what the stage reads may have changed
-    params, stats, x = jax.tree.unflatten(structure, leaves)
 
     def run(params, stats, x, key):
         return apply(params, stats, x, batch_stats=False, key=key)[0]
 
     args = params, stats, x, jax.eval_shape(lambda: jax.random.key(0))
-    return depends_on(run, [False, False, False, True], *args), jax.eval_shape(
-        run, *args
-    )
+    leaves, structure = jax.tree.flatten(args)
+    shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+
+    def probed() -> tuple[bool, Any]:
+        random = depends_on(run, [False, False, False, True], *args)
+        return random, jax.eval_shape(run, *args)
+
+    return traces_of(apply).once(("probe", structure, shapes), probed)
 
 
 def features(
@@ -124,8 +133,14 @@ def features(
     """Returns `data` with x replaced by the activations after `stop` stages, in NumPy.
 
     Stored statistics, no dropout. As many examples as before, in the same order; of
-    ragged inputs, activations with an entry per token are ragged too.
+    ragged inputs, activations with an entry per token are ragged too. Raises `InputError`
+    for activations that are not [examples, ...].
     """
+    if not has_rows(network, stop, data):
+        raise InputError(
+            f"activations after stage {network.stages[stop - 1].name!r} have an array "
+            "without a row for each example, and cannot be kept by example"
+        )
     if lengths(data.x) is not None:
         return _ragged_features(network, stop, data, batch_size)
     run, activations, begin = compiled_forward(network, 0, stop), None, 0
@@ -141,6 +156,15 @@ def features(
     return data._replace(x=activations)
 
 
+def shapes_after_stages(network: Network, stop: int, x: Any) -> Any:
+    """Returns the shapes of the activations after `stop` stages."""
+    for stage in network.stages[:stop]:
+        x = shapes_after(
+            stage, network.params[stage.name], network.stats[stage.name], x
+        )
+    return x
+
+
 def _ragged_features(
     network: Network, stop: int, data: Dataset, batch_size: int
 ) -> Dataset:
@@ -152,9 +176,7 @@ def _ragged_features(
         list[np.ndarray]
     ] = []  # by text, in this order, the leaves of its features
     wide = _at_widths(data)
-    shapes = [
-        jax.eval_shape(run, network.params, network.stats, x) for x in wide.values()
-    ]
+    shapes = [shapes_after_stages(network, stop, x) for x in wide.values()]
     cut = per_token(shapes, list(wide))
     if cut is None:
         raise InputError(

@@ -1,6 +1,7 @@
 """A race of variants: most are tried for a few steps, and the best go on."""
 
-import time
+import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,11 +12,16 @@ import jax
 from subtune_jax.data.task import Task
 from subtune_jax.errors import InputError, require_function, require_type, require_whole
 from subtune_jax.network import Network, require_network
-from subtune_jax.training.loop import FitResult, fit
+from subtune_jax.training.loop import FitResult, How, traces_for, train
 from subtune_jax.training.phases import Phase
+from subtune_jax.training.plan import make_plan
 from subtune_jax.training.predict import evaluate
+from subtune_jax.training.resume import AheadError
 from subtune_jax.training.settings import Settings, require_settings
-from subtune_jax.training.tune import Trial, Tuned, best_of, lean, slug, trial_of
+from subtune_jax.training.tune import Trial, Tuned, slug, tried, tuned_of
+
+RACE = "race.json"  # beside the runs' checkpoints
+TOLD = ("value", "epoch", "status", "steps", "seconds")  # of a trial
 
 
 def race(
@@ -29,6 +35,7 @@ def race(
     halving: int = 3,
     settings: Settings = Settings(),
     checkpoint: str | Path | None = None,
+    resume: str | None = None,
     progress: Callable[[Trial], None] = lambda trial: None,
 ) -> Tuned:
     """Returns the run that scores best on `task.validation` of those that won a race.
@@ -38,7 +45,9 @@ def race(
     run goes on where it stopped, so that phases_of(variant, steps) must give phases whose
     last one has a constant rate. What wins is decided by the best epoch so far, of equals
     by the order of the variants. progress(trial) is called after each part of a run; the
-    trials of the result are the last one of every variant, in the order of their ends. The
+    trials of the result are the last one of every variant, in the order of their ends.
+    With a `checkpoint` folder the same call goes on after a stop, and a finished race is
+    returned at once. The
     other arguments are those of `tune`. Raises `InputError` for no variant and for rungs
     that do not rise.
     """
@@ -51,23 +60,28 @@ def race(
     def score(candidate: Network) -> float:
         return evaluate(candidate, task.validation, task.metrics["validation"])
 
+    traces = traces_for(network)
+
     def trial(variant: Any, steps: int, home: Path) -> Trial:
-        begin, phases = time.perf_counter(), phases_of(variant, steps)
-        result: FitResult | ArithmeticError
-        try:
-            result = fit(
-                network,
-                phases,
-                task.train,
-                key=key,
-                validate=score,
-                progress=False,
-                checkpoint=home / slug(variant),
-                settings=settings,
+        """Returns the trial of a part of a run; of one that has gone on since, as told."""
+
+        def run(variant: Any, phases: Any) -> FitResult:
+            plan = make_plan(
+                network, phases, task.train, key=key, settings=settings, traces=traces
             )
-        except ArithmeticError as error:
-            result = error
-        return trial_of(variant, phases, result, time.perf_counter() - begin)
+            folder = home / slug(variant)
+            return train(plan, How(score, "max", folder, progress=False, resume=resume))
+
+        told = _told_before(home)
+        name, one = (
+            f"{slug(variant)} {steps}",
+            tried(run, variant, phases_of(variant, steps)),
+        )
+        if isinstance(one.error, AheadError) and name in told:
+            return one._replace(**told[name], error=None)
+        if one.status != "failed":
+            _tell(home, {**told, name: {f: getattr(one, f) for f in TOLD}})
+        return one
 
     ended: list[Trial] = []
     with TemporaryDirectory() as folder:
@@ -81,7 +95,26 @@ def race(
             ended += [trials[i] for i in range(len(trials)) if i not in going]
             running = [trials[i].variant for i in going]
         last = [_told(trial(one, rungs[-1], home), progress) for one in running]
-    return Tuned(best_of(last), lean((*ended, *last)))
+    return tuned_of(tuple(last), tuple(ended))
+
+
+def _told_before(home: Path) -> dict[str, dict[str, Any]]:
+    """Returns what the parts of runs gave, by variant and steps: a run that has gone on no
+    longer holds what it was before."""
+    file = home / RACE
+    try:
+        return json.loads(file.read_text()) if file.is_file() else {}
+    except ValueError:
+        raise InputError(
+            f"{file} is damaged: remove it, and runs that went on are raced anew"
+        ) from None
+
+
+def _tell(home: Path, told: dict[str, dict[str, Any]]) -> None:
+    home.mkdir(parents=True, exist_ok=True)
+    new = home / f"{RACE}.new"
+    new.write_text(json.dumps(told, indent=1))
+    os.replace(new, home / RACE)
 
 
 def _told(trial: Trial, progress: Callable[[Trial], None]) -> Trial:

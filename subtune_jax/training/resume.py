@@ -9,13 +9,18 @@ from typing import Any, NamedTuple
 import jax
 
 from subtune_jax import tree
-from subtune_jax.errors import InputError
+from subtune_jax.errors import InputError, unknown
 from subtune_jax.network import Network
 from subtune_jax.training import checkpoints
 from subtune_jax.training.checkpoints import Arrays, Saved, packed, unpacked
 from subtune_jax.training.identity import identity
-from subtune_jax.training.phases import Leaf, make_program, phase_optimizer
 from subtune_jax.training.plan import Plan
+from subtune_jax.training.same_run import (
+    SAME_VALUES,
+    begun_phase,
+    phase_state,
+    same_run,
+)
 from subtune_jax.training.state import Running, State, start
 from subtune_jax.training.step import Logs
 from subtune_jax.training.watch import EpochLog, History, Record
@@ -49,61 +54,100 @@ def first_snapshot(plan: Plan) -> Snapshot:
     return Snapshot(0, running, state, ())
 
 
-Save = Callable[[Snapshot, Epoch | None, History], None]
+class Ending(NamedTuple):
+    """What a run had kept and told before its last epoch, and that epoch's score.
+
+    Where the end cuts the epoch short, a checkpoint holds these: with more steps the epoch
+    counts once, when it is whole.
+    """
+
+    kept: Epoch | None
+    history: History
+    score: float | None = None
+
+
+class AheadError(InputError):
+    """A checkpoint has more steps than are asked for."""
+
+
+Save = Callable[[Snapshot, Epoch | None, History, Ending | None], None]
 
 
 class Journal(NamedTuple):
-    """Where a run begins (`None`: at its start), and what saves it as it goes."""
+    """Where a run begins (`None`: at its start), and what saves it as it goes. last: the
+    score of a last epoch that the end of a finished run cut short."""
 
     snapshot: Snapshot | None
     kept: Epoch | None
     history: History
     save: Save
+    last: float | None = None
 
 
-def _no_save(snapshot: Snapshot, kept: Epoch | None, history: History) -> None:
+def _no_save(
+    snapshot: Snapshot, kept: Epoch | None, history: History, ending: Ending | None
+) -> None:
     """A run without a folder, or one that has ended, has nothing to save."""
 
 
 def journal(
-    plan: Plan, folder: Path | None, seconds: float, scored: str | None = None
+    plan: Plan,
+    folder: Path | None,
+    seconds: float,
+    scored: tuple | None = None,
+    resume: str | None = None,
 ) -> Journal:
     """Returns the journal of a run in a folder: read now, written every `seconds`.
 
-    scored: whether the run has a validation score, `max` or `min`. The start is saved
-    too: what cannot be saved is an `InputError` now, not after the last epoch.
+    scored: the mode and `validate` of a run with a validation score. resume: see `fit`.
+    The start is saved too: what cannot be saved is an `InputError` now, not after the last
+    epoch.
     """
+    if resume not in (None, SAME_VALUES):
+        raise unknown("resume", resume, [SAME_VALUES])
     if folder is None:
         return Journal(None, None, History([], [], []), _no_save)
-    who = identity(plan, scored)
-    last = time.monotonic()
+    who, last = identity(plan, scored), time.monotonic()
+    saved = checkpoints.restore(folder)
+    begun = [] if saved is None else same_run(plan, saved.facts, who, resume, folder)
 
-    def save(snapshot: Snapshot, kept: Epoch | None, history: History) -> None:
+    def save(
+        snapshot: Snapshot,
+        kept: Epoch | None,
+        history: History,
+        ending: Ending | None,
+    ) -> None:
         nonlocal last
-        ended = snapshot.step == plan.ends[-1] and not len(snapshot.logs)
+        if snapshot.running.index == len(begun):  # a phase has made its first step
+            begun.append(begun_phase(plan, snapshot))
+        ended: dict[str, Any] = {"ended": ending is not None, "last": None}
+        if ending is not None and len(snapshot.logs):
+            kept, history, ended["last"] = ending
+        facts = {**ended, "identity": who, "begun": begun}
         # Saving is collective: one process's clock decides for all of them.
-        if ended or checkpoints.agreed(time.monotonic() - last >= seconds):
-            checkpoints.save(folder, _packed(plan, snapshot, kept, history, who))
+        if ending or checkpoints.agreed(time.monotonic() - last >= seconds):
+            checkpoints.save(folder, _packed(plan, snapshot, kept, history, facts))
             last = time.monotonic()
 
-    saved = checkpoints.restore(folder, who)
     if saved is None:
         checkpoints.require_writable(folder)
         begin, history = first_snapshot(plan), History([], [], [])
-        checkpoints.save(folder, _packed(plan, begin, None, history, who))
+        begun.append(begun_phase(plan, begin))
+        facts = {"ended": False, "last": None, "identity": who, "begun": begun}
+        checkpoints.save(folder, _packed(plan, begin, None, history, facts))
         return Journal(begin, None, history, save)
     if saved.step > plan.ends[-1]:
-        raise InputError(
+        raise AheadError(
             f"the checkpoint in {folder} has {saved.step} steps of this run, and "
             f"{plan.ends[-1]} are asked for: ask for as many or more, or give another folder"
         )
-    # Ended: there is nothing to save again. With logs, its last epoch is still to score.
-    if saved.step == plan.ends[-1] and not saved.facts["logs"]:
+    # With logs of an epoch that the end cut short, that is made again from them.
+    if saved.step == plan.ends[-1] and saved.facts["ended"]:
         print(
             f"{folder} holds this run, finished: its result is returned",
             file=sys.stderr,
         )
-        return Journal(*_unpacked(plan, saved), _no_save)
+        return Journal(*_unpacked(plan, saved), _no_save, saved.facts["last"])
     return Journal(*_unpacked(plan, saved), save)
 
 
@@ -112,12 +156,12 @@ def _packed(
     snapshot: Snapshot,
     kept: Epoch | None,
     history: History,
-    who: dict[str, Any],
+    facts: dict[str, Any],
 ) -> Saved:
     arrays = packed("state", snapshot.state._asdict())
     running = snapshot.running
     facts = {
-        **who,
+        **facts,
         "logs": [
             [float(v) for v in log] for log in jax.device_get(list(snapshot.logs))
         ],
@@ -125,7 +169,6 @@ def _packed(
         "epochs": [list(epoch) for epoch in history.epochs],
         "records": [list(record) for record in history.records],
         "phase": [running.index, running.tuned_since],
-        "leaves": [list(leaf) for leaf in running.program.leaves],
         "kept": None,
     }
     if kept is not None:
@@ -144,24 +187,17 @@ def _packed(
 
 
 def _unpacked(plan: Plan, saved: Saved) -> tuple[Snapshot, Epoch | None, History]:
-    """A mask that was learnt has counts that nobody knew: shapes are the checkpoint's."""
     arrays, facts = saved.arrays, saved.facts
     index, since = facts["phase"]
-    phase = plan.phases[index]
-    trainable, fixed = (_subtree(f"state/{n}", arrays) for n in ("trainable", "fixed"))
-    leaves = tuple(Leaf(*leaf) for leaf in facts["leaves"])
-    seen = {leaf.path: leaf.dtype for leaf in leaves}
-    like = tree.map_with_path(lambda path, x: x.astype(seen[path]), trainable)
-    program = make_program(plan.network, phase, like, plan.settings, index, leaves)
-    opt_state = phase_optimizer(program, phase, trainable).init(trainable)
-    resting = _subtree("state/resting", arrays)
+    program, like = phase_state(plan, index, facts["begun"][index])
     state = State(
-        trainable=trainable,
-        fixed=fixed,
+        trainable=_subtree("state/trainable", arrays),
+        fixed=_subtree("state/fixed", arrays),
         resting={
-            n: Parts(p["trainable"], p.get("fixed", {})) for n, p in resting.items()
+            n: Parts(p["trainable"], p.get("fixed", {}))
+            for n, p in _subtree("state/resting", arrays).items()
         },
-        opt_state=unpacked("state/opt_state", arrays, opt_state),
+        opt_state=unpacked("state/opt_state", arrays, like.opt_state),
         stats=unpacked("state/stats", arrays, plan.network.stats),
         step=unpacked("state/step", arrays, jax.numpy.int32(0)),
         key=unpacked("state/key", arrays, plan.key),

@@ -8,15 +8,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from subtune_jax import function_identity, tree
+from subtune_jax import tree
 from subtune_jax.data.batches import Batch
 from subtune_jax.losses import per_example, require_rows, weighted_mean
-from subtune_jax.memory import program_cache
-from subtune_jax.network import Network, Params, Stage, forward
+from subtune_jax.network import Network, Params, Stats, forward
+from subtune_jax.programs import Traced, Traces, by_object, traces_of
 from subtune_jax.training.phases import Program, transformation
 from subtune_jax.training.state import State, narrow
-
-PROGRAMS = 128  # compiled programs that are kept; a toy network's takes 4 MiB
 
 
 class Logs(NamedTuple):
@@ -81,29 +79,35 @@ def train_step(
     return after, logs
 
 
-@program_cache(PROGRAMS)
-def compiled_step(program: Program) -> Any:
-    """Returns the jitted `(state, frozen, batch) -> (state, logs)`; the state is donated."""
-    return jax.jit(partial(train_step, program), donate_argnums=0)
+def compiled_step(traces: Traces, program: Program) -> Callable:
+    """Returns the compiled `(state, frozen, batch) -> (state, logs)`; it takes the state's
+    buffers. traces: those of the run."""
+    return lambda *given: traced_step(traces, program, *given).run(*given)
+
+
+def traced_step(
+    traces: Traces, program: Program, state: State, frozen: Params, batch: Batch
+) -> Traced:
+    """Returns the traced step of a phase at these shapes."""
+    key, step = ("step", by_object(program)), partial(train_step, program)
+    return traces.traced(key, step, state, frozen, batch, donate=(0,))
 
 
 def compiled_forward(
-    network: Network, start: int = 0, stop: int | None = None, code: str | None = None
+    network: Network, start: int = 0, stop: int | None = None
 ) -> Callable:
-    """Returns the jitted `(params, stats, x) -> activations` of stages `start` to `stop`
-    (excluded): stored norms, no dropout. code: a fingerprint of the stages, where the
-    caller has one."""
-    code = code or function_identity.fingerprint(network.stages)
-    return _compiled_forward(network.stages, code, start, stop)
-
-
-@program_cache(PROGRAMS)
-def _compiled_forward(
-    stages: tuple[Stage, ...], code: str, start: int, stop: int | None
-) -> Callable:
-    del code  # part of the key: what the stages read may have changed
+    """Returns the compiled `(params, stats, x) -> activations` of stages `start` to `stop`
+    (excluded): stored norms, no dropout."""
+    stages = network.stages[start:stop]
 
     def run(params, stats, x):
-        return forward(stages, params, stats, x, start=start, stop=stop)[0]
+        return forward(stages, params, stats, x)[0]
 
-    return jax.jit(run)
+    names = tuple(stage.name for stage in stages)
+    traces = traces_of(*(stage.apply for stage in stages))
+
+    def forwarded(params: Params, stats: Stats, x: Any) -> Any:
+        own = [{name: of[name] for name in names} for of in (params, stats)]
+        return traces.run(("forward", names), run, *own, x)
+
+    return forwarded

@@ -8,30 +8,39 @@ import numpy as np
 
 from subtune_jax.data.batches import Dataset
 from subtune_jax.errors import InputError
-from subtune_jax.labels import lowest_trainable
+from subtune_jax.labels import (
+    lowest_trainable,
+    stages_with_batch_stats,
+    stages_with_dropout,
+)
 from subtune_jax.metrics import Metric
 from subtune_jax.network import Network, require_network
+from subtune_jax.programs import Traces
 from subtune_jax.selection.candidates import Subset
 from subtune_jax.selection.search import FoldSeed
 from subtune_jax.stage_flops import stage_flops
-from subtune_jax.training.loop import FitResult, fit
+from subtune_jax.training.loop import FitResult, How, train
 from subtune_jax.training.phases import Phase
+from subtune_jax.training.plan import make_plan
 from subtune_jax.training.predict import evaluate
+from subtune_jax.training.prefix_cache import probe, shapes_after_stages
 from subtune_jax.training.settings import Settings
 from subtune_jax.training.suffix import Cut, rejoin
-from subtune_jax.training.sweep import OtherProgramError, Run, sweep
+from subtune_jax.training.sweep import OtherProgramError, Run, lane_plans, train_lanes
 
-PhasesOf = Callable[[Network, Subset, int], Sequence[Phase]]
+PhasesOf = Callable[[Network, Subset, int], Phase | Sequence[Phase]]
 Parts = dict[int, tuple[Dataset, Dataset]]  # by fold: to train on, to validate on
 
 
 class Trained(NamedTuple):
-    """A trained subset: the whole network (`None`: it diverged), the metric, and the FLOPs
-    that were spent on it just now."""
+    """A trained subset: the whole network (`None`: it diverged), the metric, the FLOPs that
+    were spent on it just now, and the first stage at which it is not the pretrained network
+    any more (`None`: its last one)."""
 
     network: Network | None
     value: float
     flops: float
+    lowest: int | None = None
 
 
 class Setup(NamedTuple):
@@ -46,8 +55,9 @@ class Setup(NamedTuple):
     settings: Settings
     metric: Metric
     share: bool
-    train: Callable[[list["Begun"]], list[FitResult | ArithmeticError]]
+    train: Callable[[list["Begun"]], list[FitResult | Exception]]
     flops: dict[tuple, float]
+    traces: Traces
 
 
 class Begun(NamedTuple):
@@ -59,7 +69,9 @@ class Begun(NamedTuple):
     parts: tuple[Dataset, Dataset]
     key: jax.Array
     settings: Settings
+    traces: Traces
     flops: float
+    lowest: int
 
 
 def train_subset(
@@ -78,7 +90,8 @@ def train_subset(
             runs.append(Trained(None, float("nan"), flops))
             continue
         value = evaluate(result.network, one.parts[1], setup.metric)
-        runs.append(Trained(rejoin(base.network, result.network), value, flops))
+        whole = rejoin(base.network, result.network)
+        runs.append(Trained(whole, value, flops, one.lowest))
     return runs
 
 
@@ -88,13 +101,17 @@ def _begin(
     """Returns a run; `parts` fills up with those of the folds, which their seeds share."""
     assert base.network is not None
     examples = len(setup.split(setup.data, fold)[0].y)
-    phases = setup.phases_of(base.network, units, examples)
+    phases = _phases(setup, base.network, units, examples)
+    lowest = _lowest(base.network, phases, setup)
     if setup.share:
         for phase in phases:
             require_deterministic(_settings_of(phase, setup.settings))
-    part = setup.cuts(_lowest(base.network, phases))
+    # Kept features are of the pretrained network: below them nothing may have been tuned,
+    # by this set or by the one that it starts from.
+    lowest = lowest if base.lowest is None else min(lowest, base.lowest)
+    part = setup.cuts(lowest)
     network = _with_values(part.network, base.network)
-    phases = setup.phases_of(network, units, examples)
+    phases = _phases(setup, network, units, examples)
     if fold not in parts:
         parts[fold] = setup.split(part.data, fold)
     flops = part.flops + _flops(setup, units, network, phases, parts[fold])
@@ -102,31 +119,34 @@ def _begin(
     # Nothing is kept for one run alone: `share` is how a prefix is made once.
     size = min(setup.settings.batch_size, examples)
     settings = setup.settings._replace(batch_size=size, cache_bytes=0)
-    return Begun(network, phases, parts[fold], key, settings, flops)
+    return Begun(
+        network, phases, parts[fold], key, settings, setup.traces, flops, lowest
+    )
 
 
-def one_by_one(begun: Sequence[Begun]) -> list[FitResult | ArithmeticError]:
+def one_by_one(begun: Sequence[Begun]) -> list[FitResult | Exception]:
     return [_alone(one) for one in begun]
 
 
-def _alone(one: Begun) -> FitResult | ArithmeticError:
+def _alone(one: Begun) -> FitResult | Exception:
     try:
-        return fit(
+        plan = make_plan(
             one.network,
             one.phases,
             one.parts[0],
             key=one.key,
-            progress=False,
             settings=one.settings,
+            traces=one.traces,
         )
+        return train(plan, How(progress=False))
     except ArithmeticError as error:
         return error
 
 
-def in_lanes(begun: Sequence[Begun]) -> list[FitResult | ArithmeticError]:
+def in_lanes(begun: Sequence[Begun]) -> list[FitResult | Exception]:
     """Returns what `fit` gives for each run; those of as many steps run as one sweep."""
     kinds = [_steps(one) for one in begun]
-    results: dict[int, FitResult | ArithmeticError] = {}
+    results: dict[int, FitResult | Exception] = {}
     for kind in dict.fromkeys(kinds):
         lanes = [i for i, own in enumerate(kinds) if own == kind]
         swept = _swept([begun[i] for i in lanes])
@@ -142,13 +162,14 @@ def _steps(one: Begun) -> tuple:
     return size, phases, examples // size, -(-examples // size)
 
 
-def _swept(begun: Sequence[Begun]) -> list[FitResult | ArithmeticError]:
+def _swept(begun: Sequence[Begun]) -> list[FitResult | Exception]:
     """Returns what one sweep of these runs gives, or `fit` for each where they cannot be."""
     first = begun[0]
     runs = [Run(one.phases, one.key, one.network, one.parts[0]) for one in begun]
     try:
         if len(runs) > 1:
-            return sweep(first.network, runs, first.parts[0], settings=first.settings)
+            given = first.network, runs, first.parts[0]
+            return train_lanes(lane_plans(first.traces, *given, first.settings))
     except OtherProgramError:
         pass  # masks that each run learns have other counts: no lane is like another
     return one_by_one(begun)
@@ -193,8 +214,37 @@ def run_flops(
     return float(steps + scored * one)
 
 
-def _lowest(network: Network, phases: Sequence[Phase]) -> int:
-    return min(lowest_trainable(network.stages, phase.labels) for phase in phases)
+def _phases(
+    setup: Setup, network: Network, units: Subset, examples: int
+) -> tuple[Phase, ...]:
+    phases = setup.phases_of(network, units, examples)
+    return (phases,) if isinstance(phases, Phase) else tuple(phases)
+
+
+def _lowest(network: Network, phases: Sequence[Phase], setup: Setup) -> int:
+    """Returns the first stage that trains, has dropout, or normalizes by the batch."""
+    names, lowest = [stage.name for stage in network.stages], []
+    for phase in phases:
+        stages, labels = network.stages, phase.labels
+        begin, own = (
+            lowest_trainable(stages, labels),
+            _settings_of(phase, setup.settings),
+        )
+        acts = [*map(names.index, stages_with_dropout(stages, labels, own.dropout))]
+        acts = [i for i in acts if _draws(network, i, begin, setup)]
+        normed = stages_with_batch_stats(network.stats, labels, own.norm)
+        lowest.append(min([begin, *acts, *map(names.index, normed)]))
+    return min(lowest)
+
+
+def _draws(network: Network, index: int, begin: int, setup: Setup) -> bool:
+    """Returns whether a stage below what trains draws random numbers: dropout before a
+    tuned layer, or in a stage by name."""
+    if index >= begin:
+        return False
+    x = shapes_after_stages(network, index, setup.data[0].take(np.arange(1)).x)
+    name, apply = network.stages[index]
+    return probe(apply, network.params[name], network.stats[name], x)[0]
 
 
 def _with_values(suffix: Network, network: Network) -> Network:
@@ -208,19 +258,22 @@ def _with_values(suffix: Network, network: Network) -> Network:
 def _settings_of(phase: Phase, settings: Settings) -> Settings:
     """Returns the settings that a phase runs under."""
     return settings._replace(
-        norm=phase.norm or settings.norm, dropout=phase.dropout or settings.dropout
+        norm=settings.norm if phase.norm is None else phase.norm,
+        dropout=settings.dropout if phase.dropout is None else phase.dropout,
     )
 
 
 def require_deterministic(settings: Settings) -> None:
+    """Raises `InputError` for settings that may change a frozen prefix. Stages by name cannot:
+    the prefix ends below them."""
     problem = None
     if settings.augment is not None:
         problem = "augmentation changes the inputs of the frozen prefix"
-    elif settings.norm not in ("stored", "tuned"):
+    elif settings.norm == "batch":
         problem = (
             f"norm {settings.norm!r} may use batch statistics in the frozen prefix"
         )
-    elif settings.dropout not in ("tuned", "none"):
+    elif settings.dropout == "all":
         problem = f"dropout {settings.dropout!r} may act in the frozen prefix"
     if problem:
         raise InputError(

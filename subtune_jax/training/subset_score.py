@@ -11,10 +11,13 @@ from subtune_jax.data.splits import balanced_folds, shuffled_folds
 from subtune_jax.data.task import Task
 from subtune_jax.errors import InputError, require_function, require_type
 from subtune_jax.memory import forget_programs
+from subtune_jax.programs import Traces
 from subtune_jax.selection.candidates import Subset
 from subtune_jax.selection.journal import Score
 from subtune_jax.selection.search import FoldSeed, Scorer
+from subtune_jax.training.loop import traces_for
 from subtune_jax.training.plan import require_key
+from subtune_jax.training.score_identity import score_identity
 from subtune_jax.training.settings import Settings, require_settings
 from subtune_jax.training.subset_runs import (
     PhasesOf,
@@ -70,7 +73,9 @@ def subset_score(
     for together run as one program (`sweep`), where they can: they take the memory of all.
     Default: on an accelerator, unless `settings.place` is given.
 
-    Programs of 64 candidates are kept; then all that the process has compiled are dropped
+    The `Scorer` carries its folds, and what its values depend on: a journal of another
+    score is refused. Programs of 64 candidates are kept; then all that the process has
+    compiled are dropped
     (`memory.forget_programs`).
 
     Raises `InputError` for fewer than 2 folds, or more than there are examples of a class,
@@ -97,8 +102,19 @@ def subset_score(
     if lanes is None:
         lanes = jax.default_backend() != "cpu" and settings.place is None
     train_all = in_lanes if lanes else one_by_one
+    traces = traces_for(task.network)
     setup = Setup(
-        data, split, cuts, phases_of, key, settings, metric, share, train_all, {}
+        data,
+        split,
+        cuts,
+        phases_of,
+        key,
+        settings,
+        metric,
+        share,
+        train_all,
+        {},
+        traces,
     )
     start = Trained(task.network, float("nan"), 0.0)
     train = partial(train_subset, setup)
@@ -109,7 +125,15 @@ def subset_score(
             for run in trained(units, together):
                 yield Score(run.value, run.flops)
 
-    return Scorer(_forgetful(many))
+    about = partial(
+        score_identity,
+        task,
+        phases_of,
+        key,
+        (folds, fold_seed, balanced, warm),
+        settings,
+    )
+    return Scorer(_forgetful(many, traces), folds or 1, about)
 
 
 def _cold(train: TrainedFrom, start: Trained) -> TrainedOn:
@@ -162,7 +186,7 @@ def _with_last_stage(base: Trained, start: Trained) -> Trained:
 
 
 def _forgetful(
-    many: Callable,
+    many: Callable, traces: Traces
 ) -> Callable[[Subset, Sequence[FoldSeed]], Iterator[Score]]:
     """Returns a score that drops all programs after every `CANDIDATES` subsets."""
     # Each subset has programs of its own, and JAX's caches keep a program after ours have
@@ -172,6 +196,7 @@ def _forgetful(
     def forgetting(units: Subset, places: Sequence[FoldSeed]) -> Iterator[Score]:
         subset = tuple(units)
         if subset not in recent and len(recent) == CANDIDATES:
+            traces.clear()
             forget_programs()
             recent.clear()
         recent.add(subset)

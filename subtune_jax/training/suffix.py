@@ -1,5 +1,6 @@
 """The part of a network past a frozen prefix, as a network of its own."""
 
+import math
 from collections.abc import Callable, Sequence
 from numbers import Integral
 from typing import NamedTuple
@@ -9,12 +10,12 @@ import numpy as np
 
 from subtune_jax import tree
 from subtune_jax.data.batches import Dataset
+from subtune_jax.dry_run import shapes_after
 from subtune_jax.errors import InputError
 from subtune_jax.network import Network, UnitTable, require_network
 from subtune_jax.selection.select import is_matched
 from subtune_jax.stage_flops import stage_flops
-from subtune_jax.training.prefix_cache import features
-from subtune_jax.training.step import compiled_forward
+from subtune_jax.training.prefix_cache import features, has_rows
 
 
 def cut(
@@ -97,16 +98,18 @@ def kept_cuts(
     return at
 
 
-def _sizes(network: Network, datasets: Sequence[Dataset]) -> list[int]:
+def _sizes(network: Network, datasets: Sequence[Dataset]) -> list[float]:
     """Returns the bytes of the activations of all data after each number of stages, with
-    texts at the width of the longest."""
-    sizes = [0] * len(network.stages)
+    texts at the width of the longest; infinite where they cannot be kept."""
+    sizes = [0.0] * len(network.stages)
     for data in datasets:
         x = data.take(np.arange(1)).x
-        for i in range(len(sizes) - 1):  # stage by stage: each is traced once
-            run = compiled_forward(network, i, i + 1)
-            x = jax.eval_shape(run, network.params, network.stats, x)
-            sizes[i + 1] += tree.nbytes(x) * len(data.y)
+        for i, stage in enumerate(network.stages[:-1], start=1):
+            own = network.params[stage.name], network.stats[stage.name]
+            x = shapes_after(stage, *own, x)
+            sizes[i] += tree.nbytes(x) * len(data.y)
+            if not has_rows(network, i, data):  # such activations cannot be kept
+                sizes[i] = math.inf
     return sizes
 
 

@@ -20,8 +20,9 @@ from subtune_jax.data.batches import Batch, Dataset
 from subtune_jax.data.buckets import Ragged, lengths
 from subtune_jax.data.inputs import require_data
 from subtune_jax.errors import InputError, require_positive
-from subtune_jax.memory import make_room, program_cache
+from subtune_jax.memory import make_room
 from subtune_jax.network import Network, require_network
+from subtune_jax.programs import Traces, by_object
 from subtune_jax.training.loop import (
     DivergedError,
     FitResult,
@@ -31,9 +32,11 @@ from subtune_jax.training.loop import (
     require_mode,
     require_score,
     segment,
+    traces_for,
 )
 from subtune_jax.training.phases import Phase, Program
 from subtune_jax.training.plan import Plan, make_plan
+from subtune_jax.training.prefix_cache import probe
 from subtune_jax.training.resume import Epoch
 from subtune_jax.training.settings import Settings, require_settings
 from subtune_jax.training.state import (
@@ -43,7 +46,7 @@ from subtune_jax.training.state import (
     frozen_params,
     start,
 )
-from subtune_jax.training.step import PROGRAMS, Logs, train_step
+from subtune_jax.training.step import Logs, train_step
 from subtune_jax.training.watch import EpochLog
 
 
@@ -67,7 +70,7 @@ class Progress(NamedTuple):
     kept: Epoch | None = None
     scores: tuple[float, ...] = ()
     epochs: tuple[EpochLog, ...] = ()
-    diverged: DivergedError | None = None
+    error: Exception | None = None
 
 
 def sweep(
@@ -79,8 +82,9 @@ def sweep(
     mode: str = "max",
     chunk: int = 16,
     settings: Settings = Settings(),
-) -> list[FitResult | ArithmeticError]:
-    """Returns what `fit` gives for every run, or the error (`DivergedError`) it would raise.
+) -> list[FitResult | Exception]:
+    """Returns what `fit` gives for every run, or the error that it would raise: of a run that
+    diverged (`DivergedError`), or in which nothing can learn.
 
     Each run is a lane: the lanes' steps are one `vmap`, scanned over `chunk` steps at a
     time. The other arguments are those of `fit`; lanes fill one device, and a frozen
@@ -88,18 +92,27 @@ def sweep(
     multipliers, keys, and the values of networks and data: all else is the program.
     """
     require_network(network)
-    require_positive(runs=len(runs), chunk=chunk)
+    traces = traces_for(network, *(run.network for run in runs if run.network))
+    plans = lane_plans(traces, network, runs, data, settings)
+    return train_lanes(plans, validate, mode=mode, chunk=chunk)
+
+
+def train_lanes(
+    plans: Sequence[Plan],
+    validate: Callable[[Network], float] | None = None,
+    *,
+    mode: str = "max",
+    chunk: int = 16,
+) -> list[FitResult | Exception]:
+    """Returns what `sweep` does, of the plans of its lanes."""
+    require_positive(chunk=chunk)
     require_mode(mode)
-    require_settings(settings)
-    if settings.place is not None:
-        raise InputError("lanes fill one device: leave place out of the settings")
-    plans = _plans(network, runs, data, settings)
     if validate is not None:
         require_score(validate, plans[0].network)
     whole, step = plans[0], 0
-    shared = _same_base([run.network or network for run in runs])
+    shared = _same_base([plan.network for plan in plans])
     running, states = _start(plans)
-    progress = [Progress() for _ in runs]
+    progress = [Progress() for _ in plans]
     logs: list[Any] = []
     while True:
         program, end = running.program, whole.ends[running.index]
@@ -133,20 +146,29 @@ def sweep(
         running, states = _advanced(plans, running, states)
 
 
-def _plans(
-    network: Network, runs: Sequence[Run], data: Dataset, settings: Settings
+def lane_plans(
+    traces: Traces,
+    network: Network,
+    runs: Sequence[Run],
+    data: Dataset,
+    settings: Settings,
 ) -> list[Plan]:
     """Returns the plan of each lane. Rows of texts are as long as the longest of all lanes,
     since lanes share their batches' shapes."""
+    require_network(network)
+    require_positive(runs=len(runs))
+    require_settings(settings)
+    if settings.place is not None:
+        raise InputError("lanes fill one device: leave place out of the settings")
     networks = [run.network or network for run in runs]
     datasets = [run.data or data for run in runs]
     for lane in zip(networks, datasets, strict=True):
         require_data(*lane)
     sizes = [lengths(data.x) for data in datasets]
     return [
-        make_plan(one, run.phases, rows, key=run.key, settings=settings)._replace(
-            sizes=own
-        )
+        make_plan(
+            one, run.phases, rows, key=run.key, settings=settings, traces=traces
+        )._replace(sizes=own)
         for run, one, rows, own in zip(
             runs, _placed(networks), _of_one_width(datasets), sizes, strict=True
         )
@@ -199,6 +221,7 @@ def _padded(leaves: Sequence[Any]) -> Sequence[Any]:
 def _one_program(plans: Sequence[Plan], begun: Sequence[tuple]) -> tuple:
     """Returns the phase that all lanes run, and their states on one axis."""
     make_room()
+    _require_widths(plans[0], begun[0][0].program)
     first = _kind(plans[0], *begun[0])
     for number, (plan, now) in enumerate(zip(plans, begun, strict=True)):
         if _kind(plan, *now) != first:
@@ -210,17 +233,34 @@ def _one_program(plans: Sequence[Plan], begun: Sequence[tuple]) -> tuple:
     return begun[0][0], _stacked([state for _, state in begun])
 
 
+def _require_widths(plan: Plan, program: Program) -> None:
+    """Raises `OtherProgramError` for texts of several lengths under dropout: lanes pad them
+    all to one width, and what is drawn depends on that. `fit` would draw something else."""
+    if plan.sizes is None or not program.dropout:
+        return
+    x = plan.data.take(np.arange(1)).x
+    for stage in plan.network.stages:
+        own = plan.network.params[stage.name], plan.network.stats[stage.name]
+        random, x = probe(stage.apply, *own, x)
+        if random and stage.name in program.dropout:
+            raise OtherProgramError(
+                f"stage {stage.name!r} has dropout, and texts of several lengths are padded "
+                "to one width as lanes, where other elements would be dropped than by fit: "
+                "run them one by one, or give dropout='none'"
+            )
+
+
 def _kind(plan: Plan, running: Running, state: State) -> tuple:
     """Returns what lanes must have in common: program, steps, and all shapes."""
     read = (plan.network.params, plan.network.stats, plan.data.take(slice(0, 1)).x)
     leaves, structure = jax.tree.flatten((read, state))
     shapes = [(np.shape(leaf), leaf.dtype) for leaf in leaves]
-    return running, plan.ends, plan.per_epoch, structure, shapes
+    program = by_object(running.program)
+    return running.index, program, plan.ends, plan.per_epoch, structure, shapes
 
 
-@program_cache(PROGRAMS)
-def _compiled_lanes(program: Program, shared: bool) -> Callable:
-    """Returns the jitted `(states, frozen, batches) -> (states, logs)`: a scan over the
+def _compiled_lanes(traces: Traces, program: Program, shared: bool) -> Callable:
+    """Returns the compiled `(states, frozen, batches) -> (states, logs)`: a scan over the
     batches' first axis of the step, vmapped over the states' first axis (and over that
     of the frozen parameters, unless they are shared)."""
     # vmap inside scan: lanes share one stream of chunks, and the step is compiled once for
@@ -231,7 +271,8 @@ def _compiled_lanes(program: Program, shared: bool) -> Callable:
     def run(states, frozen, chunk):
         return jax.lax.scan(lambda s, batch: step(s, frozen, batch), states, chunk)
 
-    return jax.jit(run, donate_argnums=0)
+    key = ("lanes", by_object(program), shared)
+    return partial(traces.run, key, run, donate=(0,))
 
 
 def _start(plans: Sequence[Plan]) -> tuple[Running, State]:
@@ -286,7 +327,7 @@ def _run(
     steps = [_stacked(batches, np.stack) for batches in zip(*streams, strict=True)]
     batch: Batch = jax.device_put(_stacked(steps, np.stack))
     shared = frozen is plans[0].network.params
-    return _compiled_lanes(program, shared)(states, frozen, batch)
+    return _compiled_lanes(plans[0].traces, program, shared)(states, frozen, batch)
 
 
 def _progress(
@@ -301,7 +342,7 @@ def _progress(
     mode: str,
 ) -> Progress:
     """Returns a lane's progress at the end of an epoch; the first of equals is kept."""
-    if before.diverged is not None:
+    if before.error is not None:
         return before
     chunks = jax.device_get(logs)
     own = [
@@ -313,7 +354,9 @@ def _progress(
         point = finished_epoch(plan, running, state, step, own)
     except DivergedError as error:
         error.kept = None if before.kept is None else _fit(before, before.kept)
-        return before._replace(diverged=error)
+        return before._replace(error=error)
+    except InputError as error:  # nothing can learn: the other lanes go on
+        return before._replace(error=error)
     before = before._replace(epochs=(*before.epochs, EpochLog(*point[:4])))
     if not plan.phases[running.index].keeps:
         return before
@@ -336,9 +379,9 @@ def _fit(now: Progress, kept: Epoch) -> FitResult:
     )
 
 
-def _result(now: Progress) -> FitResult | ArithmeticError:
-    if now.diverged is not None:
-        return now.diverged
+def _result(now: Progress) -> FitResult | Exception:
+    if now.error is not None:
+        return now.error
     if now.kept is None:
         return ArithmeticError(f"no epoch had a validation score: {now.scores}")
     return _fit(now, now.kept)

@@ -1,25 +1,33 @@
 """Test-time training: a network that adapts to each input before it predicts."""
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from subtune_jax import function_identity, tree
+from subtune_jax import tree
 from subtune_jax.data.augmix import augmix_copies
 from subtune_jax.data.batches import Batch, Dataset
 from subtune_jax.errors import InputError
 from subtune_jax.losses import entropy, marginal_entropy
-from subtune_jax.memory import program_cache
-from subtune_jax.network import Labels, Network, Stage, forward, require_network
+from subtune_jax.network import (
+    Labels,
+    Network,
+    Params,
+    Stats,
+    forward,
+    require_network,
+)
+from subtune_jax.programs import Traces
 from subtune_jax.training.loop import DivergedError
 from subtune_jax.training.optimizers import Rule, adam, sgd
 from subtune_jax.training.phases import Phase, check
 from subtune_jax.training.predict import predict
 from subtune_jax.training.settings import Settings, Stages
 from subtune_jax.training.state import Running, State, live_params, start
-from subtune_jax.training.step import PROGRAMS, compiled_step
+from subtune_jax.training.step import compiled_step
 
 
 def adapt_to_stream(
@@ -52,9 +60,14 @@ def adapt_to_stream(
         params=jax.device_put(network.params), stats=jax.device_put(network.stats)
     )
     running, first = start(network, phase, settings, key)
-    step = compiled_step(running.program)
-    code = function_identity.fingerprint(network.stages)
-    outputs_of = _compiled_outputs(network.stages, code, running.program.batch_stats)
+    traces = Traces()
+    step = compiled_step(traces, running.program)
+
+    def outputs(params: Params, stats: Stats, x: Any) -> Any:
+        normed = running.program.batch_stats
+        return forward(network.stages, params, stats, x, batch_stats=normed)[0]
+
+    outputs_of = partial(traces.run, "outputs", outputs)
     return _adapted(network, phase, views, running, first, step, outputs_of, episodic)
 
 
@@ -141,7 +154,7 @@ def tent(
 
     def views() -> Iterator[tuple]:
         for begin in range(0, len(data.y), batch_size):
-            batch = data.x[begin : begin + batch_size]
+            batch = data.take(slice(begin, begin + batch_size)).x
             yield batch, batch
 
     phase = Phase(labels, adam(learning_rate), steps=1)
@@ -188,15 +201,3 @@ def _require_endless(phase: Phase) -> None:
             raise InputError(
                 f"{given} has an end and a stream has none: expected a constant rate"
             )
-
-
-@program_cache(PROGRAMS)
-def _compiled_outputs(
-    stages: tuple[Stage, ...], code: str, batch_stats: frozenset[str]
-) -> Callable:
-    del code  # part of the key: what the stages read may have changed
-
-    def run(params, stats, x):
-        return forward(stages, params, stats, x, batch_stats=batch_stats)[0]
-
-    return jax.jit(run)

@@ -1,7 +1,7 @@
 """Variants of a method tried on validation data, the best of which is tested once."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,20 +12,22 @@ from subtune_jax.data.batches import Dataset
 from subtune_jax.data.task import Task
 from subtune_jax.errors import InputError, require_function, require_type
 from subtune_jax.network import Network, require_network
-from subtune_jax.training.loop import DivergedError, FitResult, fit
+from subtune_jax.programs import Traces
+from subtune_jax.training.loop import FitResult, How, traces_for, train
 from subtune_jax.training.phases import Phase
+from subtune_jax.training.plan import make_plan
 from subtune_jax.training.predict import evaluate, predict
 from subtune_jax.training.settings import Settings, require_settings
-from subtune_jax.training.sweep import Run, sweep
+from subtune_jax.training.sweep import OtherProgramError, Run, lane_plans, train_lanes
 
 
 class Trial(NamedTuple):
     """A run of a variant, by its best epoch on validation data.
 
-    value: that epoch's score, `None` where no epoch had one. status: `ok` or `diverged`.
-    steps: those of the run, up to where it diverged. seconds: of a lane, its share.
-    trainable, fixed: the values of that epoch, as `FitResult` has them; in `Tuned`, the
-    best trial's alone.
+    value: that epoch's score, `None` where no epoch had one. status: `ok`, `diverged` or
+    `failed`, with the error that ended it. steps: those of the run, up to where it
+    diverged. seconds: of a lane, its share. trainable, fixed: the values of that epoch, as
+    `FitResult` has them; in `Tuned`, the best trial's alone.
     """
 
     variant: Any
@@ -37,10 +39,13 @@ class Trial(NamedTuple):
     network: Network | None
     trainable: Any = None
     fixed: Any = None
+    error: Exception | None = None
 
     def __repr__(self) -> str:
         score = "no score" if self.value is None else f"{self.value:.4g}"
         end = f"at epoch {self.epoch}" if self.status == "ok" else self.status
+        if self.status == "failed":
+            end = f"failed ({self.error})"
         return f"Trial({self.variant!r}: {score} {end}, {self.seconds:.0f} s)"
 
 
@@ -55,7 +60,7 @@ class Tuned(NamedTuple):
 
     @property
     def network(self) -> Network:
-        """The chosen network; raises `ArithmeticError` where every run diverged."""
+        """The chosen network; raises `ArithmeticError` where every run diverged or failed."""
         if self.best is None or self.best.network is None:
             raise ArithmeticError("every run diverged: try lower learning rates")
         return self.best.network
@@ -75,16 +80,18 @@ def tune(
     settings: Settings = Settings(),
     checkpoint: str | Path | None = None,
     lanes: bool | None = None,
+    resume: str | None = None,
     progress: Callable[[Trial], None] = lambda trial: None,
 ) -> Tuned:
     """Returns the run of the variant and epoch that score best on `task.validation`.
 
     phases_of(variant) -> the phases of its run, as `fit` takes them; of equal scores the
     first variant is chosen. All runs start from `key`. lanes: whether all variants run as
-    one program (see `sweep`); default: on an accelerator, where they run on one device
-    and are not checkpointed. progress(trial) is called after each run. With a
-    `checkpoint` folder a run is saved in it, and a finished one is not repeated. The
-    other arguments are those of `fit`. Raises `InputError` for no variant, and where
+    one program (see `sweep`); default: on an accelerator, where they run on one device,
+    are not checkpointed and can be lanes. progress(trial) is called after each run. With a
+    `checkpoint` folder a run is saved in it, and a finished one is not repeated. A run
+    that fails is a failed trial, and the others go on; its error is raised if all fail.
+    The other arguments are those of `fit`. Raises `InputError` for no variant, and where
     lanes meet a mesh or a checkpoint.
     """
     require_network(network)
@@ -99,53 +106,64 @@ def tune(
     if lanes and (place is not None or checkpoint is not None):
         raise InputError("lanes fill one device: leave place and checkpoint out")
     alone = place is None and checkpoint is None and len(variants) > 1
-    if lanes is None:
-        lanes = alone and jax.default_backend() != "cpu"
+    alone = alone and jax.default_backend() != "cpu"
 
     def score(candidate: Network) -> float:
         return evaluate(candidate, task.validation, task.metrics["validation"])
 
-    if lanes:
+    traces = traces_for(network)
+    if lanes is not False and alone or lanes:
         runs = [Run(phases_of(variant), key) for variant in variants]
-        trials = _in_lanes(network, runs, variants, task.train, score, settings)
-        for trial in trials:
-            progress(trial)
-        return Tuned(best_of(trials), lean(trials))
+        try:
+            trials = _in_lanes(
+                traces, network, runs, variants, task.train, score, settings
+            )
+        except OtherProgramError:
+            if lanes:
+                raise
+        else:
+            for trial in trials:
+                progress(trial)
+            return tuned_of(trials)
 
     def run(variant: Any, phases: Phase | Sequence[Phase]) -> FitResult:
-        return fit(
-            network,
-            phases,
-            task.train,
-            key=key,
-            validate=score,
-            progress=False,  # `tune` has its own
-            checkpoint=Path(checkpoint) / slug(variant) if checkpoint else None,
-            settings=settings,
+        plan = make_plan(
+            network, phases, task.train, key=key, settings=settings, traces=traces
         )
+        folder = Path(checkpoint) / slug(variant) if checkpoint else None
+        # `tune` has its own progress.
+        return train(plan, How(score, "max", folder, progress=False, resume=resume))
 
     trials = ()
-    for trial in _one_by_one(run, variants, phases_of, progress):
-        trials = lean((*trials, trial))
-    return Tuned(best_of(trials), trials)
-
-
-def _one_by_one(
-    run: Callable[[Any, Any], FitResult],
-    variants: Sequence[Any],
-    phases_of: Callable,
-    progress: Callable[[Trial], None],
-) -> Iterator[Trial]:
     for variant in variants:
-        begin, phases = time.perf_counter(), phases_of(variant)
-        result: FitResult | ArithmeticError
-        try:
-            result = run(variant, phases)
-        except ArithmeticError as error:
-            result = error
-        trial = trial_of(variant, phases, result, time.perf_counter() - begin)
+        trial = tried(run, variant, phases_of(variant))
         progress(trial)
-        yield trial
+        trials = lean((*trials, trial))
+    return tuned_of(trials)
+
+
+def tried(
+    run: Callable[[Any, Any], FitResult], variant: Any, phases: Phase | Sequence[Phase]
+) -> Trial:
+    """Returns the trial of a run; whatever its error, other trials go on."""
+    begin = time.perf_counter()
+    result: FitResult | Exception
+    try:
+        result = run(variant, phases)
+    except Exception as error:
+        result = error
+    return trial_of(variant, phases, result, time.perf_counter() - begin)
+
+
+def tuned_of(trials: tuple[Trial, ...], others: tuple[Trial, ...] = ()) -> Tuned:
+    """Returns the best of trials, beside `others` that ended before. Raises the first error
+    where all failed and none diverged: it is of what they have in common."""
+    every = (*others, *trials)
+    if all(isinstance(one.error, Exception) for one in every) and not any(
+        isinstance(one.error, ArithmeticError) for one in every
+    ):
+        raise every[0].error  # type: ignore[misc]
+    return Tuned(best_of(trials), lean(every))
 
 
 def lean(trials: tuple[Trial, ...]) -> tuple[Trial, ...]:
@@ -165,6 +183,7 @@ def slug(variant: Any) -> str:
 
 
 def _in_lanes(
+    traces: Traces,
     network: Network,
     runs: Sequence[Run],
     variants: Sequence[Any],
@@ -173,7 +192,8 @@ def _in_lanes(
     settings: Settings,
 ) -> tuple[Trial, ...]:
     begin = time.perf_counter()
-    results = sweep(network, runs, data, validate=score, settings=settings)
+    plans = lane_plans(traces, network, runs, data, settings)
+    results = train_lanes(plans, score)
     seconds = (time.perf_counter() - begin) / len(runs)
     return tuple(
         trial_of(variant, run.phases, result, seconds)
@@ -184,23 +204,29 @@ def _in_lanes(
 def trial_of(
     variant: Any,
     phases: Phase | Sequence[Phase],
-    result: FitResult | ArithmeticError,
+    result: FitResult | Exception,
     seconds: float,
 ) -> Trial:
-    """Returns the trial of a run that ended, or of one that diverged: its best epoch
-    before that counts, if there was one."""
+    """Returns the trial of a run that ended, or of one that diverged or failed: its best
+    epoch before that counts, if there was one."""
     phases = (phases,) if isinstance(phases, Phase) else phases
     status, steps = "ok", sum(phase.steps for phase in phases)
     kept = result if isinstance(result, FitResult) else None
-    if isinstance(result, ArithmeticError):
-        status = "diverged"
-        steps = getattr(result, "step", steps)
-        kept = result.kept if isinstance(result, DivergedError) else None
+    error = result if isinstance(result, Exception) else None
+    if error is not None:
+        status = "diverged" if isinstance(error, ArithmeticError) else "failed"
+        steps = getattr(error, "step", steps)
+        kept = getattr(error, "kept", None)
+    trial = Trial(variant, None, 0, status, steps, seconds, None, error=error)
     if kept is None:
-        return Trial(variant, None, 0, status, steps, seconds, None)
-    value = float(np.nanmax(kept.scores))
-    tuned = kept.network, kept.trainable, kept.fixed
-    return Trial(variant, value, kept.epoch, status, steps, seconds, *tuned)
+        return trial
+    return trial._replace(
+        value=float(np.nanmax(kept.scores)),
+        epoch=kept.epoch,
+        network=kept.network,
+        trainable=kept.trainable,
+        fixed=kept.fixed,
+    )
 
 
 def best_of(trials: Sequence[Trial]) -> Trial | None:

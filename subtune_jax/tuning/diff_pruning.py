@@ -6,7 +6,7 @@ w and the gates z (one per element) and z_g (one per group of elements) train; g
 hard concrete. Guo, Rush and Kim 2021, sections 3.1 and 3.2.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from subtune_jax import tree
 from subtune_jax.errors import InputError, require_positive, unknown
 from subtune_jax.network import Labels, Params
+from subtune_jax.tuning.axes import output_axes
 from subtune_jax.tuning.gates import (
     GATES,
     MULTIPLIER,
@@ -41,12 +42,14 @@ def diff_pruning(
     log_alpha: float = LOG_ALPHA,
     gate: HardConcrete = HardConcrete(),
     free: Sequence[str] = ("head",),
+    axes: Mapping[str, int] = {},
 ) -> Tuning:
     """Returns the tuning of gated differences with the penalty strength * E[L0].
 
     w starts at 0 and all gates at `log_alpha` (paper: 5). structure: what has a gate of
     its own beside those of the elements: none (plain), leaf (the paper's structured form:
-    every matrix and vector) or neuron (every index of a leaf's last axis). l0: of a leaf
+    every matrix and vector) or neuron (every output of a leaf; axes: see `output_axes`,
+    for kernels of three axes). l0: of a leaf
     with elements i and groups g, product is sum_i P(z_i > 0) P(z_g > 0), the paper's, and
     additive sum_i P(z_i > 0) + sum_g P(z_g > 0), that of its code. Leaves of `free` groups
     train as they are, without gates. In the trainable tree w, the gates and those of
@@ -54,13 +57,14 @@ def diff_pruning(
     is `gates`. With a key the gates are drawn, without one they are `deterministic`.
 
     Raises `InputError` for a strength that is not positive, an unknown structure or form,
-    and an interval of gates that cannot close or open.
+    an interval of gates that cannot close or open, and under `neuron`, a kernel whose
+    outputs are not known.
     """
     require_positive(strength=strength)
     if l0 not in L0:
         raise unknown("form of L0", l0, L0)
     values = {"strength": strength}
-    return _gated(values, structure, log_alpha, gate, free, _of_strength(l0))
+    return _gated(values, structure, log_alpha, gate, free, _of_strength(l0), axes)
 
 
 def constrained_diff_pruning(
@@ -71,6 +75,7 @@ def constrained_diff_pruning(
     log_alpha: float = LOG_ALPHA,
     gate: HardConcrete = HardConcrete(),
     free: Sequence[str] = ("head",),
+    axes: Mapping[str, int] = {},
 ) -> Tuning:
     """Returns the tuning of gated differences under the constraint E[L0] = share * d.
 
@@ -100,7 +105,7 @@ def constrained_diff_pruning(
     if not 0 < share <= 1:
         raise InputError(f"share must be above 0 and at most 1, got {share!r}")
     values = {"share": share, "cut": cut}
-    return _gated(values, structure, log_alpha, gate, free, multiplier_penalty)
+    return _gated(values, structure, log_alpha, gate, free, multiplier_penalty, axes)
 
 
 def _gated(
@@ -110,6 +115,7 @@ def _gated(
     gate: HardConcrete,
     free: Sequence[str],
     penalty: Callable,
+    axes: Mapping[str, int],
 ) -> Tuning:
     if structure not in STRUCTURES:
         raise unknown("structure", structure, STRUCTURES)
@@ -123,7 +129,8 @@ def _gated(
         def part(path: str, leaf: jax.Array) -> Any:
             if names[path] in free:
                 return leaf
-            return _gates(leaf, log_alpha, structure)
+            outputs = output_axes(path, leaf, axes) if structure == "neuron" else 0
+            return _gates(leaf, log_alpha, structure, outputs or leaf.ndim)
 
         trainable = tree.map_with_path(part, selected(params, labels).trainable)
         if penalty is multiplier_penalty:
@@ -134,13 +141,16 @@ def _gated(
     return Tuning(init, groups, materialize, penalty)
 
 
-def _gates(leaf: jax.Array, log_alpha: float, structure: str) -> dict[str, jax.Array]:
+def _gates(
+    leaf: jax.Array, log_alpha: float, structure: str, axes: int
+) -> dict[str, jax.Array]:
+    """Returns the gates of a leaf whose last `axes` axes are those of its outputs."""
     dtype = jnp.promote_types(leaf.dtype, jnp.float32)
     own = jnp.full(leaf.shape, log_alpha, dtype)
     gates = {"w": jnp.zeros_like(leaf), "log_alpha": own}
     if structure == "none":
         return gates
-    shape = (*(1 for _ in leaf.shape[1:]), *leaf.shape[-1:])
+    shape = (*(1 for _ in leaf.shape[axes:]), *leaf.shape[leaf.ndim - axes :])
     group = jnp.full(shape if structure == "neuron" else (), log_alpha, dtype)
     return gates | {"group_log_alpha": group}
 

@@ -152,5 +152,7 @@ def test_targets_that_are_no_numbers():
     lost = np.where(np.arange(64) % 5, 1.0, np.nan).astype(np.float32)
     names = ("fit", "sweep", "evaluate")
     refused(toy.mlp(), data._replace(y=lost), "targets must be finite numbers", names)
-    with pytest.raises(InputError, match="targets must be numbers: some are NaN"):
+    with pytest.raises(
+        InputError, match="targets must be finite numbers: some are NaN"
+    ):
         spearman(np.arange(64.0), lost)

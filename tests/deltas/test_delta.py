@@ -72,7 +72,7 @@ def test_low_rank_factors_are_kept_as_factors(network, dtype):
     data = toy.points() if "two" in network.params else toy.images()
     groups = {"body": ["two" if "two" in network.params else "block2_0"]}
     labels = select(network, groups | {"head": ["head"]})
-    phase = Phase(labels, adam(1e-2), 6, lora(2, scale=0.7))
+    phase = Phase(labels, adam(1e-2), 6, lora(2, alpha=1.4))
     result = fit(network, phase, data, key=KEY, settings=Settings(batch_size=8))
     tuned, factors = result.network, lora_factors(result.trainable, scale=0.7)
     delta = assert_round_trip(network, tuned, factors=factors)

@@ -1,5 +1,7 @@
 """Lines and planes through networks, statistics refitted, drift and CKA."""
 
+from itertools import permutations
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -136,14 +138,23 @@ def test_cka_is_blind_to_rotation_and_scale():
     x = rng.normal(size=(50, 4))
     rotation, _ = np.linalg.qr(rng.normal(size=(4, 4)))
     assert linear_cka(x, 3 * x @ rotation + 7) == pytest.approx(1)
-    assert linear_cka(x, rng.normal(size=(50, 4))) < 0.3
-    centred = x - x.mean(axis=0)
-    y = np.stack([centred[:, 0], np.zeros(50)], axis=1)
-    covariance = centred.T @ centred
-    expected = np.square(covariance[0]).sum() / (
-        np.linalg.norm(covariance) * covariance[0, 0]
-    )
+    wide = [linear_cka(*rng.normal(size=(2, 64, 2000))) for _ in range(5)]
+    assert np.abs(wide).max() < 0.1  # independent: the biased estimator gives 0.97
+    x, y = rng.normal(size=(6, 3)), rng.normal(size=(6, 2))
+
+    def hsic(k, l):  # noqa: E741
+        """The U-statistic, over all quadruples of different examples."""
+        every = permutations(range(6), 4)
+        return np.mean(
+            [k[i, j] * (l[i, j] + l[q, r] - 2 * l[i, q]) for i, j, q, r in every]
+        )
+
+    k, m = x @ x.T, y @ y.T
+    expected = hsic(k, m) / np.sqrt(hsic(k, k) * hsic(m, m))
     assert linear_cka(x, y) == pytest.approx(expected)
+    x = rng.normal(size=(50, 4))
+    with pytest.raises(InputError, match="CKA needs four examples or more, got 3"):
+        linear_cka(x[:3], x[:3])
     with pytest.raises(InputError, match="of the same examples"):
         linear_cka(x, x[:20])
     with pytest.raises(InputError, match="have no CKA"):

@@ -26,7 +26,7 @@ from experiments.common import catalog
 from experiments.common.flags import Common, resolved
 from experiments.common.images import Target
 from experiments.common.report import results
-from experiments.common.study import job_of, main, run, task_name
+from experiments.common.study import job_of, main, older_of, run, task_name
 from subtune_jax.data.shifts import shift
 from subtune_jax.data.task import test_once
 from subtune_jax.data.tfds import CIFAR10
@@ -528,6 +528,7 @@ def test_a_committed_folder_is_continued_with_nothing_repeated(
     before = (folder / "results.jsonl").read_text()
     first = json.loads(before.split("\n")[0])
     study = catalog.studies()[first["experiment"]].STUDY
+    flags = older_of(study.settings()) | dict(study.older) | flags
     if flags["weights"] is not None:
         home = request.getfixturevalue("real_data")
         flags["data_dir"] = home / "tfds"

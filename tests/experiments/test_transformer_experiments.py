@@ -444,8 +444,10 @@ def test_a_hub_id_without_a_network_and_a_missing_package_are_said(
 
 
 def test_the_rules_are_linear_with_warm_up_and_a_clip_of_one():
-    recipe = modules.ModuleRecipe(warmup_ratio=0.1, head_learning_rate=0.5)
-    shape = {"schedule": "linear", "warmup": 4, "clip_norm": 1.0}
+    recipe = modules.ModuleRecipe(
+        warmup_ratio=0.1, head_learning_rate=0.5, weight_decay=0.25
+    )
+    shape = {"schedule": "linear", "warmup": 4, "clip_norm": 1.0, "weight_decay": 0.25}
     both = modules.rules_of(recipe, "query", 0.25, 40)
     assert both == {"module": adamw(0.25, **shape), "head": adamw(0.5, **shape)}
     assert modules.rules_of(recipe, "frozen", 0.25, 40) == {

@@ -10,7 +10,6 @@ from flax import nnx
 from subtune_jax import deltas, tree
 from subtune_jax.data.batches import Dataset, in_order
 from subtune_jax.errors import InputError
-from subtune_jax.function_identity import fingerprint
 from subtune_jax.models.from_flax import from_nnx
 from subtune_jax.models.to_flax import to_nnx
 from subtune_jax.selection.scores import relative_gradient_norm
@@ -189,7 +188,7 @@ def test_long_constants_are_known_by_all_their_values(kind, tmp_path):
             return self.lin(x) * (1 + where[2500])
 
     one, other = from_nnx(Picked(2000)), from_nnx(Picked(2500))
-    assert fingerprint(one.stages) != fingerprint(other.stages)
+    assert one.stages[0].apply is not other.stages[0].apply
     labels = select(one, {"tuned": [".*"]})
     phase = Phase(labels, adam(1e-2), 2)
     fit(one, phase, DATA, key=KEY, checkpoint=tmp_path)

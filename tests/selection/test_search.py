@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from subtune_jax.errors import InputError
+from subtune_jax.host_functions import named
 from subtune_jax.selection import (
     Score,
     greedy,
@@ -171,6 +172,7 @@ def test_a_journal_continues_and_repeats_nothing(tmp_path):
             raise KeyboardInterrupt
         return table(units, fold, seed)
 
+    counted = named("table", counted)  # it reads what it changes
     with pytest.raises(KeyboardInterrupt), open_journal(file, {"folds": 2}) as journal:
         greedy(UNITS, counted, folds=2, journal=journal)
     with file.open("a") as cut:
@@ -183,7 +185,7 @@ def test_a_journal_continues_and_repeats_nothing(tmp_path):
     assert again == greedy(UNITS, table, folds=2)
     assert len(calls) == again.runs + 1 and len(set(calls)) == again.runs
     lines = [json.loads(line) for line in file.read_text().splitlines()]
-    assert len(lines) == 1 + again.runs
+    assert len(lines) == 2 + again.runs
     with pytest.raises(InputError, match=r"of another search: folds 2 \(now 3\)"):
         with open_journal(file, {"folds": 3}):
             pass
@@ -197,6 +199,7 @@ def test_a_journal_continues_and_repeats_nothing(tmp_path):
 SEARCH = """
 import os, random, signal, sys, time, warnings
 from pathlib import Path
+from subtune_jax.host_functions import named
 from subtune_jax.selection import greedy, open_journal
 from tests.selection.test_search import UNITS, lines_of, table
 
@@ -211,7 +214,7 @@ def slow(units, fold, seed):
 
 def search():
     with open_journal(file) as journal:
-        return "".join(greedy(UNITS, slow, folds=5, journal=journal).units)
+        return "".join(greedy(UNITS, named("slow", slow), folds=5, journal=journal).units)
 
 
 for point in sorted(rng.sample(range(1, 50), 10)):
@@ -235,7 +238,7 @@ def test_killed_ten_times_it_chooses_the_same_and_repeats_nothing(tmp_path):
     command = [sys.executable, "-c", SEARCH, str(file)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
     assert done.stdout == "bcd\n"
-    rows = [json.loads(line) for line in file.read_text().splitlines()[1:]]
+    rows = [json.loads(line) for line in file.read_text().splitlines()[2:]]
     keys = [(tuple(row["units"]), row["fold"], row["seed"]) for row in rows]
     assert len(keys) == len(set(keys)) == greedy(UNITS, table, folds=5).runs
 

@@ -176,12 +176,13 @@ def test_a_stage_is_compiled_for_sizes_of_groups_and_not_of_batches():
     }
     mixed = mixed_of(network, deltas)
     mixed(data.x[:4], list("aabb"))
-    assert len(traces) == 1  # two rows of either
+    # The shapes that the network can take, and two rows of either.
+    assert len(traces) == 2
     mixed(data.x[:8], list("aabbbccc"))
-    assert len(traces) == 2  # and now four
+    assert len(traces) == 3  # and now four
     for names in ("abababcc", "ccaabbba", "aabbcca", "acacacbb"):
         mixed(data.x[: len(names)], list(names))
-    assert len(traces) == 2
+    assert len(traces) == 3
 
 
 def both_ways(params, stats, x, *, batch_stats, key):

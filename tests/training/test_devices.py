@@ -21,7 +21,7 @@ from subtune_jax.training.plan import make_plan
 from subtune_jax.training.predict import evaluate
 from subtune_jax.training.resume import first_snapshot
 from subtune_jax.training.settings import Settings
-from subtune_jax.training.step import compiled_step
+from subtune_jax.training.step import traced_step
 from tests import toy
 from tests.tuning.test_contract import TUNINGS
 
@@ -67,7 +67,10 @@ def test_nothing_travels_on_one_device_and_a_step_is_compiled_once(uncrowded):
             scores.fisher,
         ):
             score(network, batches, cross_entropy)
-    assert compiled_step(begin.running.program)._cache_size() == 1
+    step = traced_step(
+        plan.traces, begin.running.program, begin.state, plan.network.params, batches[0]
+    )
+    assert step.run._cache_size() == 1
 
 
 def test_a_mesh_of_more_devices_than_there_are_is_refused():

@@ -6,26 +6,33 @@ import subprocess
 import sys
 from functools import partial, wraps
 
+import chex
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from subtune_jax.data.buckets import ragged
 from subtune_jax.data.crops import crop_and_flip
 from subtune_jax.errors import InputError
-from subtune_jax.function_identity import said
+from subtune_jax.host_functions import described, named
 from subtune_jax.losses import cross_entropy
 from subtune_jax.models.bert import BertConfig, bert
+from subtune_jax.selection.rate_multipliers import auto_rgn
 from subtune_jax.selection.select import select
+from subtune_jax.training import checkpoints
+from subtune_jax.training import identity as run_identity
+from subtune_jax.training.checkpoints import Saved
 from subtune_jax.training.identity import identity
 from subtune_jax.training.loop import fit
 from subtune_jax.training.optimizers import sgd
 from subtune_jax.training.phases import Phase
 from subtune_jax.training.plan import make_plan
+from subtune_jax.training.resume import first_snapshot
+from subtune_jax.training.same_run import begun_phase
 from subtune_jax.training.settings import Settings
-from subtune_jax.tuning.anchor import l1_sp, l2_sp
+from subtune_jax.tuning.anchor import l2_sp
 from subtune_jax.tuning.fixed_mask import fixed_mask
-from subtune_jax.tuning.rescaled import rescaled
 from tests import toy
 
 SMALL = BertConfig(40, 16, 2, 4, 24, 12, dropout=0.1)
@@ -64,76 +71,162 @@ def scaled(factor):
 @pytest.mark.parametrize(
     ("one", "again", "other"),
     [
-        (mask(0, 1), mask(0, 1), mask(0, 2)),
-        (rescaled(), rescaled(), rescaled(("one",))),
-        (l1_sp(0.1), l1_sp(0.1), l1_sp(0.2)),
-        (l1_sp(0.1), l1_sp(0.1), l2_sp(0.1)),
         (crop_and_flip(), crop_and_flip(), crop_and_flip(2)),
-        (stages(), stages(), stages(dropout=0.2)),
-        (stages(), stages(), stages(pooling="mean")),
         (partial(max, 1), partial(max, 1), partial(max, 2)),
         (cross_entropy, cross_entropy, jax.jit(np.sum)),
         ({"a": {1, 2}}, {"a": {2, 1}}, {"a": {1, 3}}),
         (KEY, jax.random.key(0), jax.random.key(1)),
-        (stages(), stages(), stages(activation="gelu_new")),
         (lambda x: x + 1, lambda x: x + 1, lambda x: x + 2),
+        (lambda x: abs(min(x)), lambda x: abs(min(x)), lambda x: min(abs(x))),
+        (lambda x: x in {"b", "a"}, lambda x: x in {"a", "b"}, lambda x: x in {"a"}),
         (scaled(1), scaled(1), scaled(2)),
         (jax.jit(scaled(1)), jax.jit(scaled(1)), jax.jit(scaled(2))),
         (Scale(1).apply, Scale(1).apply, Scale(2).apply),
+        (Scale(1), Scale(1), Scale(True)),
+        (1, 1, 1.0),
         (ragged([np.arange(2000)]),) * 2 + (ragged([np.arange(2000) % 1999]),),
         (draws(0), draws(0), draws(1)),
-        (
-            np.array([{}, 1], object),
-            np.array([{}, 1], object),
-            np.array([{}, 2], object),
-        ),
+        (named("a", max), named("a", min), named("b", max)),
     ],
 )
-def test_equal_settings_say_the_same_and_others_do_not(one, again, other):
-    assert said(one) == said(again) != said(other)
+def test_equal_values_are_described_the_same_and_others_are_not(one, again, other):
+    assert described(one) == described(again) != described(other)
 
 
-def test_a_function_that_closes_over_itself_is_said():
+def test_a_class_is_described_by_what_it_is_now():
+    before = described(Scale(1).apply)
+    Scale.power = 2
+    try:
+        assert described(Scale(1).apply) != before
+    finally:
+        del Scale.power
+    assert described(Scale(1).apply) == before
+
+
+def test_names_that_are_swapped_and_docstrings():
+    def code(first, second, doc="One."):
+        scope = {"__name__": "mine", "a": 1.0, "b": 2.0}
+        text = f"def f(x):\n '{doc}'\n return {first} * x + {second}"
+        exec(compile(text, __file__, "exec"), scope)
+        return described(scope["f"])
+
+    assert code("a", "b") == code("a", "b", "Another.") != code("b", "a")
+
+
+def test_a_function_that_closes_over_itself_or_is_not_whole_is_described():
     def recursive(n):
         return recursive(n - 1)
 
-    assert said(recursive).endswith("None, None, [itself]]")
-
-
-def test_a_function_that_is_not_whole_yet_is_said():
     def early():
         return later
 
-    assert said(early).endswith("None, None, ['empty']]")
+    assert "tuple(itself)" in described(recursive)
+    assert "tuple(str 'empty')" in described(early)
     later = 1
-    assert said(early).endswith("None, None, [1]]")
+    assert "tuple(int 1)" in described(early)
 
 
-def test_no_address_is_said():
-    assert "0x" not in said([stages(), toy.small_resnet().stages, draws(0), Scale(1)])
+def test_what_cannot_be_read_exactly_needs_a_name(tmp_path):
+    scope: dict = {}
+    exec("def augment(x, rng): return x", scope)
+    module = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+
+    def teacher(x, rng):
+        return module(x)
+
+    refused = {
+        scope["augment"]: "the source of 'augment' is in no file.*st.named",
+        teacher: "a Linear cannot be read exactly.*st.named",
+    }
+    for function, message in refused.items():
+        with pytest.raises(InputError, match=message):
+            fit_with(function, tmp_path)
+        assert not list(tmp_path.iterdir())  # before the first step
+    fit_with(named("no change", scope["augment"]), tmp_path)
+    fit_with(named("no change", lambda x, rng: x), tmp_path)
+    with pytest.raises(InputError, match="these differ: augment"):
+        fit_with(named("another", scope["augment"]), tmp_path)
+    with pytest.raises(InputError, match="named takes a name and a function"):
+        named("", max)
 
 
-def said_in_processes(code, seeds):
-    """Returns what a program prints in processes that hash strings differently."""
-    return {
+def fit_with(augment, folder):
+    network = toy.mlp()
+    phase = Phase(select(network, {"g": ["head"]}), sgd(0.1), 3)
+    settings = Settings(batch_size=16, augment=augment)
+    return fit(
+        network, phase, toy.points(), key=KEY, checkpoint=folder, settings=settings
+    )
+
+
+def test_no_address_is_described():
+    every = [draws(0), Scale(1), crop_and_flip(), auto_rgn(cross_entropy)]
+    assert "0x" not in described(every)
+
+
+@pytest.mark.slow
+def test_another_process_describes_the_same():
+    code = (
+        "from tests.training.test_identity import *;"
+        "print(described([draws(0), Scale(1), crop_and_flip(), scaled(2),"
+        "lambda y: y in {'alpha', 'beta', 'gamma'}, auto_rgn(cross_entropy)][:4]))"
+    )
+    printed = {
         subprocess.run(
             [sys.executable, "-c", code],
             env={**os.environ, "PYTHONHASHSEED": seed},
             capture_output=True,
             check=True,
         ).stdout
-        for seed in seeds
+        for seed in "12"
     }
+    assert len(printed) == 1
 
 
-@pytest.mark.slow
-def test_another_process_says_the_same():
-    code = (
-        "from tests.training.test_identity import *; import hashlib;"
-        "whole = said([stages(), mask(0, 1), toy.small_resnet().stages, crop_and_flip()]);"
-        "print(hashlib.sha256(whole.encode()).hexdigest())"
-    )
-    assert len(said_in_processes(code, "12")) == 1
+@pytest.mark.parametrize("changed", [{"jax": "0.9.1"}, {"x64": "True"}])
+def test_other_versions_are_said_and_resumed_at_the_users_word(
+    tmp_path, monkeypatch, changed
+):
+    def run(steps, **more):
+        network = toy.mlp()
+        phase = Phase(select(network, {"g": ["two"]}), sgd(0.1), steps)
+        return fit(network, phase, toy.points(), key=KEY, **more).network
+
+    versions = run_identity.versions()
+    with monkeypatch.context() as patched:
+        patched.setattr(run_identity, "versions", lambda: versions | changed)
+        run(3, checkpoint=tmp_path)
+    ((name, old),) = changed.items()
+    message = f"is of {name} {old}, and this is {name} {versions[name]}"
+    with pytest.raises(InputError, match=message):
+        run(6, checkpoint=tmp_path)
+    with pytest.raises(InputError, match="unknown resume 'same'.*'same values'"):
+        run(6, checkpoint=tmp_path, resume="same")
+    again = run(6, checkpoint=tmp_path, resume="same values")
+    chex.assert_trees_all_equal(again.params, run(6).params)
+    run(6, checkpoint=tmp_path)  # it is of these versions from then on
+
+
+def test_same_values_are_still_compared(tmp_path, monkeypatch):
+    versions = run_identity.versions()
+
+    def run(rate, **more):
+        network = toy.mlp()
+        phase = Phase(select(network, {"g": ["two"]}), sgd(rate), 3)
+        return fit(network, phase, toy.points(), key=KEY, checkpoint=tmp_path, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run_identity, "versions", lambda: versions | {"jax": "0"})
+        run(0.1)
+    with pytest.raises(InputError, match="these differ: rules"):
+        run(0.2, resume="same values")
+
+
+def test_a_checkpoint_of_an_earlier_form_is_refused(tmp_path):
+    facts = {"base": "b", "recipe": {"data": "d"}, "logs": []}
+    checkpoints.save(tmp_path, Saved(3, {"state/step": np.array(3)}, facts))
+    with pytest.raises(InputError, match="written by an earlier version of this lib"):
+        fit_with(None, tmp_path)
 
 
 def test_the_checkpoint_of_another_mask_is_refused(tmp_path):
@@ -189,29 +282,36 @@ CHANGES = {
     "the tuning": lambda: {"tuning": l2_sp(0.1)},
     "its strength": lambda: {"tuning": l2_sp(0.2)},
     "dropout": lambda: {"dropout": "none"},
-    "the norm": lambda: {"norm": "batch"},
     "the batch size": lambda: {"batch_size": 8},
     "accumulation": lambda: {"accumulate": 2},
-    "augmentation": lambda: {"augment": crop_and_flip(1)},
-    "more of it": lambda: {"augment": crop_and_flip(2)},
+    "augmentation": lambda: {"augment": draws(0)},
+    "more of it": lambda: {"augment": draws(1)},
     "the key": lambda: {"key": jax.random.key(1)},
 }
 
 
-def recipe_of(*args):
-    """Returns the recipe of a run as one value."""
-    return tuple(sorted(identity(*args)["recipe"].items()))
+def recipe_of(plan, scored=None):
+    """Returns what a run is, and what its first step computes, as one value."""
+    who, begin = identity(plan, scored), first_snapshot(plan)
+    digest = begun_phase(plan, begin)["digest"]
+    return tuple(sorted((who["recipe"] | who["begins"] | {"step": digest}).items()))
 
 
 def test_whatever_a_result_depends_on_is_another_recipe():
     recipes = {name: recipe_of(plan(**make())) for name, make in CHANGES.items()}
     recipes["nothing"] = recipe_of(plan())
-    recipes["a score"] = recipe_of(plan(), "max")
-    recipes["the lowest score"] = recipe_of(plan(), "min")
+    recipes["a score"] = recipe_of(plan(), ("max", max))
+    recipes["another score"] = recipe_of(plan(), ("max", min))
+    recipes["the lowest score"] = recipe_of(plan(), ("min", max))
     assert len(set(recipes.values())) == len(recipes)
     assert recipe_of(plan()) == recipes["nothing"]
+    # Without statistics every norm computes the same.
+    assert recipe_of(plan(norm="batch")) == recipes["nothing"]
     assert recipe_of(plan(steps=9)) == recipes["nothing"]  # more of them continue it
-    assert len({identity(plan(**make()))["base"] for make in CHANGES.values()}) == 1
+    assert (
+        len({identity(plan(**make()))["base"]["base"] for make in CHANGES.values()})
+        == 1
+    )
 
 
 def test_what_is_kept_is_part_of_the_recipe():
@@ -228,72 +328,36 @@ def test_what_is_kept_is_part_of_the_recipe():
         fit(network, phase._replace(keeps=False), toy.points(), key=KEY)
 
 
-def test_a_value_that_is_read_through_a_module_is_said(tmp_path, monkeypatch):
+def test_a_value_that_is_read_through_a_module_is_described(tmp_path, monkeypatch):
     (tmp_path / "their_settings.py").write_text("T = 1.0")
+    (tmp_path / "their_losses.py").write_text(
+        "import their_settings as settings\ndef f(x, rng):\n return settings.T * x"
+    )
     monkeypatch.syspath_prepend(tmp_path)
-    module = importlib.import_module("their_settings")
-    scope = {"settings": module, "__name__": "theirs"}
-    exec("def loss(o, y):\n return settings.T * o", scope)
-    before = said(scope["loss"])
-    assert said(scope["loss"]) == before
+    module, f = map(importlib.import_module, ("their_settings", "their_losses"))
+    before = described(f.f)
+    assert described(f.f) == before
     module.T = 5.0
-    assert said(scope["loss"]) != before
-
-
-@pytest.mark.slow
-def test_constants_are_said_the_same_in_every_process():
-    code = (
-        "from subtune_jax.function_identity import fingerprint\n"
-        "def f(y):\n return y in {'alpha', 'beta', 'gamma'}\n"
-        "print(fingerprint(f))"
-    )
-    assert len(said_in_processes(code, "123")) == 1
-
-
-@pytest.mark.slow
-def test_networks_with_dropout_are_known_whatever_was_built_before():
-    code = (
-        "import jax, sys; from subtune_jax.function_identity import fingerprint;"
-        "from tests.training.test_identity import SMALL, bert;"
-        "[bert(SMALL, jax.random.key(n)) for n in range(int(sys.argv[1]))];"
-        "print(fingerprint(bert(SMALL, jax.random.key(7)).stages))"
-    )
-    found = {
-        subprocess.run(
-            [sys.executable, "-c", code, before], capture_output=True, check=True
-        ).stdout
-        for before in ("0", "1")
-    }
-    assert len(found) == 1
+    assert described(f.f) != before
 
 
 def test_a_library_in_a_folder_of_its_own_is_known_by_name(tmp_path, monkeypatch):
     """As `pip install --target` and `--user` put it; a user's file beside it is not."""
     metadata = tmp_path / "elsewhere-1.0.dist-info"
     metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: elsewhere\n")
-    (metadata / "RECORD").write_text("elsewhere/__init__.py,,\n../bin/run,,\n")
+    (metadata / "RECORD").write_text("elsewhere/__init__.py,,\n")
     (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere/__init__.py").touch()  # Python 3.12 lists what is there
+    for name in ("elsewhere/__init__.py", "own.py"):
+        (tmp_path / name).write_text("def f(x): return x")
     monkeypatch.syspath_prepend(tmp_path)
-    assert not describes_code(tmp_path / "elsewhere/__init__.py")
-    assert describes_code(tmp_path / "own.py")
-    assert describes_code(tmp_path / "elsewhere_too/__init__.py")
+    theirs, own = (importlib.import_module(name).f for name in ("elsewhere", "own"))
+    assert described(theirs) == "elsewhere.f()"
+    assert "list(tuple(" in described(own)
 
 
 def test_a_checkout_that_was_built_is_still_a_users_code(tmp_path, monkeypatch):
-    """`pip install -e` leaves a list of the sources beside them, tests included."""
-    metadata = tmp_path / "mine.egg-info"
-    metadata.mkdir()
-    (metadata / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: mine\n")
-    (metadata / "SOURCES.txt").write_text("mine/__init__.py\ntests/test_mine.py\n")
+    """`pip install -e` leaves a folder beside the sources, and no list of them."""
+    (tmp_path / "mine.egg-info").mkdir()
+    (tmp_path / "mine.py").write_text("def f(x): return x")
     monkeypatch.syspath_prepend(tmp_path)
-    assert describes_code(tmp_path / "mine/__init__.py")
-    assert describes_code(tmp_path / "tests/test_mine.py")
-
-
-def describes_code(file):
-    code = compile("def loss(y): return y * 2", file, "exec")
-    scope: dict = {"__name__": "mine"}
-    exec(code, scope)
-    return said(scope["loss"]) != "mine.loss[None, None, None, []]"
+    assert "list(tuple(" in described(importlib.import_module("mine").f)

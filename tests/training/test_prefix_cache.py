@@ -15,6 +15,7 @@ from subtune_jax.head import linear
 from subtune_jax.losses import cross_entropy
 from subtune_jax.models.bert import BertConfig, bert
 from subtune_jax.network import Network, Stage
+from subtune_jax.programs import renew
 from subtune_jax.selection.select import select
 from subtune_jax.training.loop import fit
 from subtune_jax.training.optimizers import adam, adamw, sgd
@@ -291,4 +292,5 @@ def test_a_stage_that_begins_to_draw_is_no_longer_cached():
 
     assert stages() == 2
     rate[0] = 0.5
+    renew(noisy)  # as `fit` does when it begins
     assert stages() == 0

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from subtune_jax import tree
+from subtune_jax import programs, tree
 from subtune_jax.data.batches import Dataset
 from subtune_jax.data.buckets import ragged
 from subtune_jax.errors import InputError
@@ -207,10 +207,11 @@ def test_other_rates_seeds_and_data_do_not_trace_again():
     every = select(network, {"g": [".*"]})
     make = [Run(Phase(every, adam(r), 8), jax.random.key(0)) for r in RATES]
     sweep(network, make, toy.points(24), settings=Settings(batch_size=6))
-    before = len(traces)
+    assert len(traces) == 2  # the shapes that the network can take, and the step
+    compiled = len(programs._programs)
     again = [Run(Phase(every, adam(3 * r), 8), jax.random.key(7)) for r in RATES]
     sweep(network, again, toy.points(24, seed=1), settings=Settings(batch_size=6))
-    assert len(traces) == before
+    assert len(traces) == 4 and len(programs._programs) == compiled
 
 
 def test_a_lane_that_diverges_leaves_the_others_alone():

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from subtune_jax import tree
+from subtune_jax import programs, tree
 from subtune_jax.errors import InputError
 from subtune_jax.losses import entropy, marginal_entropy
 from subtune_jax.network import forward
@@ -71,9 +71,10 @@ def test_a_stream_compiles_one_step():
     traces = []
     network = toy.mlp(traces=traces)
     run(network, stream(2))
-    before = len(traces)
+    assert len(traces) == 2  # the step and the prediction
+    compiled = len(programs._programs)
     run(network, stream(5), rate=0.01)
-    assert len(traces) == before
+    assert len(traces) == 4 and len(programs._programs) == compiled
 
 
 def test_batch_statistics_are_those_of_the_batch_that_is_predicted():

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import subtune_jax.tuning
-from subtune_jax import tree
+from subtune_jax import programs, tree
 from subtune_jax.losses import cross_entropy
+from subtune_jax.programs import Traces
 from subtune_jax.selection.select import assert_frozen, count_trainable, select
 from subtune_jax.training.loop import fit
 from subtune_jax.training.optimizers import adam
@@ -119,7 +120,7 @@ def test_jitted_equals_plain(name):
     network, phase = setup(name)
     running, state = begin(network, phase)
     plain, _ = train_step(running.program, state, network.params, some_batch())
-    step = compiled_step(running.program)
+    step = compiled_step(Traces(), running.program)
     jitted, _ = step(begin(network, phase)[1], network.params, some_batch())
     for a, b in zip(
         jax.tree.leaves(plain.trainable), jax.tree.leaves(jitted.trainable), strict=True
@@ -132,6 +133,7 @@ def test_one_trace_whatever_the_rate_seed_and_data(name):
     traces: list = []
     counts = []
     network, phase = setup(name, toy.mlp(traces=traces))
+    programs.forget()
     for seed, rate in enumerate((1e-2, 1e-3, 0.5)):
         again = phase._replace(rules=adam(rate))
         fit(
@@ -142,7 +144,9 @@ def test_one_trace_whatever_the_rate_seed_and_data(name):
             settings=Settings(batch_size=16, cache_bytes=0),
         )
         counts.append(len(traces))
-    assert counts == [1, 1, 1]
+    # In each call: the shapes that the network can take, and the step.
+    assert counts == [2, 4, 6]
+    assert len(programs._programs) == 1
 
 
 @every_tuning

@@ -30,7 +30,7 @@ def test_the_product_by_hand():
 def test_changes_of_dense_and_convolution_kernels_have_the_rank(rank):
     network = toy.small_resnet()
     labels = select(network, {"body": ["block1_0", "block2_0"], "head": ["head"]})
-    phase = Phase(labels, sgd(0.1), 8, lora(rank, scale=2.0))
+    phase = Phase(labels, sgd(0.1), 8, lora(rank, alpha=2.0 * rank))
     result = fit(network, phase, toy.images(), key=KEY, settings=Settings(batch_size=8))
     before, after = tree.flatten(network.params), tree.flatten(result.network.params)
     moved = {p for p in before if bool((before[p] != after[p]).any())}
@@ -49,5 +49,5 @@ def test_a_rank_or_scale_that_cannot_be():
     for rank in (0, 1.5, "2"):
         with pytest.raises(InputError, match="rank must be a positive whole number"):
             lora(rank)
-    with pytest.raises(InputError, match="scale must be a positive number, got -1"):
-        lora(2, scale=-1)
+    with pytest.raises(InputError, match="alpha must be a positive number, got -1"):
+        lora(2, alpha=-1)

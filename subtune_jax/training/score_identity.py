@@ -1,0 +1,56 @@
+"""What the scores of subsets depend on: digests by which a journal knows its search."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from subtune_jax import tree
+from subtune_jax.canonical import digest
+from subtune_jax.data.task import Task
+from subtune_jax.host_functions import described
+from subtune_jax.labels import stages_with_batch_stats
+from subtune_jax.losses import per_example
+from subtune_jax.network import forward
+from subtune_jax.programs import Traces
+from subtune_jax.training.identity import hashed, seen, versions
+from subtune_jax.training.settings import Settings
+
+
+def score_identity(
+    task: Task, phases_of: Callable, key: jax.Array, how: tuple, settings: Settings
+) -> dict[str, str]:
+    """Returns what the scores of subsets depend on, digested by name. how: of folds, and how
+    runs start. Raises `InputError` for a function that has no name and cannot be read."""
+    network, parts = task.network, {"train": task.train, "validation": task.validation}
+    held = {"params": network.params, "stats": network.stats}
+    run = settings.batch_size, settings.norm, settings.dropout, settings.accumulate
+    values = {
+        "network": tree.fingerprint(held),
+        "data": tree.fingerprint({name: seen(part) for name, part in parts.items()}),
+        "phases_of": described(phases_of),
+        "folds or warm": how,
+        "key": tree.fingerprint({"key": jax.random.key_data(key)}),
+        "batch_size, norm, dropout or accumulate": run,
+        "augment": described(settings.augment),
+        "metric": described(task.metrics["validation"]),
+        "what the network and the loss compute": _losses(task, settings.loss),
+        "versions": sorted(versions().items()),
+    }
+    return {name: hashed(value) for name, value in values.items()}
+
+
+def _losses(task: Task, loss: Callable) -> str:
+    """Returns the digest of the network in training and in evaluation, and of the loss."""
+    stages, one = task.network.stages, task.train.take(np.arange(1))
+    normed = stages_with_batch_stats(task.network.stats, {}, "batch")
+
+    def losses(params: Any, stats: Any, x: Any, y: Any, key: jax.Array) -> tuple:
+        trained = forward(stages, params, stats, x, batch_stats=normed, key=key)
+        outputs = forward(stages, params, stats, x)[0]
+        return trained, per_example(loss, outputs, y)
+
+    given = task.network.params, task.network.stats, one.x, one.y, jax.random.key(0)
+    jaxpr = Traces().once("losses", lambda: jax.make_jaxpr(losses)(*given))
+    return digest(jaxpr, described, layout=False)

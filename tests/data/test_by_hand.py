@@ -1,0 +1,89 @@
+"""Orders, ends and constants of data, worked out by hand."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from subtune_jax.data.folders import folder
+from subtune_jax.data.squad import (
+    LONGEST_ANSWER,
+    LONGEST_QUESTION,
+    Question,
+    answered,
+    plain,
+    windows,
+)
+from subtune_jax.data.tables import read_table
+from tests.data.test_squad import PASSAGE, TALL, reads
+
+
+def test_the_constants_of_squad_are_those_of_its_sources():
+    """BERT's code: 64 tokens of a question, 30 of an answer; the paper's windows."""
+    assert (LONGEST_QUESTION, LONGEST_ANSWER) == (64, 30)
+    assert windows.__defaults__ == (384, 128)
+
+
+def test_no_answer_has_more_than_thirty_tokens():
+    """The best start is the first token of 40, the best end the last: 39 apart."""
+    held = windows(reads(), [Question("how", "is " * 40, ("is",), (0,))])
+    logits = np.zeros((1, 64, 2), np.float32)
+    first = int(np.flatnonzero(held.characters[0][:, 0] == 0)[0])
+    logits[0, first, 0], logits[0, first + 39, 1] = 5, 5
+    logits[0, first + 29, 1] = 1
+    assert answered(held, logits) == [" ".join(["is"] * 30)]
+    logits[0, first + 29, 1], logits[0, first + 30, 1] = 0, 1
+    assert answered(held, logits) == [
+        "is"
+    ]  # 31 tokens are too many: of equals the first
+
+
+def test_of_windows_that_score_alike_the_first_answers():
+    held = windows(reads(), [TALL], max_length=8, stride=2)
+    logits = np.zeros((len(held.owner), 8, 2), np.float32)
+    for window, token in ((0, 5), (1, 5), (2, 4)):  # tower, 330, metres
+        logits[window, token] = 3
+    assert answered(held, logits) == ["tower"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("An answer, a word and the end.", "answer word and end"),
+        ("Theatre and analysis", "theatre and analysis"),
+        ("it's the-end", "its theend"),
+    ],
+)
+def test_articles_and_punctuation_are_left_out(text, words):
+    assert plain(text) == words
+
+
+def test_a_token_that_begins_where_the_answer_ends_is_not_of_it():
+    """`?` stands right behind `tall`, without a space."""
+    passage = f"{PASSAGE}?"
+    begin = passage.index("tall")
+    held = windows(reads(), [Question("how", passage, ("tall",), (begin,))])
+    (start, end) = held.data.y[0]
+    assert start == end
+    assert held.characters[0][end].tolist() == [begin, begin + 4]
+    assert held.characters[0][end + 1].tolist() == [begin + 4, begin + 5]
+
+
+def test_classes_of_a_folder_have_the_order_that_is_asked_for(tmp_path):
+    for name in ("ant", "bee", "cat"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / name / "0.png")
+    read = folder(tmp_path, class_names=("cat", "ant", "dog", "bee"))
+    assert read.class_names == ("cat", "ant", "dog", "bee")
+    assert sorted(read.data.y.tolist()) == [0, 1, 3]
+    assert folder(tmp_path).class_names == ("ant", "bee", "cat")
+
+
+def test_classes_of_a_table_have_the_order_that_is_asked_for(tmp_path):
+    (tmp_path / "texts.csv").write_text("text,label\na,up\nb,down\nc,up\n")
+    for given in (["up", "left", "down"], ("up", "left", "down")):
+        read = read_table(tmp_path / "texts.csv", "text", "label", classes=given)
+        assert read.classes == ("up", "left", "down")
+        assert read.labels.tolist() == [0, 2, 0]
+    (tmp_path / "numbers.csv").write_text("text,label\na,10\nb,2\n")
+    read = read_table(tmp_path / "numbers.csv", "text", "label", classes=[10, 2])
+    assert read.classes == ("10", "2") and read.labels.tolist() == [0, 1]
