@@ -75,6 +75,7 @@ def _validation_row(trial: Trial) -> Row:
     row = {"split": "validation", "value": trial.value, "status": trial.status}
     row |= {"steps": trial.steps, "seconds": trial.seconds}
     row |= {} if trial.value is None else {"epoch": trial.epoch}
+    row |= {"error": str(trial.error)} if trial.status == "failed" else {}
     return row | trial.variant._asdict()
 
 
@@ -99,7 +100,9 @@ def _outputs_row(outputs: np.ndarray, labels: np.ndarray) -> Row:
 
 
 def _described(trial: Trial) -> str:
-    score = "diverged" if trial.value is None else f"{trial.value:.1f}"
+    score = trial.status if trial.value is None else f"{trial.value:.1f}"
+    if trial.status == "failed":
+        score = f"failed ({trial.error})"
     named = trial.variant._asdict().items()
     values = " ".join(
         f"{k} {v}" if isinstance(v, str) else f"{k} {v:g}" for k, v in named if v

@@ -72,11 +72,8 @@ def race(
             folder = home / slug(variant)
             return train(plan, How(score, "max", folder, progress=False, resume=resume))
 
-        told = _told_before(home)
-        name, one = (
-            f"{slug(variant)} {steps}",
-            tried(run, variant, phases_of(variant, steps)),
-        )
+        told, name = _told_before(home), f"{slug(variant)} {steps}"
+        one = tried(run, variant, lambda variant: phases_of(variant, steps))
         if isinstance(one.error, AheadError) and name in told:
             return one._replace(**told[name], error=None)
         if one.status != "failed":

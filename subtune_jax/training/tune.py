@@ -136,19 +136,20 @@ def tune(
 
     trials = ()
     for variant in variants:
-        trial = tried(run, variant, phases_of(variant))
+        trial = tried(run, variant, phases_of)
         progress(trial)
         trials = lean((*trials, trial))
     return tuned_of(trials)
 
 
 def tried(
-    run: Callable[[Any, Any], FitResult], variant: Any, phases: Phase | Sequence[Phase]
+    run: Callable[[Any, Any], FitResult], variant: Any, phases_of: Callable
 ) -> Trial:
     """Returns the trial of a run; whatever its error, other trials go on."""
-    begin = time.perf_counter()
+    begin, phases = time.perf_counter(), ()
     result: FitResult | Exception
     try:
+        phases = phases_of(variant)
         result = run(variant, phases)
     except Exception as error:
         result = error

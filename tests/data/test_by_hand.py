@@ -1,10 +1,13 @@
 """Orders, ends and constants of data, worked out by hand."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from subtune_jax.data.folders import folder
+from subtune_jax.data.splits import balanced_folds
 from subtune_jax.data.squad import (
     LONGEST_ANSWER,
     LONGEST_QUESTION,
@@ -14,6 +17,7 @@ from subtune_jax.data.squad import (
     windows,
 )
 from subtune_jax.data.tables import read_table
+from subtune_jax.data.tokenizer_files import tokenizer
 from tests.data.test_squad import PASSAGE, TALL, reads
 
 
@@ -87,3 +91,28 @@ def test_classes_of_a_table_have_the_order_that_is_asked_for(tmp_path):
     (tmp_path / "numbers.csv").write_text("text,label\na,10\nb,2\n")
     read = read_table(tmp_path / "numbers.csv", "text", "label", classes=[10, 2])
     assert read.classes == ("10", "2") and read.labels.tolist() == [0, 1]
+
+
+def test_folds_are_drawn_and_not_dealt_in_order():
+    """Of 20 examples of one class the first fold would else be every fourth."""
+    y = np.zeros(20, int)
+    folds = [balanced_folds(y, 4, seed) for seed in (0, 1)]
+    members = [frozenset(parts[0].tolist()) for parts in folds]
+    assert len({*members, frozenset(range(0, 20, 4))}) == 3
+    for parts in folds:
+        assert sorted(np.concatenate(parts).tolist()) == list(range(20))
+
+
+@pytest.mark.parametrize("side", ["lstrip", "rstrip"])
+def test_an_added_token_takes_the_spaces_that_it_says(side, tmp_path):
+    """`<x>` is one token with the space before, or behind it; a second space stays."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
+    token = {"content": "<x>", "lstrip": False, "rstrip": False, "normalized": False}
+    token |= {"single_word": False, "special": True, side: True}
+    config = {"added_tokens_decoder": {"7": token}, "do_lower_case": True}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    encoding = tokenizer(tmp_path).encode("a <x> b")
+    place = encoding.ids.index(7)
+    expected = {"lstrip": (1, 5), "rstrip": (2, 6)}[side]
+    assert encoding.offsets[place] == expected

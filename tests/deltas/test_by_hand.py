@@ -9,7 +9,7 @@ import pytest
 
 import subtune_jax as st
 from subtune_jax import deltas, tree
-from subtune_jax.deltas.delta import Delta, base_fingerprint
+from subtune_jax.deltas.delta import Delta, Elements, base_fingerprint
 from subtune_jax.errors import InputError
 from subtune_jax.network import Source, Tokens
 from subtune_jax.tuning.lora import Factors, low_rank
@@ -132,3 +132,33 @@ def test_a_delta_of_no_change_holds_the_head_alone():
     assert delta.about["base"]["arrays"] == base_fingerprint(base)
     head = jax.tree.map(np.asarray, base.params["head"])
     assert tree.nbytes(dict(delta.whole)) == tree.nbytes(head) == 4 * (6 * 3 + 3)
+
+
+def mixed_types():
+    """A delta of elements of two types, and a whole tensor that is not square."""
+    base, about = toy.mlp(), st.extract(toy.mlp(), toy.mlp()).about
+    elements = {
+        "params/one/kernel": Elements((4, 6), np.array([1, 5]), np.float32([0.5, -2])),
+        "params/two/bias": Elements((6,), np.array([0]), np.float64([1 / 3])),
+        "params/two/kernel": Elements((6, 6), np.array([7]), np.float32([9])),
+    }
+    whole = {"params/one/bias": np.arange(6, dtype=np.float32).reshape(2, 3)}
+    return base, Delta(whole, elements, {}, about)
+
+
+def test_elements_of_several_types_come_back():
+    _, delta = mixed_types()
+    back = deltas.from_bytes(deltas.to_bytes(delta))
+    for path, some in delta.elements.items():
+        assert back.elements[path].values.dtype == some.values.dtype
+        np.testing.assert_array_equal(back.elements[path].values, some.values)
+        np.testing.assert_array_equal(back.elements[path].places, some.places)
+
+
+def test_a_file_whose_tensor_has_another_shape_is_damaged():
+    """[2, 3] and [3, 2] have the same bytes."""
+    _, delta = mixed_types()
+    data = deltas.to_bytes(delta)
+    assert data.count(b"[2,3]") == 1
+    with pytest.raises(InputError, match="its digest does not hold"):
+        deltas.from_bytes(data.replace(b"[2,3]", b"[3,2]"))

@@ -46,6 +46,11 @@ def test_a_code_by_hand():
     ]
 
 
+def test_of_equal_codes_the_one_with_fewer_low_bits_counts():
+    """A gap of 1 is `10` and `0|1`: two bits either way."""
+    assert codec.encode(np.array([1])).low_bits == 0
+
+
 @given(some.lists(some.integers(0, 5000), min_size=1, max_size=80))
 def test_no_other_r_takes_fewer_bits(gaps):
     gaps = np.array(gaps)

@@ -9,7 +9,9 @@ import subtune_jax as st
 from subtune_jax.deltas import Store, to_bytes
 from subtune_jax.models.bert import BertConfig, bert
 from subtune_jax.network import Source, Tokens
+from subtune_jax.serving.parts import changes, widened_head
 from subtune_jax.serving.read import read
+from subtune_jax.serving.server import answer
 from tests import toy
 from tests.serving import tasks
 
@@ -93,3 +95,31 @@ def test_the_longest_text_is_at_most_the_default_or_what_is_asked(longest):
     network = toy.mlp()._replace(source=Source(reads=Tokens(40, 2, 512)))
     x, _ = read(network, ["word " * 300], words, longest)
     assert x["attention_mask"].sum() == (longest or 128)
+
+
+def test_what_a_task_changed_is_told_without_its_head():
+    base = toy.mlp()
+    tuned = tasks.changed(base, ["two", "head"])
+    assert list(changes(st.extract(base, tuned))) == ["two"]
+
+
+def test_a_head_is_filled_up_by_columns_of_zeros():
+    params, stats = toy.mlp().params["head"], {}
+    (filled, same), outputs = widened_head(params, stats)
+    assert outputs == 3 and same is stats
+    np.testing.assert_array_equal(filled["kernel"][:, :3], params["kernel"])
+    np.testing.assert_array_equal(filled["kernel"][:, 3:], np.zeros((6, 5)))
+    np.testing.assert_array_equal(filled["bias"][3:], np.zeros(5))
+
+
+def test_names_that_are_not_one_for_each_output_are_left_out():
+    logits = np.log([0.5, 0.25, 0.25])
+    for classes, label in (
+        (("up", "down", "left"), "up"),
+        (("up", "up", "left"), "0"),
+        (("up", "down"), "0"),
+        ((), "0"),
+    ):
+        found = answer("task", classes, logits)
+        assert found.label == label and len(found.scores) == 3
+        np.testing.assert_allclose([*found.scores.values()], [0.5, 0.25, 0.25])
