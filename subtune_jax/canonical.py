@@ -17,6 +17,7 @@ from jax.sharding import Mesh, Sharding
 
 # Names, rules of differentiation that were not needed, and what a remat was told to keep.
 DROPPED = {"name", "debug_info", "jvp_jaxpr_fun", "fwd_jaxpr_thunk", "bwd", "policy"}
+DROPPED |= {"out_trees"}  # of rules; JAX makes a new function of it in each trace
 # How a program is laid out on devices. Another layout computes the same.
 LAYOUT = {"ctx_mesh", "mesh", "sharding", "out_sharding", "donated_invars", "inline"}
 LAYOUT |= {"in_shardings", "out_shardings", "in_layouts", "out_layouts", "keep_unused"}

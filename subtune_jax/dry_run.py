@@ -29,7 +29,8 @@ def output_shapes(network: Network, x: Any) -> Any:
         return x
 
     # All at once: a network is asked again by every fit, evaluation and prediction.
-    key = "outputs", *tree.shapes((network.params, network.stats, row))
+    names = tuple(stage.name for stage in network.stages)
+    key = "outputs", names, *tree.shapes((network.params, network.stats, row))
     return traces_of(*(stage.apply for stage in network.stages)).once(key, outputs)
 
 

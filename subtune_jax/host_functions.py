@@ -2,12 +2,14 @@
 its code and all that it reads, the same in every process, or a refusal."""
 
 import enum
+import importlib
 import inspect
 import os
 import sys
 import sysconfig
 import types
 from collections.abc import Callable, Mapping
+from dis import get_instructions
 from functools import partial, update_wrapper
 from pathlib import Path, PurePath
 from typing import Any
@@ -22,7 +24,9 @@ PLAIN = str | int | float | complex | bytes | None | PurePath | range | slice | 
 PLAIN |= enum.Enum
 LIBRARIES = tuple(sysconfig.get_paths()[k] for k in ("stdlib", "purelib", "platlib"))
 LIBRARIES += (f"{Path(__file__).parent}{os.sep}", "<frozen")
-OF_CLASSES = ("__dict__", "__weakref__", "__doc__", "__module__")
+OF_CLASSES = {"__dict__", "__weakref__", "__doc__", "__module__", "__annotations__"}
+OF_CLASSES |= {"__dataclass_params__", "__dataclass_fields__", "_abc_impl"}
+OF_CLASSES |= {"__abstractmethods__", "__orig_bases__", "__parameters__"}
 
 
 class Named:
@@ -45,31 +49,35 @@ def named(name: str, function: Callable) -> Named:
     return Named(name, function)
 
 
-def described(value: Any, within: tuple[int, ...] = ()) -> str:
+def described(value: Any, seen: dict[int, Any] | None = None) -> str:
     """Returns a description of a value; of a function, of its code and all that it reads.
 
     What libraries bring is known by its name. Raises `InputError` for what cannot be read
-    exactly: code without a file, and the objects of libraries.
+    exactly: code without a file, and the objects of libraries. seen: what is described
+    already, by its id: it is told once, however many refer to it.
     """
-    if id(value) in within:
-        return "itself"
-    within, name = (*within, id(value)), type(value).__name__
-    objects = isinstance(value, np.ndarray) and value.dtype.hasobject
+    seen = {} if seen is None else seen
+    kind, name = type(value), type(value).__name__
+    ours = not _of_library(kind)
+    objects = getattr(getattr(value, "dtype", None), "hasobject", False)
     if isinstance(value, Named):
         return f"named {value.name}"
-    if isinstance(value, PLAIN):
+    if isinstance(value, PLAIN) and not ours:
         return f"{name} {value!r}"
     if isinstance(value, np.ndarray | np.generic | jax.Array) and not objects:
         return array(value)
-    if isinstance(value, Mapping | set | frozenset):
+    if isinstance(value, tuple | list | Mapping | set | frozenset):
+        # A user's subclass has methods of its own.
+        name = described(kind, seen) if ours else name
         items = value.items() if isinstance(value, Mapping) else value
-        return f"{name} {sorted(described(item, within) for item in items)}"
-    if not isinstance(value, tuple | list):
-        name = (
-            f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', name)}"
-        )
-        value = _held(value)
-    return f"{name}({', '.join([described(one, within) for one in value])})"
+        parts = [described(item, seen) for item in items]
+        listed = parts if isinstance(value, tuple | list) else sorted(parts)
+        return f"{name}({', '.join(listed)})"
+    if id(value) in seen:
+        return f"seen {seen[id(value)][0]}"
+    seen[id(value)] = len(seen), value
+    name = f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', name)}"
+    return f"{name}({', '.join([described(one, seen) for one in _held(value)])})"
 
 
 def _held(value: Any) -> tuple:
@@ -91,10 +99,20 @@ def _held(value: Any) -> tuple:
         return value.fget, value.fset, value.fdel
     if isinstance(value, type):
         own = {n: v for n, v in vars(value).items() if n not in OF_CLASSES}
+        if hasattr(value, "__dataclass_fields__") or hasattr(value, "_fields"):
+            fields = getattr(value, "_fields", ())
+            own = {
+                n: v for n, v in own.items() if n not in fields and not _generated(v)
+            }
         return () if _of_library(value) else (own, value.__bases__)
     if _of_library(type(value)) and not hasattr(value, "__dataclass_fields__"):
         raise _refused(f"a {type(value).__name__} cannot be read exactly")
     return type(value), value.__getstate__()
+
+
+def _generated(value: Any) -> bool:
+    """Returns whether Python made a method of a dataclass or a named tuple from its fields."""
+    return inspect.isfunction(value) and value.__code__.co_filename.startswith("<")
 
 
 def _read_by(function: types.FunctionType) -> tuple:
@@ -108,6 +126,11 @@ def _read_by(function: types.FunctionType) -> tuple:
     codes = _codes(function.__code__, function.__doc__)
     names = sorted({name for code in codes for name in code[1]})
     read = {n: function.__globals__[n] for n in names if n in function.__globals__}
+    for code in _all_codes(function.__code__):
+        for step in get_instructions(code):
+            top = str(step.argval).partition(".")[0]
+            if step.opname == "IMPORT_NAME" and top not in read:
+                read[top] = _imported(step.argval)
     for name, value in [*read.items()]:
         read |= _of_module(name, value, names)
     given = function.__defaults__, function.__kwdefaults__, function.__dict__
@@ -124,12 +147,30 @@ def _of_module(path: str, module: Any, names: list[str]) -> dict[str, Any]:
     return read
 
 
+def _imported(name: str) -> types.ModuleType:
+    """Returns a module that a function imports when it is called."""
+    try:
+        importlib.import_module(name)
+    except Exception as error:
+        raise _refused(f"{name!r} cannot be imported ({error})") from None
+    return sys.modules[name.partition(".")[0]]
+
+
+def _all_codes(code: types.CodeType) -> list[types.CodeType]:
+    """Returns the code of a function, and of functions inside it."""
+    inside = [c for c in code.co_consts if isinstance(c, types.CodeType)]
+    return [code, *(one for c in inside for one in _all_codes(c))]
+
+
 def _codes(code: types.CodeType, doc: str | None = None) -> list[tuple]:
     """Returns instructions, names and constants of code, and of functions inside it."""
-    inside = [c for c in code.co_consts if isinstance(c, types.CodeType)]
-    consts = [c for c in code.co_consts if c not in inside and c != doc]
-    own = code.co_code, code.co_names, code.co_varnames, code.co_freevars, consts
-    return [own, *(one for c in inside for one in _codes(c))]
+
+    def of(one: types.CodeType) -> tuple:
+        plain = [c for c in one.co_consts if not isinstance(c, types.CodeType)]
+        consts = [c for c in plain if c != doc]
+        return one.co_code, one.co_names, one.co_varnames, one.co_freevars, consts
+
+    return [of(one) for one in _all_codes(code)]
 
 
 def _content(cell: Any) -> Any:
@@ -150,7 +191,9 @@ def _of_library(value: Any) -> bool:
     """Returns whether a function, class or module is of this library, of Python, or was
     installed: such code changes with its version alone."""
     home = sys.modules.get(getattr(value, "__module__", value.__name__))
-    file = getattr(home, "__file__", None)
+    file = getattr(home, "__file__", None) or next(
+        iter(getattr(home, "__path__", ())), None
+    )
     if inspect.isfunction(value):
         file = value.__code__.co_filename
     if file is None:  # built in; or typed into a shell

@@ -18,6 +18,7 @@ from subtune_jax import tree
 from subtune_jax.canonical import digest
 
 PROGRAMS, CONSTANTS = 128, 2**30  # what is kept: programs, and bytes of their constants
+HELD = 128  # sets of functions whose traces are kept while they live
 # What another value of makes another trace of the same function.
 CONFIG = [
     *("jax_enable_x64", "jax_default_matmul_precision", "jax_default_prng_impl"),
@@ -42,6 +43,10 @@ class Same:
         return id(self.value)
 
 
+def _config() -> tuple:
+    return tuple(getattr(jax.config, name) for name in CONFIG)
+
+
 class Traced(NamedTuple):
     """A function at one set of shapes: its jaxpr, and the jitted function that runs it."""
 
@@ -59,7 +64,7 @@ class Traces:
     def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """Returns what make() gave when this key was first asked for; what it traces is
         traced anew."""
-        key = key, *(getattr(jax.config, name) for name in CONFIG)
+        key = key, _config()
         if key not in self._kept:
             with _context(self._value):
                 self._kept[key] = make()
@@ -78,8 +83,9 @@ class Traces:
         return self.traced(key, f, *args, donate=donate).run(*args)
 
     def clear(self) -> None:
-        """Forgets all that was traced."""
+        """Forgets all that was traced: from now on code counts as it is then."""
         self._kept.clear()
+        self._value = next(_values)
 
 
 def by_object(value: Any) -> Hashable:
@@ -106,7 +112,7 @@ def _shared(f: Callable, args: tuple, donate: tuple) -> Traced:
 
     what = digest(traced.jaxpr, place)
     structures = jax.tree.structure(args), jax.tree.structure(traced.out_info)
-    key = (what, tuple(places), donate, structures)
+    key = (what, tuple(places), donate, structures, _config())
     with _lock:
         program = _programs.pop(key, None) or _compiled(
             f, traced.jaxpr, structures[1], donate
@@ -138,9 +144,13 @@ def traces_of(*functions: Callable) -> Traces:
     that they read and that changes in place is seen after the next `fit`."""
     key = tuple(map(id, functions))
     with _lock:
-        if key not in _held:
+        if key in _held:
+            _held[key] = _held.pop(key)  # used last
+        else:
             gone = lambda _: _held.pop(key, None)  # noqa: E731
             _held[key] = Traces(), [_reference(f, gone) for f in functions]
+            while len(_held) > HELD:
+                del _held[next(iter(_held))]
         return _held[key][0]
 
 

@@ -71,8 +71,13 @@ def linear_cka(x: np.ndarray, y: np.ndarray) -> float:
     if not x.any() or not y.any():
         raise InputError("features that are the same for all examples have no CKA")
     k, l = x @ x.T, y @ y.T  # noqa: E741  # as in the paper
-    scale = _hsic(k, k) * _hsic(l, l)
-    return float(_hsic(k, l) / np.sqrt(scale))
+    own = _hsic(k, k), _hsic(l, l)
+    if min(own) <= 0:
+        raise InputError(
+            "these features are no more alike than chance has it, of as many examples: "
+            "CKA has no value, give more examples"
+        )
+    return float(_hsic(k, l) / np.sqrt(own[0] * own[1]))
 
 
 def _hsic(k: np.ndarray, l: np.ndarray) -> float:  # noqa: E741

@@ -94,12 +94,11 @@ def refit_statistics(
     if not normed:
         return network
     traces = traces_of(*(stage.apply for stage in network.stages))
+    key = "statistics", *(stage.name for stage in network.stages)
 
     def run(params: Params, stats: Stats, x: Any) -> Stats:
         move = partial(forward, network.stages, batch_stats=normed)
-        return traces.run(
-            "statistics", lambda *given: move(*given)[1], params, stats, x
-        )
+        return traces.run(key, lambda *given: move(*given)[1], params, stats, x)
 
     zeros = jax.tree.map(jnp.zeros_like, network.stats)
     total, count, seen = zeros, 0, None

@@ -54,7 +54,9 @@ def batch_gradient(
     run = partial(_batch_gradient, network.stages, loss, reduce)
     batch = tree.beside(batch, network.params)
     traces = _traces(network, loss, reduce)
-    return traces.run("mean", run, half, network.params, network.stats, batch)
+    return traces.run(
+        ("mean", _names(network)), run, half, network.params, network.stats, batch
+    )
 
 
 def row_moments(
@@ -71,10 +73,11 @@ def row_moments(
     chunks = -(-rows // chunk)
     run = partial(_row_moments, network.stages, loss, size, chunks)
     moments, traces = _no_moments(half), _traces(network, loss)
+    key = "rows", size, chunks, _names(network)
     # A loop over calls and no scan: a convolution in a scan is 29 times slower on a CPU.
     for index in tree.beside(list(np.arange(chunks, dtype=np.int32)), network.params):
         given = moments, half, network.params, network.stats, batch, index
-        moments = traces.run(("rows", size, chunks), run, *given, donate=(0,))
+        moments = traces.run(key, run, *given, donate=(0,))
     return moments
 
 
@@ -93,6 +96,11 @@ def _require_batch(network: Network, loss: Callable, batch: Any) -> None:
     outputs = output_shapes(network, batch.x)
     if is_of_classes(loss):
         require_classes(batch.y, outputs)
+
+
+def _names(network: Network) -> tuple[str, ...]:
+    """Returns the names of the stages: equal layers share a function, in any order."""
+    return tuple(stage.name for stage in network.stages)
 
 
 def _traces(network: Network, *functions: Callable) -> Traces:

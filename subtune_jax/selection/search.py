@@ -38,11 +38,13 @@ ORDERS = ("table", "added")
 class Scorer(NamedTuple):
     """A score of many folds and seeds: many(units, places) yields a `Score` for each place,
     (fold, seed), in their order. folds: how many it has; `None`: as many as are asked for.
-    about() -> what its values depend on, by name, for a journal."""
+    about() -> what its values depend on, by name, for a journal. renew(): called when a
+    search begins: code counts as it is then."""
 
     many: Callable[[Subset, Sequence[FoldSeed]], Iterable[Score]]
     folds: int | None = None
     about: Callable[[], Mapping[str, str]] | None = None
+    renew: Callable[[], None] | None = None
 
     def __call__(self, units: Subset, fold: int, seed: int) -> Score:
         (score,) = self.many(tuple(units), [(fold, seed)])
@@ -234,6 +236,8 @@ def _evaluator(
     counted fold by fold."""
     require_function(3, score=score)
     require_whole(seeds=seeds)
+    if isinstance(score, Scorer) and score.renew is not None:
+        score.renew()
     if journal is None:
         journal = Journal({})
     else:

@@ -3,7 +3,7 @@
 import hashlib
 import platform
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import jax
@@ -101,8 +101,15 @@ def versions() -> dict[str, str]:
     config: Any = jax.config
     precision = config.jax_default_matmul_precision
     numbers = {"x64": config.jax_enable_x64, "matmul precision": precision}
-    named = {"Python": python, **{package: version(package) for package in PACKAGES}}
+    named = {"Python": python, **{package: _version(package) for package in PACKAGES}}
     return {name: str(value) for name, value in (named | numbers).items()}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # this library, run from a checkout
+        return "of no number"
 
 
 def _fixed_steps(phases: Sequence[Phase]) -> list[int]:

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,10 +16,16 @@ from subtune_jax.network import Network, require_network
 from subtune_jax.training.loop import FitResult, How, traces_for, train
 from subtune_jax.training.phases import Phase
 from subtune_jax.training.plan import make_plan
-from subtune_jax.training.predict import evaluate
 from subtune_jax.training.resume import AheadError
 from subtune_jax.training.settings import Settings, require_settings
-from subtune_jax.training.tune import Trial, Tuned, slug, tried, tuned_of
+from subtune_jax.training.tune import (
+    Trial,
+    Tuned,
+    slug,
+    tried,
+    tuned_of,
+    validation_score,
+)
 
 RACE = "race.json"  # beside the runs' checkpoints
 TOLD = ("value", "epoch", "status", "steps", "seconds")  # of a trial
@@ -57,9 +64,7 @@ def race(
     require_function(2, phases_of=phases_of)
     _require_rungs(variants, rungs, halving)
 
-    def score(candidate: Network) -> float:
-        return evaluate(candidate, task.validation, task.metrics["validation"])
-
+    score = partial(validation_score, task.metrics["validation"], task.validation)
     traces = traces_for(network)
 
     def trial(variant: Any, steps: int, home: Path) -> Trial:
@@ -69,8 +74,13 @@ def race(
             plan = make_plan(
                 network, phases, task.train, key=key, settings=settings, traces=traces
             )
-            folder = home / slug(variant)
-            return train(plan, How(score, "max", folder, progress=False, resume=resume))
+            how = How(score, "max", home / slug(variant), progress=False, resume=resume)
+            try:
+                return train(plan, how)
+            except AheadError:
+                if name in told:
+                    raise
+                return train(plan, how._replace(checkpoint=None))  # raced anew
 
         told, name = _told_before(home), f"{slug(variant)} {steps}"
         one = tried(run, variant, lambda variant: phases_of(variant, steps))
@@ -100,8 +110,9 @@ def _told_before(home: Path) -> dict[str, dict[str, Any]]:
     longer holds what it was before."""
     file = home / RACE
     try:
-        return json.loads(file.read_text()) if file.is_file() else {}
-    except ValueError:
+        told = json.loads(file.read_text()) if file.is_file() else {}
+        return {name: {f: one[f] for f in TOLD} for name, one in told.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(
             f"{file} is damaged: remove it, and runs that went on are raced anew"
         ) from None

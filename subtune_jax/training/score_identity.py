@@ -42,15 +42,18 @@ def score_identity(
 
 
 def _losses(task: Task, loss: Callable) -> str:
-    """Returns the digest of the network in training and in evaluation, and of the loss."""
+    """Returns the digest of the loss and its gradient, in training and in evaluation: rules
+    of gradients (`custom_vjp`) count."""
     stages, one = task.network.stages, task.train.take(np.arange(1))
     normed = stages_with_batch_stats(task.network.stats, {}, "batch")
 
-    def losses(params: Any, stats: Any, x: Any, y: Any, key: jax.Array) -> tuple:
-        trained = forward(stages, params, stats, x, batch_stats=normed, key=key)
+    def total(params: Any, stats: Any, x: Any, y: Any, key: jax.Array) -> jax.Array:
+        trained = forward(stages, params, stats, x, batch_stats=normed, key=key)[0]
         outputs = forward(stages, params, stats, x)[0]
-        return trained, per_example(loss, outputs, y)
+        losses = [per_example(loss, out, y).sum() for out in (trained, outputs)]
+        return losses[0] + losses[1]
 
+    gradient = jax.value_and_grad(total, allow_int=True)
     given = task.network.params, task.network.stats, one.x, one.y, jax.random.key(0)
-    jaxpr = Traces().once("losses", lambda: jax.make_jaxpr(losses)(*given))
+    jaxpr = Traces().once("losses", lambda: jax.make_jaxpr(gradient)(*given))
     return digest(jaxpr, described, layout=False)

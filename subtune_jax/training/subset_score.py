@@ -133,7 +133,12 @@ def subset_score(
         (folds, fold_seed, balanced, warm),
         settings,
     )
-    return Scorer(_forgetful(many, traces), folds or 1, about)
+
+    def renew() -> None:
+        traces.clear()
+        traces_for(task.network)
+
+    return Scorer(_forgetful(many, traces), folds or 1, about, renew)
 
 
 def _cold(train: TrainedFrom, start: Trained) -> TrainedOn:

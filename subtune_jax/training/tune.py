@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import numpy as np
 from subtune_jax.data.batches import Dataset
 from subtune_jax.data.task import Task
 from subtune_jax.errors import InputError, require_function, require_type
+from subtune_jax.metrics import Metric
 from subtune_jax.network import Network, require_network
 from subtune_jax.programs import Traces
 from subtune_jax.training.loop import FitResult, How, traces_for, train
@@ -108,9 +110,7 @@ def tune(
     alone = place is None and checkpoint is None and len(variants) > 1
     alone = alone and jax.default_backend() != "cpu"
 
-    def score(candidate: Network) -> float:
-        return evaluate(candidate, task.validation, task.metrics["validation"])
-
+    score = partial(validation_score, task.metrics["validation"], task.validation)
     traces = traces_for(network)
     if lanes is not False and alone or lanes:
         runs = [Run(phases_of(variant), key) for variant in variants]
@@ -142,6 +142,11 @@ def tune(
     return tuned_of(trials)
 
 
+def validation_score(metric: Metric, data: Dataset, candidate: Network) -> float:
+    """Returns the metric on validation data; a checkpoint is known by both."""
+    return evaluate(candidate, data, metric)
+
+
 def tried(
     run: Callable[[Any, Any], FitResult], variant: Any, phases_of: Callable
 ) -> Trial:
@@ -159,11 +164,9 @@ def tried(
 def tuned_of(trials: tuple[Trial, ...], others: tuple[Trial, ...] = ()) -> Tuned:
     """Returns the best of trials, beside `others` that ended before. Raises the first error
     where all failed and none diverged: it is of what they have in common."""
-    every = (*others, *trials)
-    if all(isinstance(one.error, Exception) for one in every) and not any(
-        isinstance(one.error, ArithmeticError) for one in every
-    ):
-        raise every[0].error  # type: ignore[misc]
+    every, last = (*others, *trials), trials or others
+    if all(one.status == "failed" for one in last):
+        raise last[0].error  # type: ignore[misc]
     return Tuned(best_of(trials), lean(every))
 
 

@@ -1,10 +1,14 @@
 """What a checkpoint's run is known by: two that may differ in their result differ here."""
 
+import abc
+import dataclasses
+import enum
 import importlib
 import os
 import subprocess
 import sys
 from functools import partial, wraps
+from typing import NamedTuple
 
 import chex
 import jax
@@ -120,7 +124,7 @@ def test_a_function_that_closes_over_itself_or_is_not_whole_is_described():
     def early():
         return later
 
-    assert "tuple(itself)" in described(recursive)
+    assert "tuple(seen 0)" in described(recursive)
     assert "tuple(str 'empty')" in described(early)
     later = 1
     assert "tuple(int 1)" in described(early)
@@ -361,3 +365,67 @@ def test_a_checkout_that_was_built_is_still_a_users_code(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text("def f(x): return x")
     monkeypatch.syspath_prepend(tmp_path)
     assert "list(tuple(" in described(importlib.import_module("mine").f)
+
+
+class Callable(list):
+    """A list with a method of its own."""
+
+    def __call__(self, x, rng):
+        return [self[0] * x]
+
+
+class Kind(enum.Enum):
+    one = 1
+
+    def __call__(self, x, rng):
+        return x
+
+
+@dataclasses.dataclass
+class Plain(abc.ABC):
+    scale: float = 1.0
+
+    def __call__(self, x, rng):
+        return self.scale * x
+
+
+class Pair(NamedTuple):
+    scale: float = 1.0
+
+    def __call__(self, x, rng):
+        return self.scale * x
+
+
+@pytest.mark.parametrize("value", [Callable([1.0]), Kind.one, Plain(), Pair()])
+def test_the_methods_of_a_container_an_enum_and_a_dataclass_count(value, monkeypatch):
+    before = described(value)
+    assert described(value) == before
+    monkeypatch.setattr(type(value), "__call__", lambda self, x, rng: 2 * x)
+    assert described(value) != before
+
+
+def test_what_a_function_imports_when_it_is_called_counts(tmp_path, monkeypatch):
+    (tmp_path / "pack").mkdir()  # without __init__.py
+    (tmp_path / "pack" / "inner.py").write_text("SCALE = 1.0")
+    (tmp_path / "late.py").write_text("def f(x): return x")
+    (tmp_path / "ours.py").write_text(
+        "import pack.inner\n"
+        "def g(x, rng):\n from late import f\n return pack.inner.SCALE * f(x)"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    g = importlib.import_module("ours").g
+    before = described(g)
+    pack = importlib.import_module("pack.inner")
+    monkeypatch.setattr(pack, "SCALE", 5.0)
+    assert described(g) != before
+    monkeypatch.setattr(pack, "SCALE", 1.0)
+    assert described(g) == before
+    monkeypatch.setattr(importlib.import_module("late"), "f", lambda x: 2 * x)
+    assert described(g) != before
+
+
+def test_a_graph_of_calls_is_described_once():
+    scope = {"__name__": "mine"}
+    lines = [f"def f{i}(x): return f{i + 1}(x) + f{i + 2}(x)" for i in range(40)]
+    exec(compile("\n".join(lines), __file__, "exec"), scope)
+    assert len(described(scope["f0"])) < 40_000

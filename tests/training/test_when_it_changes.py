@@ -7,13 +7,14 @@ import pytest
 from flax import linen, nnx
 
 import subtune_jax as st
-from subtune_jax import recipes, training
+from subtune_jax import programs, recipes, training
 from subtune_jax.data.buckets import ragged
 from subtune_jax.errors import InputError
 from subtune_jax.losses import cross_entropy
 from subtune_jax.selection import Scorer, greedy, open_journal, profile
 from subtune_jax.selection.journal import Journal, Score
 from tests import toy
+from tests.training import kinds
 
 KEY = jax.random.key(0)
 HEAD = {"g": ["head"]}
@@ -587,3 +588,122 @@ def test_an_end_within_an_epoch_counts_no_epoch_twice(tmp_path, ends):
     calls.clear()
     again = run(12, tmp_path / "parts")
     assert again.scores == whole.scores and not calls
+
+
+def test_a_journal_knows_the_rules_of_gradients(tmp_path):
+    """The loss is the same, and the step goes the other way."""
+    network, data = toy.mlp(), toy.points()
+
+    def search(strength):
+        turned = kinds.reverse(strength)
+        settings = st.Settings(loss=lambda o, t: cross_entropy(turned(o), t))
+        score = training.subset_score(
+            task_of(network, data), phases_of_head, key=KEY, folds=2, settings=settings
+        )
+        with open_journal(tmp_path / "j.jsonl") as journal:
+            return profile([()], score, journal=journal)
+
+    assert search(1.0) == search(1.0)
+    with pytest.raises(InputError, match="another score .*the network and the loss"):
+        search(-1.0)
+
+
+def test_a_rule_of_a_gradient_that_is_not_needed_is_no_part_of_a_run(tmp_path):
+    same, base = kinds.reverse(1.0), toy.mlp()
+
+    def first(params, stats, x, *, batch_stats, key):
+        return same(x @ params["kernel"]), stats
+
+    network = base._replace(stages=(st.Stage("one", first), *base.stages[1:]))
+    phase = st.Phase(st.select(network, HEAD), st.sgd(0.1), 6)
+    settings = st.Settings(batch_size=16, cache_bytes=0)
+    programs.forget()
+    for folder in (None, tmp_path, tmp_path):
+        st.fit(
+            network, phase, toy.points(), key=KEY, settings=settings, checkpoint=folder
+        )
+    assert len(programs._programs) == 1
+
+
+def test_equal_layers_in_another_order_are_another_network():
+    class Two(nnx.Module):
+        def __init__(self, seed):
+            self.lin = nnx.Linear(4, 4, rngs=nnx.Rngs(seed))
+
+        def __call__(self, x):
+            return nnx.tanh(self.lin(x))
+
+    parts = {"a": Two(0), "b": Two(1), "head": nnx.Linear(4, 3, rngs=nnx.Rngs(2))}
+    network, data = st.from_nnx(parts), toy.points()
+    a, b, head = network.stages
+    assert a.apply is b.apply
+    swapped = network._replace(stages=(b, a, head))
+    batch = st.data.batches.padded(data, 48)
+    for one in (network, swapped):
+        found = st.evaluation.gradient_norms(one, batch)
+        programs.forget()
+        assert found == pytest.approx(st.evaluation.gradient_norms(one, batch))
+
+
+def test_a_search_begins_with_the_code_of_its_time(tmp_path):
+    network, data, scale = toy.mlp(), toy.points(), [1.0]
+    settings = st.Settings(loss=lambda o, t: scale[0] * cross_entropy(o, t))
+
+    def scorer():
+        task = task_of(network, data)
+        return training.subset_score(
+            task, phases_of_head, key=KEY, folds=2, settings=settings
+        )
+
+    old = scorer()
+    plain = profile([()], old)
+    scale[0] = 100.0
+    with open_journal(tmp_path / "j.jsonl") as journal:
+        again = profile([()], old, journal=journal)
+        assert again == profile([()], scorer()) != plain
+        assert again == profile([()], scorer(), journal=journal)
+
+
+def test_another_metric_is_another_run_of_tune(tmp_path):
+    network, data = toy.mlp(), toy.points()
+
+    def run(metric):
+        metrics = {"validation": metric, "test": metric}
+        task = task_of(network, data)._replace(metrics=metrics)
+        return st.tune(
+            network,
+            lambda rate: st.Phase(st.select(network, HEAD), st.sgd(rate), 4),
+            [0.1],
+            task,
+            key=KEY,
+            checkpoint=tmp_path,
+        )
+
+    run(st.metrics.accuracy)
+    run(st.metrics.accuracy)
+    with pytest.raises(InputError, match="these differ: validate or mode"):
+        run(lambda o, t: -st.metrics.accuracy(o, t))
+
+
+def test_a_race_without_its_record_is_run_anew(tmp_path):
+    first = raced(tmp_path)
+    (tmp_path / "race.json").unlink()
+    again = raced(tmp_path)
+    assert told(again.trials) == told(first.trials)
+    for damaged in ("[]", '{"0.1 10": 3}', '{"0.1 10": {"value": 1}}'):
+        (tmp_path / "race.json").write_text(damaged)
+        with pytest.raises(InputError, match="race.json is damaged"):
+            raced(tmp_path)
+
+
+def test_a_setting_of_jax_that_changes_is_another_program():
+    network = toy.transformer("bert")[0]
+    phase = st.Phase(st.select(network, {"g": ["layer_1", "head"]}), st.sgd(0.1), 3)
+
+    def losses(partitionable):
+        with jax.threefry_partitionable(partitionable):
+            result = st.fit(network, phase, texts(), key=KEY, progress=False)
+        return [epoch.loss for epoch in result.epochs]
+
+    one, other = losses(True), losses(False)
+    assert one != other and one == losses(True)
