@@ -112,7 +112,8 @@ def _held(value: Any) -> tuple:
 
 def _generated(value: Any) -> bool:
     """Returns whether Python made a method of a dataclass or a named tuple from its fields."""
-    return inspect.isfunction(value) and value.__code__.co_filename.startswith("<")
+    plain = inspect.unwrap(getattr(value, "__func__", value))
+    return inspect.isfunction(plain) and plain.__code__.co_filename.startswith("<")
 
 
 def _read_by(function: types.FunctionType) -> tuple:

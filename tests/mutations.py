@@ -964,9 +964,9 @@ MUTATIONS = [
     Mutation(
         "x.select_on_test",
         "subtune_jax/training/tune.py",
-        'evaluate(candidate, task.validation, task.metrics["validation"])',
-        'evaluate(candidate, task.test._data, task.metrics["test"])',
-        "tests/training/test_tune.py",
+        'task.metrics["validation"], task.validation)',
+        'task.metrics["validation"], task.test._data)',
+        "tests/training/test_shared_by_hand.py",
     ),
     Mutation(
         "x.modules_no_clip",

@@ -117,3 +117,17 @@ def test_a_lane_that_diverges_keeps_its_best_epoch():
     ):
         np.testing.assert_allclose(a, b, rtol=1e-5)
     assert tree.count(lane.kept.trainable) == 4 * 6 + 6 + 6 * 6 + 6 + 6 * 3 + 3
+
+
+def test_trials_are_scored_on_validation_data_alone():
+    network, parts = toy.mlp(), [toy.points(40, seed) for seed in range(3)]
+    task = st.Task(network, parts[0], parts[1], st.data.Sealed(parts[2]))
+    tuned = st.tune(
+        network,
+        lambda rate: st.Phase(labels(network, "head"), st.sgd(rate), 3),
+        [0.1],
+        task,
+        key=KEY,
+    )
+    scores = [st.evaluate(tuned.network, part) for part in parts]
+    assert tuned.best.value == scores[1] and scores[2] != scores[1]
