@@ -149,8 +149,8 @@ def traces_of(*functions: Callable) -> Traces:
         else:
             gone = lambda _: _held.pop(key, None)  # noqa: E731
             _held[key] = Traces(), [_reference(f, gone) for f in functions]
-            while len(_held) > HELD:
-                del _held[next(iter(_held))]
+            for oldest in list(_held)[:-HELD]:
+                _held.pop(oldest, None)
         return _held[key][0]
 
 
@@ -165,8 +165,10 @@ def renew(*functions: Callable) -> None:
     """Forgets the traces of what has one of these objects among its functions."""
     changed = set(map(id, functions))
     with _lock:
-        for key in [key for key in _held if changed & set(key)]:
-            del _held[key]
+        # A list: whenever Python collects garbage, the entries of what died are dropped.
+        for key in list(_held):
+            if changed & set(key):
+                _held.pop(key, None)
 
 
 def forget() -> None:

@@ -196,6 +196,37 @@ def test_traces_end_with_their_functions_or_by_renewal():
     assert len(programs._held) == before - 1
 
 
+def test_garbage_may_be_collected_while_traces_are_renewed():
+    def dead():
+        def f():
+            return f  # a cycle: it lives until garbage is collected
+
+        traces_of(f)
+
+    usual = gc.get_threshold()
+    try:
+        for allocations in range(1, 20):  # collected at each place of `renew` in turn
+            gc.collect()
+            gc.disable()
+            for _ in range(5):
+                dead()
+            gc.set_threshold(gc.get_count()[0] + allocations)
+            gc.enable()
+            renew(dead)
+    finally:
+        gc.set_threshold(*usual)
+        gc.enable()
+
+
+def test_traces_of_living_functions_are_bounded():
+    programs.forget()
+    functions = [lambda x, n=n: x + n for n in range(programs.HELD + 5)]
+    kept = [traces_of(f) for f in functions]
+    assert len(programs._held) == programs.HELD
+    assert traces_of(functions[-1]) is kept[-1]
+    assert traces_of(functions[0]) is not kept[0]
+
+
 def test_what_is_kept_is_bounded_by_programs_and_by_bytes(monkeypatch):
     programs.forget()
     monkeypatch.setattr(programs, "PROGRAMS", 3)
