@@ -40,6 +40,7 @@ from subtune_jax.training.predict import evaluate, predict
 from subtune_jax.training.settings import Settings
 from subtune_jax.training.tune import Trial, Tuned, tune
 
+__version__ = "0.2.0"
 NAMESPACES = {
     "cost": "subtune_jax.cost",
     "data": "subtune_jax.data",

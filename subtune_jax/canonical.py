@@ -1,4 +1,4 @@
-"""What a traced program computes, as a digest: the same for equal programs.
+"""What values and traced programs are, in texts that are the same in every process.
 
 The text of a jaxpr will not do: closed-over arrays that differ print alike, the names of
 inner functions stand in it, and a callback is its name.
@@ -7,7 +7,12 @@ inner functions stand in it, and a callback is its name.
 import dataclasses
 import enum
 import hashlib
+import inspect
+import os
+import sys
+import sysconfig
 from collections.abc import Callable, Mapping
+from pathlib import Path, PurePath
 from typing import Any
 
 import jax
@@ -15,88 +20,103 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jax.sharding import Mesh, Sharding
 
-# Names, rules of differentiation that were not needed, and what a remat was told to keep.
-DROPPED = {"name", "debug_info", "jvp_jaxpr_fun", "fwd_jaxpr_thunk", "bwd", "policy"}
-DROPPED |= {"out_trees"}  # of rules; JAX makes a new function of it in each trace
+from subtune_jax import tree
+
+# Names, rules of differentiation that were not needed (JAX makes new `out_trees` of them in
+# each trace), and what a remat was told to keep.
+DROPPED = "name debug_info jvp_jaxpr_fun fwd_jaxpr_thunk bwd policy out_trees".split()
 # How a program is laid out on devices. Another layout computes the same.
-LAYOUT = {"ctx_mesh", "mesh", "sharding", "out_sharding", "donated_invars", "inline"}
-LAYOUT |= {"in_shardings", "out_shardings", "in_layouts", "out_layouts", "keep_unused"}
-LAYOUT |= {"compiler_options_kvs"}
+LAYOUT = """ctx_mesh mesh sharding out_sharding donated_invars inline in_shardings keep_unused
+    out_shardings in_layouts out_layouts compiler_options_kvs""".split()
+PLAIN = str | int | float | complex | bytes | None | PurePath | range | slice | np.dtype
+PLAIN |= enum.Enum | jax.tree_util.PyTreeDef
+LIBRARIES = tuple(sysconfig.get_paths()[k] for k in ("stdlib", "purelib", "platlib"))
+LIBRARIES += (f"{Path(__file__).parent}{os.sep}", "<frozen")
 
 
-def digest(
-    program: ClosedJaxpr, opaque: Callable[[Any], str], *, layout: bool = True
-) -> str:
+def hashed(value: Any) -> str:
+    """Returns the SHA-256 of a value's `repr`, as 64 hex digits."""
+    return hashlib.sha256(repr(value).encode()).hexdigest()
+
+
+def plain(value: Any, inner: Callable[[Any], str]) -> str | None:
+    """Returns the text of an array, a plain value or a container, `None` for others: a
+    user's class has methods. inner(item): the text of an item."""
+    name, items = type(value).__name__, value
+    if isinstance(value, np.ndarray | np.generic | jax.Array) and value.dtype != object:
+        return f"array{value.shape} {tree.fingerprint(value)}"
+    if not of_library(type(value)):
+        return None
+    if isinstance(value, PLAIN) or hasattr(value, "itemsize"):  # of a dtype
+        return f"{name} {value!r}"
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        items = tuple(getattr(value, field.name) for field in dataclasses.fields(value))
+    if isinstance(items, tuple | list):
+        return f"{name}({', '.join(map(inner, items))})"
+    if isinstance(value, Mapping | set | frozenset):
+        items = value.items() if isinstance(value, Mapping) else value
+        return f"{name}({', '.join(sorted(map(inner, items)))})"
+    return None
+
+
+def of_library(value: Any) -> bool:
+    """Returns whether a function, class or module is of this library, of Python, or was
+    installed: such code changes with its version alone."""
+    name = str(getattr(value, "__module__", None) or getattr(value, "__name__", ""))
+    homes = [sys.modules.get(one) for one in (name, name.partition(".")[0])]
+    file = next(filter(None, (getattr(home, "__file__", None) for home in homes)), None)
+    if inspect.isfunction(value):
+        file = value.__code__.co_filename
+    if file is None or file.startswith(LIBRARIES):
+        return file is not None or name in sys.builtin_module_names
+    # Of `pip install --target` and `--user` a list of files lies beside the package. Taken
+    # for a user's, all of jax would be described.
+    roots = [folder for folder in Path(file).parents if str(folder) in sys.path][:1]
+    tops = [Path(file).relative_to(root).parts[0].removesuffix(".py") for root in roots]
+    return any(list(roots[0].glob(f"{top}-*/RECORD")) for top in tops)
+
+
+def digest(program: ClosedJaxpr, other: Callable[[Any], str], layout: list) -> str:
     """Returns a SHA-256 of a program, as 64 hex digits.
 
     In it are variables, numbered in their order, with dtypes, shapes and weak types;
-    primitives with their parameters; and the bytes of literals and constants.
-    opaque(value) says what a parameter of an unknown kind is (a callback), and if `layout`,
-    what the shardings, meshes and donations are; else they are left out.
+    primitives with their parameters; and the bytes of literals and constants. other(value):
+    the text of a parameter that is no plain value (a callback). layout: shardings, meshes
+    and donations, which are left out, are added to it.
     """
-    inner: dict[int, str] = {}  # jaxprs that stand in many places (of jnp's functions)
+    texts: dict[int, str] = {}  # of inner jaxprs: those of jnp's functions stand often
 
-    def said(value: Any) -> str:
-        kind = type(value)
-        if isinstance(value, ClosedJaxpr | Jaxpr):
-            if id(value) not in inner:
-                inner[id(value)] = of_jaxpr(value)
-            return inner[id(value)]
-        if value is None or isinstance(value, bool | str | bytes):
-            return repr(value)
-        if isinstance(value, enum.Enum | jax.tree_util.PyTreeDef):
-            return str(value)
-        if isinstance(value, int | float | complex):
-            return f"{'int' if isinstance(value, int) else 'float'} {value}"
-        if isinstance(value, np.ndarray | np.generic | jax.Array):
-            return array(value)
-        if hasattr(value, "itemsize"):
-            return f"dtype {value}"
-        if isinstance(value, Mapping | set | frozenset):
-            items = value.items() if isinstance(value, Mapping) else value
-            return f"{{{', '.join(sorted(map(said, items)))}}}"
-        if isinstance(value, tuple | list):
-            return f"({', '.join(map(said, value))})"
+    def text(value: Any) -> str:
         if isinstance(value, Mesh | Sharding):
-            return opaque(value) if layout else "laid out"
-        if dataclasses.is_dataclass(value) and kind.__module__.startswith("jax"):
-            own = [getattr(value, field.name) for field in dataclasses.fields(value)]
-            return f"{kind.__name__}{said(own)}"
-        return opaque(value)
+            layout.append(value)
+            return "laid out"
+        if not isinstance(value, ClosedJaxpr | Jaxpr):
+            return plain(value, text) or other(value)
+        if id(value) not in texts:
+            texts[id(value)] = _text(value, text, layout)
+        return texts[id(value)]
 
-    def of_jaxpr(whole: ClosedJaxpr | Jaxpr) -> str:
-        jaxpr: Any = getattr(whole, "jaxpr", whole)
-        numbers, total = dict[Any, int](), hashlib.sha256()
-
-        def atom(one: Any) -> str:
-            if isinstance(one, Literal):
-                name = array(np.asarray(one.val, getattr(one.aval, "dtype", None)))
-            else:
-                name = str(numbers.setdefault(one, len(numbers)))
-            return f"{name}:{one.aval} {getattr(one.aval, 'weak_type', False)}"
-
-        def write(kind: str, *parts: str) -> None:
-            total.update("\n".join([kind, *parts, ""]).encode())
-
-        write("holds", *map(array, getattr(whole, "consts", ())))
-        write("takes", *map(atom, (*jaxpr.constvars, *jaxpr.invars)))
-        for eqn in jaxpr.eqns:
-            params = sorted(eqn.params.items())
-            own = [(n, said(v)) for n, v in params if n not in DROPPED | LAYOUT]
-            laid = [(n, opaque(v)) for n, v in params if layout and n in LAYOUT]
-            write(eqn.primitive.name, *(f"{n} {text}" for n, text in own + laid))
-            write("of", *map(atom, eqn.invars))
-            write("is", *map(atom, eqn.outvars))
-        write("gives", *map(atom, jaxpr.outvars))
-        return total.hexdigest()
-
-    return of_jaxpr(program)
+    return text(program)
 
 
-def array(value: Any) -> str:
-    """Returns the dtype, shape and SHA-256 of an array; of keys, that of their data."""
-    dtype = value.dtype
-    if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
-        value = jax.random.key_data(value)
-    plain = np.ascontiguousarray(value)
-    return f"{dtype}{plain.shape} {hashlib.sha256(plain.tobytes()).hexdigest()}"
+def _text(whole: Any, text: Callable[[Any], str], layout: list) -> str:
+    jaxpr, numbers = getattr(whole, "jaxpr", whole), dict[Any, int]()
+
+    def atom(one: Any) -> tuple:
+        if isinstance(one, Literal):
+            what: Any = text(np.asarray(one.val, getattr(one.aval, "dtype", None)))
+        else:
+            what = numbers.setdefault(one, len(numbers))
+        return what, str(one.aval), getattr(one.aval, "weak_type", False)
+
+    def equation(eqn: Any) -> list:
+        params = [(n, v) for n, v in sorted(eqn.params.items()) if n not in DROPPED]
+        layout.extend(v for n, v in params if n in LAYOUT)
+        own = [(n, text(v)) for n, v in params if n not in LAYOUT]
+        given, gives = [atom(v) for v in eqn.invars], [atom(v) for v in eqn.outvars]
+        return [eqn.primitive.name, own, given, gives]
+
+    consts = [text(const) for const in getattr(whole, "consts", ())]
+    takes = [atom(v) for v in (*jaxpr.constvars, *jaxpr.invars)]
+    eqns = [equation(eqn) for eqn in jaxpr.eqns]
+    return hashed((consts, takes, eqns, [atom(v) for v in jaxpr.outvars]))

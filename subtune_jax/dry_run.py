@@ -30,8 +30,9 @@ def output_shapes(network: Network, x: Any) -> Any:
 
     # All at once: a network is asked again by every fit, evaluation and prediction.
     names = tuple(stage.name for stage in network.stages)
-    key = "outputs", names, *tree.shapes((network.params, network.stats, row))
-    return traces_of(*(stage.apply for stage in network.stages)).once(key, outputs)
+    shapes = tree.shapes((network.params, network.stats, row))
+    traces = traces_of(*(stage.apply for stage in network.stages))
+    return traces.once(("outputs", names), outputs, *shapes)
 
 
 def shapes_after(stage: Stage, params: Any, stats: Any, x: Any) -> Any:
@@ -51,7 +52,7 @@ def shapes_after(stage: Stage, params: Any, stats: Any, x: Any) -> Any:
                 f"{_line(error)}"
             ) from error
 
-    return traces_of(stage.apply).once(("shapes", *tree.shapes(shapes)), traced)
+    return traces_of(stage.apply).once("shapes", traced, *tree.shapes(shapes))
 
 
 def _shape(leaf: Any, shape: tuple[int, ...] | None = None) -> jax.ShapeDtypeStruct:

@@ -8,6 +8,7 @@ programs up by what they compute (`canonical`).
 import weakref
 from collections.abc import Callable, Hashable
 from itertools import count
+from operator import attrgetter
 from threading import RLock
 from typing import Any, NamedTuple
 
@@ -19,32 +20,12 @@ from subtune_jax.canonical import digest
 
 PROGRAMS, CONSTANTS = 128, 2**30  # what is kept: programs, and bytes of their constants
 HELD = 128  # sets of functions whose traces are kept while they live
-# What another value of makes another trace of the same function.
-CONFIG = [
-    *("jax_enable_x64", "jax_default_matmul_precision", "jax_default_prng_impl"),
-    *("jax_numpy_dtype_promotion", "jax_threefry_partitionable"),
-]
+# Another value of a setting may make another trace of the same function.
+_config = attrgetter(*sorted(n for n in jax.config.values if hasattr(jax.config, n)))
 # JAX's own caches (an inner `jit`, the body of a scan, a checkpoint) are keyed by function
 # objects and by this context: under another value they trace again.
 _context, _values = jax.make_user_context(), count(1)
 _lock = RLock()
-
-
-class Same:
-    """An object as a key: equal to itself alone, whatever its class says of equality."""
-
-    def __init__(self, value: Any):
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Same) and self.value is other.value
-
-    def __hash__(self) -> int:
-        return id(self.value)
-
-
-def _config() -> tuple:
-    return tuple(getattr(jax.config, name) for name in CONFIG)
 
 
 class Traced(NamedTuple):
@@ -59,26 +40,24 @@ class Traces:
 
     def __init__(self) -> None:
         self._value = next(_values)
-        self._kept: dict[Hashable, Any] = {}
+        self._kept: dict[Hashable, tuple] = {}
 
-    def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """Returns what make() gave when this key was first asked for; what it traces is
-        traced anew."""
-        key = key, _config()
-        if key not in self._kept:
+    def once(self, key: Any, make: Callable[[], Any], *shapes: Hashable) -> Any:
+        """Returns what make() gave when this key was first asked for at these shapes; what
+        it traces is traced anew. Functions in the key are the objects that they are."""
+        place = by_object(key), shapes, _config(jax.config)
+        if place not in self._kept:
             with _context(self._value):
-                self._kept[key] = make()
-        return self._kept[key]
+                self._kept[place] = make(), key  # what has an id there lives
+        return self._kept[place][0]
 
-    def traced(
-        self, key: Hashable, f: Callable, *args: Any, donate: tuple = ()
-    ) -> Traced:
+    def traced(self, key: Any, f: Callable, *args: Any, donate: tuple = ()) -> Traced:
         """Returns f at the shapes of args (`jax.ShapeDtypeStruct` suffices). key: what f is
         among the functions traced here. donate: the arguments whose buffers it takes."""
-        whole = key, donate, *tree.shapes(args)
-        return self.once(whole, lambda: _shared(f, args, donate))
+        shapes = donate, *tree.shapes(args)
+        return self.once(key, lambda: _shared(f, args, donate), *shapes)
 
-    def run(self, key: Hashable, f: Callable, *args: Any, donate: tuple = ()) -> Any:
+    def run(self, key: Any, f: Callable, *args: Any, donate: tuple = ()) -> Any:
         """Returns f(*args) by its compiled program."""
         return self.traced(key, f, *args, donate=donate).run(*args)
 
@@ -89,10 +68,11 @@ class Traces:
 
 
 def by_object(value: Any) -> Hashable:
-    """Returns a key of nested tuples in which functions are the objects that they are."""
+    """Returns a key of nested tuples in which functions are the objects that they are,
+    whatever their classes say of equality."""
     if isinstance(value, tuple):
         return tuple(map(by_object, value))
-    return Same(value) if callable(value) else value
+    return ("object", id(value)) if callable(value) else value
 
 
 _programs: dict[Hashable, Traced] = {}  # the one used last is the last
@@ -101,39 +81,30 @@ _programs: dict[Hashable, Traced] = {}  # the one used last is the last
 def _shared(f: Callable, args: tuple, donate: tuple) -> Traced:
     """Returns f traced at args, as the program of an equal one if there is one."""
     traced = jax.jit(lambda *args: f(*args)).trace(*args)
-    places: dict[Hashable, int] = {}
-
-    def place(value: Any) -> str:
-        try:
-            key = Same(value) if callable(value) else (value, hash(value))
-        except TypeError:  # it has no hash
-            key = Same(value)
-        return f"object {places.setdefault(key, len(places))}"
-
-    what = digest(traced.jaxpr, place)
-    structures = jax.tree.structure(args), jax.tree.structure(traced.out_info)
-    key = (what, tuple(places), donate, structures, _config())
+    out = jax.tree.structure(traced.out_info)
+    layout: list = [donate, jax.tree.structure(args), out, _config(jax.config)]
+    # What no text can stand for lives as long as the program that holds it.
+    key = digest(traced.jaxpr, lambda one: f"object {id(one)}", layout), *layout
     with _lock:
-        program = _programs.pop(key, None) or _compiled(
-            f, traced.jaxpr, structures[1], donate
-        )
-        _programs[key] = program
+        if key not in _programs:
+            run = jax.jit(_function(f, traced.jaxpr, out), donate_argnums=donate)
+            _programs[key] = Traced(traced.jaxpr, run)
+        program = _programs[key] = _programs.pop(key)
         sizes = {k: tree.nbytes(p.jaxpr.consts) for k, p in _programs.items()}
-        while (
-            len(sizes) > PROGRAMS or len(sizes) > 1 and sum(sizes.values()) > CONSTANTS
-        ):
-            del _programs[(oldest := next(iter(sizes)))], sizes[oldest]
+        for oldest in list(sizes)[:-1]:
+            if len(_programs) > PROGRAMS or sum(sizes.values()) > CONSTANTS:
+                del _programs[oldest], sizes[oldest]
     return program
 
 
-def _compiled(f: Callable, jaxpr: ClosedJaxpr, out: Any, donate: tuple) -> Traced:
+def _function(f: Callable, jaxpr: ClosedJaxpr, out: Any) -> Callable:
     flat = jaxpr_as_fun(jaxpr)
 
     def run(*args: Any) -> Any:
         return jax.tree.unflatten(out, flat(*jax.tree.leaves(args)))
 
     run.__name__ = getattr(getattr(f, "func", f), "__name__", "run")  # for a profiler
-    return Traced(jaxpr, jax.jit(run, donate_argnums=donate))
+    return run
 
 
 _held: dict[tuple[int, ...], tuple[Traces, list]] = {}
@@ -142,23 +113,22 @@ _held: dict[tuple[int, ...], tuple[Traces, list]] = {}
 def traces_of(*functions: Callable) -> Traces:
     """Returns the traces of these objects, kept while they live and until `renew`: a value
     that they read and that changes in place is seen after the next `fit`."""
+
+    def gone(_: Any) -> None:
+        _held.pop(key, None)
+
     key = tuple(map(id, functions))
     with _lock:
-        if key in _held:
-            _held[key] = _held.pop(key)  # used last
-        else:
-            gone = lambda _: _held.pop(key, None)  # noqa: E731
-            _held[key] = Traces(), [_reference(f, gone) for f in functions]
-            for oldest in list(_held)[:-HELD]:
-                _held.pop(oldest, None)
-        return _held[key][0]
+        held = _held.pop(key, None) or (Traces(), [_weak(f, gone) for f in functions])
+        _held[key] = held  # the one used last is the last
+        for oldest in list(_held)[:-HELD]:
+            _held.pop(oldest, None)
+        return held[0]
 
 
-def _reference(value: Any, gone: Callable) -> Any:
-    try:
-        return weakref.ref(value, gone)
-    except TypeError:  # an object with slots is held
-        return value
+def _weak(value: Any, gone: Callable) -> Any:
+    # An object with slots is held.
+    return weakref.ref(value, gone) if type(value).__weakrefoffset__ else value
 
 
 def renew(*functions: Callable) -> None:

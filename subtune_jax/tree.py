@@ -166,11 +166,19 @@ def copy(tree: Tree) -> Tree:
     return jax.tree.map(lambda leaf: jax.numpy.array(leaf, copy=True), tree)
 
 
+def is_key(dtype: Any) -> bool:
+    """Returns whether this is the type of random keys."""
+    return jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+
+
 def fingerprint(tree: Tree) -> str:
-    """Returns a SHA-256 of paths, dtypes, shapes and bytes, as 64 hex digits."""
+    """Returns a SHA-256 of paths, dtypes, shapes and bytes (of keys, of their data), as 64
+    hex digits."""
     digest = hashlib.sha256()
     for name, leaf in sorted(flatten(tree).items()):
-        array = np.ascontiguousarray(leaf)
-        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        keys = isinstance(leaf, jax.Array) and is_key(leaf.dtype)
+        array = np.ascontiguousarray(jax.random.key_data(leaf) if keys else leaf)
+        dtype = leaf.dtype if keys else array.dtype
+        digest.update(f"{name} {dtype} {array.shape}\n".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()

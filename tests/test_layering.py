@@ -12,7 +12,8 @@ from experiments.common import documents
 
 PACKAGE = Path(subtune_jax.__file__).parent
 RANKS = [
-    {"errors", "tree", "flops", "canonical"},
+    {"errors", "tree", "flops"},
+    {"canonical"},
     {"programs", "host_functions"},
     {"network", "losses", "metrics", "memory"},
     {"labels", "head", "dry_run"},

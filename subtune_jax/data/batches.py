@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from subtune_jax.data.buckets import by_length, lengths
+from subtune_jax import tree
+from subtune_jax.data.buckets import Ragged, by_length, lengths
 from subtune_jax.errors import InputError, require_positive
 
 Augment = Callable[[Any, np.random.Generator], Any]
@@ -34,6 +35,19 @@ class Dataset(NamedTuple):
             return leaf.only(index) if hasattr(leaf, "only") else leaf[index]
 
         return self._replace(x=jax.tree.map(part, self.x), y=self.y[index])
+
+    def fingerprint(self) -> str:
+        """Returns a SHA-256 of all that is in memory, and of 64 rows of what is read when
+        taken."""
+        rows = np.unique(np.linspace(0, len(self.y) - 1, 64).astype(int))
+
+        def part(leaf):
+            if isinstance(leaf, Ragged):
+                return {"values": leaf.values, "ends": leaf.ends}
+            return leaf if isinstance(leaf, np.ndarray | jax.Array) else leaf[rows]
+
+        x = jax.tree.map(part, self.x)
+        return tree.fingerprint({"x": x, "y": np.asarray(self.y)})
 
 
 class Batch(NamedTuple):

@@ -8,7 +8,7 @@ import jax
 from flax import nnx
 
 from subtune_jax import tree
-from subtune_jax.canonical import array
+from subtune_jax.canonical import plain
 from subtune_jax.errors import InputError
 from subtune_jax.network import Params, Stage, Stats
 
@@ -102,9 +102,8 @@ class Constants:
     def __init__(self, fixed: nnx.State):
         self.fixed = fixed
         self.values = [
-            (keys, *(array(x) if hasattr(x, "dtype") else repr(x) for x in leaves))
+            (keys, *(plain(x, repr) or repr(x) for x in jax.tree.leaves(value)))
             for keys, value in _arrays(fixed)
-            for leaves in [jax.tree.leaves(value)]
         ]
 
     def __eq__(self, other: object) -> bool:

@@ -129,9 +129,7 @@ def packed(prefix: str, value: Any) -> Arrays:
     """Returns a tree's leaves as `{prefix/path: array}`; keys become their data."""
 
     def array(leaf):
-        keyed = hasattr(leaf, "dtype") and jax.dtypes.issubdtype(
-            leaf.dtype, jax.dtypes.prng_key
-        )
+        keyed = hasattr(leaf, "dtype") and tree.is_key(leaf.dtype)
         return np.asarray(jax.random.key_data(leaf) if keyed else leaf)
 
     return {
@@ -147,8 +145,7 @@ def unpacked(prefix: str, arrays: Arrays, like: Any) -> Any:
         if place not in arrays and old.size == 0:
             return old
         array = jax.numpy.asarray(arrays[place])
-        keyed = jax.dtypes.issubdtype(old.dtype, jax.dtypes.prng_key)
-        if keyed:
+        if tree.is_key(old.dtype):
             return jax.random.wrap_key_data(array, impl=jax.random.key_impl(old))
         return array
 

@@ -117,14 +117,12 @@ def probe(apply: Callable, params: Any, stats: Any, x: Any) -> tuple[bool, Any]:
         return apply(params, stats, x, batch_stats=False, key=key)[0]
 
     args = params, stats, x, jax.eval_shape(lambda: jax.random.key(0))
-    leaves, structure = jax.tree.flatten(args)
-    shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
 
     def probed() -> tuple[bool, Any]:
         random = depends_on(run, [False, False, False, True], *args)
         return random, jax.eval_shape(run, *args)
 
-    return traces_of(apply).once(("probe", structure, shapes), probed)
+    return traces_of(apply).once("probe", probed, *tree.shapes(args))
 
 
 def features(

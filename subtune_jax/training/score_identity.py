@@ -7,14 +7,13 @@ import jax
 import numpy as np
 
 from subtune_jax import tree
-from subtune_jax.canonical import digest
+from subtune_jax.canonical import hashed
 from subtune_jax.data.task import Task
 from subtune_jax.host_functions import described
 from subtune_jax.labels import stages_with_batch_stats
 from subtune_jax.losses import per_example
 from subtune_jax.network import forward
-from subtune_jax.programs import Traces
-from subtune_jax.training.identity import hashed, seen, versions
+from subtune_jax.training.identity import computed, versions
 from subtune_jax.training.settings import Settings
 
 
@@ -23,15 +22,15 @@ def score_identity(
 ) -> dict[str, str]:
     """Returns what the scores of subsets depend on, digested by name. how: of folds, and how
     runs start. Raises `InputError` for a function that has no name and cannot be read."""
-    network, parts = task.network, {"train": task.train, "validation": task.validation}
+    network = task.network
     held = {"params": network.params, "stats": network.stats}
     run = settings.batch_size, settings.norm, settings.dropout, settings.accumulate
     values = {
         "network": tree.fingerprint(held),
-        "data": tree.fingerprint({name: seen(part) for name, part in parts.items()}),
+        "data": [task.train.fingerprint(), task.validation.fingerprint()],
         "phases_of": described(phases_of),
         "folds or warm": how,
-        "key": tree.fingerprint({"key": jax.random.key_data(key)}),
+        "key": tree.fingerprint(key),
         "batch_size, norm, dropout or accumulate": run,
         "augment": described(settings.augment),
         "metric": described(task.metrics["validation"]),
@@ -55,5 +54,4 @@ def _losses(task: Task, loss: Callable) -> str:
 
     gradient = jax.value_and_grad(total, allow_int=True)
     given = task.network.params, task.network.stats, one.x, one.y, jax.random.key(0)
-    jaxpr = Traces().once("losses", lambda: jax.make_jaxpr(gradient)(*given))
-    return digest(jaxpr, described, layout=False)
+    return computed(gradient, *given)

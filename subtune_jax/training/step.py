@@ -12,7 +12,7 @@ from subtune_jax import tree
 from subtune_jax.data.batches import Batch
 from subtune_jax.losses import per_example, require_rows, weighted_mean
 from subtune_jax.network import Network, Params, Stats, forward
-from subtune_jax.programs import Traced, Traces, by_object, traces_of
+from subtune_jax.programs import Traced, Traces, traces_of
 from subtune_jax.training.phases import Program, transformation
 from subtune_jax.training.state import State, narrow
 
@@ -89,7 +89,7 @@ def traced_step(
     traces: Traces, program: Program, state: State, frozen: Params, batch: Batch
 ) -> Traced:
     """Returns the traced step of a phase at these shapes."""
-    key, step = ("step", by_object(program)), partial(train_step, program)
+    key, step = ("step", program), partial(train_step, program)
     return traces.traced(key, step, state, frozen, batch, donate=(0,))
 
 

@@ -271,7 +271,7 @@ def _compiled_lanes(traces: Traces, program: Program, shared: bool) -> Callable:
     def run(states, frozen, chunk):
         return jax.lax.scan(lambda s, batch: step(s, frozen, batch), states, chunk)
 
-    key = ("lanes", by_object(program), shared)
+    key = ("lanes", program, shared)
     return partial(traces.run, key, run, donate=(0,))
 
 

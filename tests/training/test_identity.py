@@ -58,10 +58,12 @@ class Scale:
     def apply(self, x):
         return self.factor * x
 
+    __call__ = apply
+
 
 def draws(seed):
-    rng = np.random.default_rng(seed)
-    return lambda x, _: x + rng.normal()
+    noise = np.random.default_rng(seed).normal(size=3)
+    return lambda x, _: x + noise[0]
 
 
 def scaled(factor):
@@ -85,8 +87,6 @@ def scaled(factor):
         (lambda x: x in {"b", "a"}, lambda x: x in {"a", "b"}, lambda x: x in {"a"}),
         (scaled(1), scaled(1), scaled(2)),
         (jax.jit(scaled(1)), jax.jit(scaled(1)), jax.jit(scaled(2))),
-        (Scale(1).apply, Scale(1).apply, Scale(2).apply),
-        (Scale(1), Scale(1), Scale(True)),
         (1, 1, 1.0),
         (ragged([np.arange(2000)]),) * 2 + (ragged([np.arange(2000) % 1999]),),
         (draws(0), draws(0), draws(1)),
@@ -95,16 +95,6 @@ def scaled(factor):
 )
 def test_equal_values_are_described_the_same_and_others_are_not(one, again, other):
     assert described(one) == described(again) != described(other)
-
-
-def test_a_class_is_described_by_what_it_is_now():
-    before = described(Scale(1).apply)
-    Scale.power = 2
-    try:
-        assert described(Scale(1).apply) != before
-    finally:
-        del Scale.power
-    assert described(Scale(1).apply) == before
 
 
 def test_names_that_are_swapped_and_docstrings():
@@ -125,9 +115,9 @@ def test_a_function_that_closes_over_itself_or_is_not_whole_is_described():
         return later
 
     assert "tuple(seen 0)" in described(recursive)
-    assert "tuple(str 'empty')" in described(early)
+    assert "tuple(tuple()" in described(early)
     later = 1
-    assert "tuple(int 1)" in described(early)
+    assert "tuple(tuple(int 1)" in described(early)
 
 
 def test_what_cannot_be_read_exactly_needs_a_name(tmp_path):
@@ -140,7 +130,7 @@ def test_what_cannot_be_read_exactly_needs_a_name(tmp_path):
 
     refused = {
         scope["augment"]: "the source of 'augment' is in no file.*st.named",
-        teacher: "a Linear cannot be read exactly.*st.named",
+        teacher: "'Linear' cannot be read exactly.*st.named",
     }
     for function, message in refused.items():
         with pytest.raises(InputError, match=message):
@@ -164,7 +154,7 @@ def fit_with(augment, folder):
 
 
 def test_no_address_is_described():
-    every = [draws(0), Scale(1), crop_and_flip(), auto_rgn(cross_entropy)]
+    every = [draws(0), crop_and_flip(), auto_rgn(cross_entropy)]
     assert "0x" not in described(every)
 
 
@@ -172,8 +162,8 @@ def test_no_address_is_described():
 def test_another_process_describes_the_same():
     code = (
         "from tests.training.test_identity import *;"
-        "print(described([draws(0), Scale(1), crop_and_flip(), scaled(2),"
-        "lambda y: y in {'alpha', 'beta', 'gamma'}, auto_rgn(cross_entropy)][:4]))"
+        "print(described([draws(0), crop_and_flip(), scaled(2),"
+        "lambda y: y in {'alpha', 'beta', 'gamma'}, auto_rgn(cross_entropy)][:3]))"
     )
     printed = {
         subprocess.run(
@@ -355,8 +345,8 @@ def test_a_library_in_a_folder_of_its_own_is_known_by_name(tmp_path, monkeypatch
         (tmp_path / name).write_text("def f(x): return x")
     monkeypatch.syspath_prepend(tmp_path)
     theirs, own = (importlib.import_module(name).f for name in ("elsewhere", "own"))
-    assert described(theirs) == "elsewhere.f()"
-    assert "list(tuple(" in described(own)
+    assert described(theirs) == "elsewhere.f tuple()"
+    assert "list(tuple(bytes" in described(own)
 
 
 def test_a_checkout_that_was_built_is_still_a_users_code(tmp_path, monkeypatch):
@@ -364,7 +354,7 @@ def test_a_checkout_that_was_built_is_still_a_users_code(tmp_path, monkeypatch):
     (tmp_path / "mine.egg-info").mkdir()
     (tmp_path / "mine.py").write_text("def f(x): return x")
     monkeypatch.syspath_prepend(tmp_path)
-    assert "list(tuple(" in described(importlib.import_module("mine").f)
+    assert "list(tuple(bytes" in described(importlib.import_module("mine").f)
 
 
 class Callable(list):
@@ -396,32 +386,32 @@ class Pair(NamedTuple):
         return self.scale * x
 
 
-@pytest.mark.parametrize("value", [Callable([1.0]), Kind.one, Plain(), Pair()])
-def test_the_methods_of_a_container_an_enum_and_a_dataclass_count(value, monkeypatch):
-    before = described(value)
-    assert described(value) == before
-    monkeypatch.setattr(type(value), "__call__", lambda self, x, rng: 2 * x)
-    assert described(value) != before
+def local_import(x, rng):
+    from math import sqrt
+
+    return sqrt(2) * x
 
 
-def test_what_a_function_imports_when_it_is_called_counts(tmp_path, monkeypatch):
-    (tmp_path / "pack").mkdir()  # without __init__.py
-    (tmp_path / "pack" / "inner.py").write_text("SCALE = 1.0")
-    (tmp_path / "late.py").write_text("def f(x): return x")
-    (tmp_path / "ours.py").write_text(
-        "import pack.inner\n"
-        "def g(x, rng):\n from late import f\n return pack.inner.SCALE * f(x)"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    g = importlib.import_module("ours").g
-    before = described(g)
-    pack = importlib.import_module("pack.inner")
-    monkeypatch.setattr(pack, "SCALE", 5.0)
-    assert described(g) != before
-    monkeypatch.setattr(pack, "SCALE", 1.0)
-    assert described(g) == before
-    monkeypatch.setattr(importlib.import_module("late"), "f", lambda x: 2 * x)
-    assert described(g) != before
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        (Callable([1.0]), "'Callable' cannot be read exactly"),
+        (Kind.one, "'Kind' cannot be read exactly"),
+        (Plain(), "'Plain' cannot be read exactly"),
+        (Pair(), "'Pair' cannot be read exactly"),
+        (Scale(1), "'Scale' cannot be read exactly"),
+        (Scale(1).apply, "'Scale.apply' cannot be read exactly"),
+        (partial(lambda kind, x, rng: x, Kind.one), "'Kind' cannot be read exactly"),
+        (lambda x, rng: Scale(2).apply(x), "'Scale' cannot be read exactly"),
+        (np.random.default_rng(0).normal, "'Generator.normal' cannot be read exactly"),
+        (local_import, "'local_import' imports when it is called"),
+    ],
+)
+def test_classes_objects_and_late_imports_need_a_name(value, name):
+    """A class has methods, an object a state: what they compute is not in a list of values."""
+    with pytest.raises(InputError, match=f"{name}.*st.named"):
+        described(value)
+    assert described(named("mine", value)) == "named mine"
 
 
 def test_a_graph_of_calls_is_described_once():
