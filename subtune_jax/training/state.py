@@ -18,7 +18,7 @@ from subtune_jax.training.phases import (
     same_tuning,
 )
 from subtune_jax.training.settings import Settings
-from subtune_jax.tuning.method import Ended, Parts
+from subtune_jax.tuning.method import Ended, Parts, call_anew
 
 
 class State(NamedTuple):
@@ -53,7 +53,7 @@ def start(
 ) -> tuple[Running, State]:
     """Returns the first phase and the state before its first step, in buffers of its own."""
     init_key, run_key = jax.random.split(key)
-    parts = phase.tuning.init(network.params, phase.labels, init_key)
+    parts = call_anew(phase.tuning.init, network.params, phase.labels, init_key)
     program = make_program(network, phase, parts.trainable, settings)
     trainable = sparse(tree.wide(parts.trainable))
     state = State(
@@ -96,7 +96,8 @@ def advance(
         mine, values = whole[str(since)], tree.flatten(whole[str(since)].trainable)
         # A tuning that only takes over (a mask that was learnt) has nothing to begin with.
         same = phase.tuning == before and phase.labels == phases[running.index].labels
-        begun = mine if same else phase.tuning.init(params, phase.labels, key)
+        given = params, phase.labels, key
+        begun = mine if same else call_anew(phase.tuning.init, *given)
     if begun is None or not _goes_on(begun, state, whole[str(since)], since, params):
         live = live_params(params, running, state, phases)
         ended = Ended(before, whole[str(since)], live)
@@ -131,7 +132,7 @@ def _taken_over(
             f"phase {index} changes the tuning, and its tuning cannot take over from "
             "another"
         )
-    return phase.tuning.take_over(ended, params, phase.labels, key)
+    return call_anew(phase.tuning.take_over, ended, params, phase.labels, key)
 
 
 def _goes_on(
@@ -216,9 +217,8 @@ def live_params(
 ) -> Params:
     """Returns the network's parameters at this state: deterministic, in the base's types."""
     under = frozen_params(params, state, phases)
-    tuned = running.program.materialize(
-        narrow(state.trainable, running.program), state.fixed, params, None
-    )
+    values = narrow(state.trainable, running.program), state.fixed
+    tuned = call_anew(running.program.materialize, *values, params, None)
     trained = set(tree.owners(state.trainable, params).values())
     return _overlaid(under, tuned, trained)
 
@@ -227,9 +227,8 @@ def frozen_params(params: Params, state: State, phases: tuple[Phase, ...]) -> Pa
     """Returns the base with the leaves that rest at their tuned values."""
     frozen = params
     for since, parts in state.resting.items():
-        tuned = phases[int(since)].tuning.materialize(
-            parts.trainable, parts.fixed, params, None
-        )
+        run = phases[int(since)].tuning.materialize
+        tuned = call_anew(run, parts.trainable, parts.fixed, params, None)
         rests = set(tree.owners(parts.trainable, params).values())
         frozen = _overlaid(frozen, tuned, rests)
     return frozen

@@ -16,7 +16,14 @@ from subtune_jax.errors import InputError, require_positive, unknown
 from subtune_jax.labels import FROZEN
 from subtune_jax.network import Labels, Params
 from subtune_jax.tuning.gates import GATES, expected_nonzero, gate_of
-from subtune_jax.tuning.method import Ended, Parts, Tuning, leaf_groups, no_penalty
+from subtune_jax.tuning.method import (
+    Ended,
+    Parts,
+    Tuning,
+    call_anew,
+    leaf_groups,
+    no_penalty,
+)
 
 Indices = Mapping[str, np.ndarray]  # {path: int[k], places in the flattened leaf}
 STARTS = ("change", "ungated", "base")  # of the elements that changed most
@@ -117,7 +124,7 @@ def mask_indices(trainable: Params, fixed: Any) -> Indices:
 def _realisation(ended: Ended, params: Params, key: jax.Array | None) -> Params:
     """Returns the live parameters of a phase that ended, its random gates drawn once."""
     trainable, fixed = ended.parts
-    drawn = ended.tuning.materialize(trainable, fixed, params, key)
+    drawn = call_anew(ended.tuning.materialize, trainable, fixed, params, key)
     own = set(tree.owners(trainable, params).values())
     return tree.map_with_path(
         lambda path, live, x: jnp.asarray(x, live.dtype) if path in own else live,

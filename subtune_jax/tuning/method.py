@@ -4,8 +4,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from subtune_jax import tree
+from subtune_jax.canonical import of_library
 from subtune_jax.labels import FROZEN
 from subtune_jax.network import Labels, Params
+from subtune_jax.programs import Traces
 
 
 class Parts(NamedTuple):
@@ -76,3 +78,11 @@ def no_penalty(trainable: Any, fixed: Any, params: Params) -> float:
     """Returns 0: the tuning has no regularizer of its own."""
     del trainable, fixed, params
     return 0.0
+
+
+def call_anew(f: Callable, *args: Any) -> Any:
+    """Returns f(*args), of a tuning's function that runs outside of a compiled step: as its
+    code is now, also behind an inner `jax.jit`."""
+    # What a library's code computes changes with its version alone. Under a context of its
+    # own every operation compiles again: a user's tuning pays for that, ours need not.
+    return f(*args) if of_library(f) else Traces().once("", lambda: f(*args))

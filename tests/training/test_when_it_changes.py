@@ -707,3 +707,35 @@ def test_a_setting_of_jax_that_changes_is_another_program():
 
     one, other = losses(True), losses(False)
     assert one != other and one == losses(True)
+
+
+@pytest.mark.parametrize("part", ["init", "materialize", "take_over"])
+def test_a_users_tuning_computes_what_its_code_says_now(part):
+    """Outside of compiled steps too, behind an inner `jit` that reads what changes."""
+    scale, subset = [1.0], st.tuning.subset()
+
+    @jax.jit
+    def scaled(x):
+        return scale[0] * x
+
+    def changed(*args):
+        return jax.tree.map(scaled, getattr(subset, part)(*args))
+
+    another = {"materialize": lambda *args: subset.materialize(*args)}
+    tuning = subset._replace(**{**another, part: changed})
+    network, data = toy.mlp(), toy.points()
+    first = st.Phase(
+        st.select(network, {"g": ["two"]}), st.sgd(1e-30), 1
+    )  # which moves no weight
+    phase = first._replace(tuning=tuning)
+    run = [first, phase] if part == "take_over" else [phase]
+
+    def kernel():
+        fitted = st.fit(
+            network, run, data, key=KEY, settings=st.Settings(batch_size=16)
+        ).network
+        return np.asarray(fitted.params["two"]["kernel"])
+
+    before = kernel()
+    scale[0] = 2.0
+    np.testing.assert_array_equal(kernel(), 2 * before)
