@@ -12,6 +12,7 @@ import os
 import sys
 import sysconfig
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -43,9 +44,11 @@ def plain(value: Any, inner: Callable[[Any], str]) -> str | None:
     """Returns the text of an array, a plain value or a container, `None` for others: a
     user's class has methods. inner(item): the text of an item."""
     name, items = type(value).__name__, value
+    if type(value) in (int, str, bool, type(None)):  # most are
+        return f"{name} {value!r}"
     if isinstance(value, np.ndarray | np.generic | jax.Array) and value.dtype != object:
         return f"array{value.shape} {tree.fingerprint(value)}"
-    if not of_library(type(value)):
+    if type(value) not in (tuple, list) and not of_library(type(value)):
         return None
     if isinstance(value, PLAIN) or hasattr(value, "itemsize"):  # of a dtype
         return f"{name} {value!r}"
@@ -99,15 +102,23 @@ def digest(program: ClosedJaxpr, other: Callable[[Any], str], layout: list) -> s
     return text(program)
 
 
+@lru_cache(4096)  # half of a digest's time were these texts
+def _kind(aval: Any) -> str:
+    return f"{aval} {getattr(aval, 'weak_type', False)}"
+
+
 def _text(whole: Any, text: Callable[[Any], str], layout: list) -> str:
     jaxpr, numbers = getattr(whole, "jaxpr", whole), dict[Any, int]()
 
     def atom(one: Any) -> tuple:
         if isinstance(one, Literal):
-            what: Any = text(np.asarray(one.val, getattr(one.aval, "dtype", None)))
+            # A scalar; of its bytes, as 0.0 is not -0.0.
+            what: Any = np.asarray(one.val, getattr(one.aval, "dtype", None)).tobytes()
+        elif one in numbers:  # its type is told
+            return (numbers[one],)
         else:
-            what = numbers.setdefault(one, len(numbers))
-        return what, str(one.aval), getattr(one.aval, "weak_type", False)
+            what = numbers[one] = len(numbers)
+        return what, _kind(one.aval)
 
     def equation(eqn: Any) -> list:
         params = [(n, v) for n, v in sorted(eqn.params.items()) if n not in DROPPED]

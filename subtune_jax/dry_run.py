@@ -31,7 +31,7 @@ def output_shapes(network: Network, x: Any) -> Any:
     # All at once: a network is asked again by every fit, evaluation and prediction.
     names = tuple(stage.name for stage in network.stages)
     shapes = tree.shapes((network.params, network.stats, row))
-    traces = traces_of(*(stage.apply for stage in network.stages))
+    traces = traces_of(*(stage.apply for stage in network.stages), lasting=True)
     return traces.once(("outputs", names), outputs, *shapes)
 
 
@@ -52,7 +52,8 @@ def shapes_after(stage: Stage, params: Any, stats: Any, x: Any) -> Any:
                 f"{_line(error)}"
             ) from error
 
-    return traces_of(stage.apply).once("shapes", traced, *tree.shapes(shapes))
+    traces = traces_of(stage.apply, lasting=True)
+    return traces.once("shapes", traced, *tree.shapes(shapes))
 
 
 def _shape(leaf: Any, shape: tuple[int, ...] | None = None) -> jax.ShapeDtypeStruct:

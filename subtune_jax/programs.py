@@ -110,14 +110,15 @@ def _function(f: Callable, jaxpr: ClosedJaxpr, out: Any) -> Callable:
 _held: dict[tuple[int, ...], tuple[Traces, list]] = {}
 
 
-def traces_of(*functions: Callable) -> Traces:
+def traces_of(*functions: Callable, lasting: bool = False) -> Traces:
     """Returns the traces of these objects, kept while they live and until `renew`: a value
-    that they read and that changes in place is seen after the next `fit`."""
+    that they read and that changes in place is seen after the next `fit`. lasting: `renew`
+    leaves them, which only check (shapes)."""
 
     def gone(_: Any) -> None:
         _held.pop(key, None)
 
-    key = tuple(map(id, functions))
+    key = (lasting, *map(id, functions))
     with _lock:
         held = _held.pop(key, None) or (Traces(), [_weak(f, gone) for f in functions])
         _held[key] = held  # the one used last is the last
@@ -137,7 +138,7 @@ def renew(*functions: Callable) -> None:
     with _lock:
         # A list: whenever Python collects garbage, the entries of what died are dropped.
         for key in list(_held):
-            if changed & set(key):
+            if not key[0] and changed & set(key):
                 _held.pop(key, None)
 
 

@@ -296,8 +296,8 @@ MUTATIONS = [
     Mutation(
         "n.renew_nothing",
         "subtune_jax/programs.py",
-        "if changed & set(key):",
-        "if changed == set(key):",
+        "if not key[0] and changed & set(key):",
+        "if not key[0] and changed == set(key):",
         "tests/training/test_changes.py tests/test_programs.py",
     ),
     Mutation(

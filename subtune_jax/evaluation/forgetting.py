@@ -12,6 +12,7 @@ from subtune_jax.errors import InputError, require_function
 from subtune_jax.losses import cross_entropy
 from subtune_jax.metrics import Metric, accuracy
 from subtune_jax.network import Network, Params, Stats, require_network
+from subtune_jax.programs import traces_of
 from subtune_jax.training.predict import evaluate, predict
 from subtune_jax.tuning.fast import output_error
 
@@ -86,9 +87,9 @@ def watch_forgetting(
     def watch(network: Network) -> dict[str, float]:
         x, head = predict(body(network), target), network.stages[-1]
         params, stats = network.params[head.name], network.stats[head.name]
-        logits, measured = _measures(
-            head.apply, params, stats, initial, x, jnp.asarray(target.y)
-        )
+        measures = partial(_measures, head.apply)
+        given = params, stats, initial, x, jnp.asarray(target.y)
+        logits, measured = traces_of(head.apply).run("measures", measures, *given)
         record = {name: float(value) for name, value in measured.items()}
         record["target"] = accuracy(np.asarray(logits), target.y)
         return record | {"source": float(remembered(network))}
@@ -96,7 +97,6 @@ def watch_forgetting(
     return watch
 
 
-@partial(jax.jit, static_argnums=0)
 def _measures(
     apply: Callable,
     params: Params,

@@ -81,8 +81,16 @@ def train_step(
 
 def compiled_step(traces: Traces, program: Program) -> Callable:
     """Returns the compiled `(state, frozen, batch) -> (state, logs)`; it takes the state's
-    buffers. traces: those of the run."""
-    return lambda *given: traced_step(traces, program, *given).run(*given)
+    buffers. traces: those of the run. Of its arguments only a batch changes its shape."""
+    steps: dict[tuple, Callable] = {}
+
+    def step(state: State, frozen: Params, batch: Batch) -> tuple[State, Logs]:
+        width = tree.shapes(batch)
+        if width not in steps:
+            steps[width] = traced_step(traces, program, state, frozen, batch).run
+        return steps[width](state, frozen, batch)
+
+    return step
 
 
 def traced_step(
