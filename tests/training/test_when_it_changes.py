@@ -739,3 +739,21 @@ def test_a_users_tuning_computes_what_its_code_says_now(part):
     before = kernel()
     scale[0] = 2.0
     np.testing.assert_array_equal(kernel(), 2 * before)
+
+
+def test_forgetting_is_watched_by_the_head_as_it_is_now():
+    scale, network, data = [1.0], toy.mlp(), toy.points()
+
+    def head(params, stats, x, *, batch_stats, key):
+        return scale[0] * (x @ params["kernel"] + params["bias"][None]), stats
+
+    network = network._replace(stages=(*network.stages[:-1], st.Stage("head", head)))
+    phase = st.Phase(st.select(network, HEAD), st.sgd(1e-30), 1)
+
+    def loss():
+        watch = st.evaluation.watch_forgetting(network, data, lambda network: 0.0)
+        return st.fit(network, phase, data, key=KEY, watch=watch).records[0].value
+
+    before = loss()["loss"]
+    scale[0] = 0.0
+    assert loss()["loss"] == pytest.approx(np.log(3)) != before
