@@ -67,9 +67,10 @@ def test_nothing_travels_on_one_device_and_a_step_is_compiled_once(uncrowded):
             scores.fisher,
         ):
             score(network, batches, cross_entropy)
-    step = traced_step(
-        plan.traces, begin.running.program, begin.state, plan.network.params, batches[0]
-    )
+    state = plan.place.whole(first_snapshot(plan).state)
+    given = state, plan.network.params, plan.place(batches[0])
+    with jax.transfer_guard("disallow"):  # another setting is another trace
+        step = traced_step(plan.traces, begin.running.program, *given)
     assert step.run._cache_size() == 1
 
 

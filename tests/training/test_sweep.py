@@ -211,7 +211,7 @@ def test_other_rates_seeds_and_data_do_not_trace_again():
     compiled = len(programs._programs)
     again = [Run(Phase(every, adam(3 * r), 8), jax.random.key(7)) for r in RATES]
     sweep(network, again, toy.points(24, seed=1), settings=Settings(batch_size=6))
-    assert len(traces) == 4 and len(programs._programs) == compiled
+    assert len(traces) == 3 and len(programs._programs) == compiled
 
 
 def test_a_lane_that_diverges_leaves_the_others_alone():
