@@ -54,11 +54,12 @@ def plain(value: Any, inner: Callable[[Any], str]) -> str | None:
         return f"{name} {value!r}"
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         items = tuple(getattr(value, field.name) for field in dataclasses.fields(value))
+    if isinstance(value, Mapping):  # in its order: a loop over it may compute with that
+        items = (*value.items(), getattr(value, "default_factory", None))
     if isinstance(items, tuple | list):
         return f"{name}({', '.join(map(inner, items))})"
-    if isinstance(value, Mapping | set | frozenset):
-        items = value.items() if isinstance(value, Mapping) else value
-        return f"{name}({', '.join(sorted(map(inner, items)))})"
+    if isinstance(value, set | frozenset):
+        return f"{name}({', '.join(sorted(map(inner, value)))})"
     return None
 
 

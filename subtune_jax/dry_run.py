@@ -13,7 +13,8 @@ from subtune_jax.programs import traces_of
 
 def output_shapes(network: Network, x: Any) -> Any:
     """Returns the outputs for one row of a batch `x`, as `jax.ShapeDtypeStruct`s with that
-    row first; nothing is computed.
+    row first; nothing is computed. Shapes are traced once for a function object: a stage
+    that gives other shapes for the same input needs a new one.
 
     Raises `InputError` for what is not a network, and naming the first stage that cannot
     take its input. Under `cause`, the exception that the stage raised.

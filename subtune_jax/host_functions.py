@@ -10,6 +10,8 @@ from functools import partial, update_wrapper
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from subtune_jax.canonical import of_library, plain
 from subtune_jax.errors import InputError
 
@@ -64,6 +66,8 @@ def _held(value: Any, name: str) -> tuple:
         return cells if of_library(value) else (cells, *_read_by(value, name))
     if isinstance(value, partial):
         return value.func, value.args, value.keywords
+    if isinstance(value, jax.custom_jvp | jax.custom_vjp):  # it has rules besides
+        raise _refused(f"{name!r} has a gradient of its own")
     if of_library(type(value)) and hasattr(value, "__wrapped__"):  # by `jit`, `cache`
         return (value.__wrapped__,)
     home = sys.modules.get(getattr(value, "__module__", None) or "")

@@ -1,6 +1,5 @@
 """Strictness for all tests, and the real data's place."""
 
-import gc
 import importlib.util
 import os
 import sys
@@ -41,14 +40,6 @@ def own_cache(tmp_path_factory):
     digits.STEPS, docstrings.STEPS = 150, 60
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def what_earlier_modules_left_is_not_looked_through():
-    """Python looks through all objects again and again, and JAX keeps millions: a tenth of
-    the time of all tests."""
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture

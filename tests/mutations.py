@@ -238,6 +238,20 @@ MUTATIONS = [
         "tests/tuning/test_lora.py tests/models/test_by_hand.py",
     ),
     Mutation(
+        "p.lora_same_key",
+        "subtune_jax/tuning/lora.py",
+        "return _factors(keys[path], leaf, rank, outputs[path])",
+        "return _factors(key, leaf, rank, outputs[path])",
+        "tests/tuning/test_lora.py",
+    ),
+    Mutation(
+        "p.lora_alpha_whole",
+        "subtune_jax/tuning/lora.py",
+        'values = {"lora": alpha / rank}',
+        'values = {"lora": alpha}',
+        "tests/tuning/test_lora.py",
+    ),
+    Mutation(
         "n.lora_b_not_zero",
         "subtune_jax/tuning/lora.py",
         '"b": jnp.zeros((rank, outputs), kernel.dtype)',

@@ -206,6 +206,7 @@ def test_garbage_may_be_collected_while_traces_are_renewed():
         traces_of(f)
 
     usual = gc.get_threshold()
+    gc.freeze()  # what earlier tests left is not looked through again and again
     try:
         for allocations in range(1, 20):  # collected at each place of `renew` in turn
             gc.collect()
@@ -218,6 +219,7 @@ def test_garbage_may_be_collected_while_traces_are_renewed():
     finally:
         gc.set_threshold(*usual)
         gc.enable()
+        gc.unfreeze()
 
 
 def test_traces_of_living_functions_are_bounded():

@@ -85,4 +85,5 @@ def call_anew(f: Callable, *args: Any) -> Any:
     code is now, also behind an inner `jax.jit`."""
     # What a library's code computes changes with its version alone. Under a context of its
     # own every operation compiles again: a user's tuning pays for that, ours need not.
-    return f(*args) if of_library(f) else Traces().once("", lambda: f(*args))
+    ours = of_library(getattr(f, "func", f))  # of a partial
+    return f(*args) if ours else Traces().once("", lambda: f(*args))

@@ -110,35 +110,3 @@ def test_kernels_of_three_axes_have_the_axes_of_their_module():
     assert groups["attention/out/kernel"] == (1, 1, 8)
     assert groups["attention/query/bias"] == (2, 4)
     assert groups["out/kernel"] == (1, 3) and groups["out/bias"] == (3,)
-
-
-def test_the_scale_of_a_low_rank_change_is_alpha_over_rank():
-    network = toy.mlp()
-    labels = st.select(network, {"g": ["two/kernel"]})
-    for alpha, scale in ((None, 1.0), (8, 2.0), (1, 0.25)):
-        parts = st.tuning.lora(4, alpha).init(network.params, labels)
-        assert float(parts.fixed["lora"]) == scale
-    (factors,) = st.tuning.lora_factors(parts.trainable, 0.25).values()
-    assert factors.scale == 0.25 and factors.a.shape == (6, 4)
-
-
-def test_dropout_of_a_low_rank_change_leaves_inputs_out():
-    """With A = B = 1 a kept input adds rank / (1 - p) to each output, and one left out
-    nothing; without a key all are there."""
-    network = toy.mlp()
-    labels = st.select(network, {"g": ["two/kernel"]})
-    tuning = st.tuning.lora(4, dropout=0.5)
-    parts = tuning.init(network.params, labels)
-    ones = jax.tree.map(lambda x: 0 * x + 1, parts.trainable)
-    base = network.params["two"]["kernel"]
-
-    def added(key):
-        made = tuning.materialize(ones, parts.fixed, network.params, key)
-        return np.asarray(made["two"]["kernel"] - base)
-
-    np.testing.assert_allclose(added(None), np.full((6, 6), 4), rtol=1e-5)
-    rows = np.concatenate([added(jax.random.key(seed))[:, 0] for seed in range(20)])
-    np.testing.assert_allclose(rows, np.where(rows > 1, 8, 0), atol=1e-5)
-    assert 40 < (rows > 1).sum() < 80
-    with pytest.raises(InputError, match="dropout must be from 0 up to 1, got 1"):
-        st.tuning.lora(4, dropout=1)

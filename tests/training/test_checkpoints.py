@@ -136,8 +136,8 @@ def steps_saved(folder):
     return max([int(n) for n in names if n.isdigit()], default=0)
 
 
-# One point anywhere; and one in the gates, one at the change, one under the mask.
-ANYWHERE = ((1, 38),)
+# Three points anywhere; and one in the gates, one at the change, one under the mask.
+ANYWHERE = ((1, 14), (15, 24), (25, 38))
 IN_EVERY_PHASE = ((1, 39), (40, 41), (42, 78))
 
 
@@ -146,7 +146,9 @@ IN_EVERY_PHASE = ((1, 39), (40, 41), (42, 78))
     [(RUN, ANYWHERE), (GATED, IN_EVERY_PHASE)],
     ids=["plain", "gated"],
 )
-def test_killed_at_random_points_it_ends_bit_for_bit_the_same(tmp_path, script, spans):
+def test_killed_at_three_random_points_it_ends_bit_for_bit_the_same(
+    tmp_path, script, spans
+):
     programs = tmp_path / "programs"
     # It saves at its end alone: saves must not change a run either.
     whole, _ = start_process(

@@ -7,6 +7,7 @@ import importlib
 import os
 import subprocess
 import sys
+from collections import defaultdict
 from functools import partial, wraps
 from typing import NamedTuple
 
@@ -38,6 +39,7 @@ from subtune_jax.training.settings import Settings
 from subtune_jax.tuning.anchor import l2_sp
 from subtune_jax.tuning.fixed_mask import fixed_mask
 from tests import toy
+from tests.training import kinds
 
 SMALL = BertConfig(40, 16, 2, 4, 24, 12, dropout=0.1)
 KEY = jax.random.key(0)
@@ -81,6 +83,9 @@ def scaled(factor):
         (partial(max, 1), partial(max, 1), partial(max, 2)),
         (cross_entropy, cross_entropy, jax.jit(np.sum)),
         ({"a": {1, 2}}, {"a": {2, 1}}, {"a": {1, 3}}),
+        ({"a": 1, "b": 2}, {"a": 1, "b": 2}, {"b": 2, "a": 1}),
+        (defaultdict(abs), defaultdict(abs), defaultdict(min)),
+        (np.float32(1), np.float32(1), np.ones(1, np.float32)),
         (KEY, jax.random.key(0), jax.random.key(1)),
         (lambda x: x + 1, lambda x: x + 1, lambda x: x + 2),
         (lambda x: abs(min(x)), lambda x: abs(min(x)), lambda x: min(abs(x))),
@@ -405,6 +410,7 @@ def local_import(x, rng):
         (lambda x, rng: Scale(2).apply(x), "'Scale' cannot be read exactly"),
         (np.random.default_rng(0).normal, "'Generator.normal' cannot be read exactly"),
         (local_import, "'local_import' imports when it is called"),
+        (kinds.reverse(1.0), "'.*same' has a gradient of its own"),
     ],
 )
 def test_classes_objects_and_late_imports_need_a_name(value, name):

@@ -1,5 +1,7 @@
 """Runs and searches that end, fail, go on or meet something new (faults T5 to T14)."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -709,8 +711,9 @@ def test_a_setting_of_jax_that_changes_is_another_program():
     assert one != other and one == losses(True)
 
 
+@pytest.mark.parametrize("as_partial", [False, True])
 @pytest.mark.parametrize("part", ["init", "materialize", "take_over"])
-def test_a_users_tuning_computes_what_its_code_says_now(part):
+def test_a_users_tuning_computes_what_its_code_says_now(part, as_partial):
     """Outside of compiled steps too, behind an inner `jit` that reads what changes."""
     scale, subset = [1.0], st.tuning.subset()
 
@@ -722,7 +725,10 @@ def test_a_users_tuning_computes_what_its_code_says_now(part):
         return jax.tree.map(scaled, getattr(subset, part)(*args))
 
     another = {"materialize": lambda *args: subset.materialize(*args)}
-    tuning = subset._replace(**{**another, part: changed})
+    own = {**another, part: changed}
+    if as_partial:
+        own = {name: partial(f) for name, f in own.items()}
+    tuning = subset._replace(**own)
     network, data = toy.mlp(), toy.points()
     first = st.Phase(
         st.select(network, {"g": ["two"]}), st.sgd(1e-30), 1
