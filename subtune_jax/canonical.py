@@ -6,11 +6,13 @@ inner functions stand in it, and a callback is its name.
 
 import dataclasses
 import enum
+import gc
 import hashlib
 import inspect
 import os
 import sys
 import sysconfig
+import types
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path, PurePath
@@ -80,6 +82,27 @@ def of_library(value: Any) -> bool:
     return any(list(roots[0].glob(f"{top}-*/RECORD")) for top in tops)
 
 
+def of_libraries(value: Any) -> bool:
+    """Returns whether all code that a value holds is of libraries, and no array in it can
+    change: what JAX or we have traced of it is never stale."""
+    held, seen = [value], dict[int, Any]()
+    while held:
+        one = held.pop()
+        if id(one) in seen:
+            continue
+        seen[id(one)] = one
+        if isinstance(one, np.ndarray) and one.flags.writeable:
+            return False
+        if isinstance(one, type | types.ModuleType | types.FunctionType):
+            if not of_library(one):
+                return False
+            if isinstance(one, types.FunctionType):
+                held += one.__closure__, one.__defaults__, one.__kwdefaults__, vars(one)
+        else:
+            held += gc.get_referents(one)
+    return True
+
+
 def digest(program: ClosedJaxpr, other: Callable[[Any], str], layout: list) -> str:
     """Returns a SHA-256 of a program, as 64 hex digits.
 
@@ -103,9 +126,7 @@ def digest(program: ClosedJaxpr, other: Callable[[Any], str], layout: list) -> s
     return text(program)
 
 
-@lru_cache(4096)  # half of a digest's time were these texts
-def _kind(aval: Any) -> str:
-    return f"{aval} {getattr(aval, 'weak_type', False)}"
+_kind = lru_cache(4096)(str)  # of a type: half of a digest's time were these texts
 
 
 def _text(whole: Any, text: Callable[[Any], str], layout: list) -> str:

@@ -16,7 +16,7 @@ import jax
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from subtune_jax import tree
-from subtune_jax.canonical import digest
+from subtune_jax.canonical import digest, of_libraries
 
 PROGRAMS, CONSTANTS = 128, 2**30  # what is kept: programs, and bytes of their constants
 HELD = 128  # sets of functions whose traces are kept while they live
@@ -47,7 +47,7 @@ class Traces:
         it traces is traced anew. Functions in the key are the objects that they are."""
         place = by_object(key), shapes, _config(jax.config)
         if place not in self._kept:
-            with _context(self._value):
+            with _context(0 if of_libraries((key, make)) else self._value):
                 self._kept[place] = make(), key  # what has an id there lives
         return self._kept[place][0]
 
@@ -118,7 +118,7 @@ def traces_of(*functions: Callable, lasting: bool = False) -> Traces:
     def gone(_: Any) -> None:
         _held.pop(key, None)
 
-    key = (lasting, *map(id, functions))
+    key = (lasting or of_libraries(functions), *map(id, functions))
     with _lock:
         held = _held.pop(key, None) or (Traces(), [_weak(f, gone) for f in functions])
         _held[key] = held  # the one used last is the last

@@ -2,16 +2,19 @@
 
 import gc
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import lru_cache, partial, wraps
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+import subtune_jax as st
 from subtune_jax import programs, tree
-from subtune_jax.canonical import digest
+from subtune_jax.canonical import digest, of_libraries
 from subtune_jax.programs import Traces, by_object, renew, traces_of
+from tests import toy
 
 X = jnp.arange(6.0).reshape(2, 3)
 
@@ -196,6 +199,55 @@ def test_traces_end_with_their_functions_or_by_renewal():
     del g
     gc.collect()
     assert len(programs._held) == before - 1
+
+
+class Users:
+    __slots__ = ("inner",)
+
+    def method(self, x):
+        return x
+
+
+def users(x):
+    return x
+
+
+USERS = {
+    "a function": users,
+    "a method": Users().method,
+    "a class": Users,
+    "in a partial": partial(jnp.sum, Users()),
+    "in a closure": jax.checkpoint(users),
+    "under jit": jax.jit(users),
+    "under a jit with a library's name": jax.jit(wraps(jnp.sum)(users)),
+    "under vmap": jax.vmap(users),
+    "with rules": jax.custom_vjp(users),
+    "in a cache": lru_cache(users),
+    "a vectorized one": np.vectorize(users),
+    "of a list of attributes": [{1: ({"f": users},)}],
+    "in a default": partial(nnx.relu, {users}),
+    "an array that can change": np.ones(2),
+}
+
+
+@pytest.mark.parametrize("what", USERS)
+def test_what_holds_a_users_code_is_traced_anew(what):
+    assert not of_libraries(USERS[what])
+    traces = traces_of(USERS[what]) if callable(USERS[what]) else None
+    if traces is not None:
+        renew(USERS[what])
+        assert traces_of(USERS[what]) is not traces
+
+
+def test_what_is_of_libraries_is_traced_once():
+    network = toy.small_resnet("group")
+    applies = [stage.apply for stage in network.stages]
+    assert of_libraries((applies, st.losses.cross_entropy, nnx.relu, jnp.ones(2), "a", 1))
+    traces = traces_of(*applies)
+    renew(*applies)
+    assert traces_of(*applies) is traces
+    user = st.Stage("user", lambda params, stats, x, **_: (x, stats))
+    assert not of_libraries([*applies, user.apply])
 
 
 def test_garbage_may_be_collected_while_traces_are_renewed():

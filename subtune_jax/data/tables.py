@@ -137,7 +137,7 @@ def _header(
     file: Path, content: str, columns: Sequence[str], suffix: str
 ) -> tuple[list[str], list[int], str]:
     """Returns the names of a header, the places of columns, and what separates them."""
-    first = content.split("\n", 1)[0].rstrip("\r")
+    first = content.split("\n", 1)[0]
     headers = {}
     for delimiter in DELIMITERS[suffix]:
         try:

@@ -9,6 +9,7 @@ import pytest
 
 import subtune_jax as st
 from subtune_jax import deltas, tree
+from subtune_jax.deltas import elements
 from subtune_jax.deltas.delta import Delta, Elements, base_fingerprint
 from subtune_jax.errors import InputError
 from subtune_jax.network import Source, Tokens
@@ -162,3 +163,42 @@ def test_a_file_whose_tensor_has_another_shape_is_damaged():
     assert data.count(b"[2,3]") == 1
     with pytest.raises(InputError, match="its digest does not hold"):
         deltas.from_bytes(data.replace(b"[2,3]", b"[3,2]"))
+
+
+def test_a_base_with_another_pooling_means_something_else():
+    """Of the two, only the delta's base was loaded with an option for its pooling."""
+    reads = Tokens(40, 2, 12)
+    base = toy.mlp()._replace(source=Source(reads=reads, options={"pooling": "mean"}))
+    delta = st.extract(base, tasks.changed(base, ["two"]))
+    st.apply(base, delta)
+    other = base._replace(source=Source(reads=reads))
+    with pytest.raises(InputError, match="belongs to a base with pooling 'mean'"):
+        st.apply(other, delta)
+
+
+def test_a_task_without_class_names_does_not_answer_with_those_of_the_base():
+    base = named(toy.mlp(), ("cat", "dog", "owl"))
+    delta = st.extract(base, tasks.changed(base, ["two"]))
+    assert st.apply(base, delta)[0].source.classes == ("cat", "dog", "owl")
+    about = {k: v for k, v in delta.about.items() if k != "classes"}
+    tuned, before = st.apply(base, delta._replace(about=about))
+    assert tuned.source.classes == ()
+    assert st.undo(tuned, before).source.classes == ("cat", "dog", "owl")
+
+
+def test_what_was_taken_is_as_long_as_its_places(monkeypatch):
+    """An accelerator fills places up to a power of two: here, 6 of 36 elements to 8."""
+
+    def swapped(leaf, places, values, donate=False):
+        return elements._swap(leaf, *elements._padded(leaf, places, values))
+
+    monkeypatch.setattr("subtune_jax.deltas.swap.swapped", swapped)
+    base = toy.mlp()
+    delta = tasks.elements_delta(base, "two/kernel")
+    tuned, before = st.apply(base, delta)
+    some, places = before.elements["params/two/kernel"], range(0, 36, 7)
+    assert some.places.tolist() == [*places]
+    flat = np.ravel(base.params["two"]["kernel"])
+    np.testing.assert_array_equal(some.values, flat[[*places]])
+    back = st.undo(tuned, before)
+    assert tree.fingerprint(back.params) == tree.fingerprint(base.params)

@@ -1,5 +1,7 @@
 """What tasks in memory hold and answer, worked out by hand."""
 
+import os
+
 import jax
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import tokenizers
 import subtune_jax as st
 from subtune_jax.deltas import Store, to_bytes
 from subtune_jax.models.bert import BertConfig, bert
-from subtune_jax.network import Source, Tokens
+from subtune_jax.network import Pixels, Source, Tokens
 from subtune_jax.serving.parts import changes, widened_head
 from subtune_jax.serving.read import read
 from subtune_jax.serving.server import answer
@@ -123,3 +125,80 @@ def test_names_that_are_not_one_for_each_output_are_left_out():
         found = answer("task", classes, logits)
         assert found.label == label and len(found.scores) == 3
         np.testing.assert_allclose([*found.scores.values()], [0.5, 0.25, 0.25])
+
+
+def test_scores_of_logits_past_the_range_of_exp_are_finite():
+    scores = answer("task", (), np.array([2000.0, 2000.0, -2000.0], np.float32)).scores
+    assert [*scores.values()] == [0.5, 0.5, 0.0]
+
+
+def test_a_batch_of_more_tasks_than_fit_is_answered_in_turns(tmp_path):
+    """Two of three fit: those that a row waits for stay until it is answered."""
+    base, data, store = toy.mlp(), toy.points(6), Store(tmp_path)
+    deltas = {
+        name: st.extract(base, tasks.changed(base, ["two"], 1.5 + i))
+        for i, name in enumerate("abc")
+    }
+    for name, delta in deltas.items():
+        store.add(name, to_bytes(delta))
+    server = st.serve(base, store)
+    server(data.x[:2], ["a", "b"])
+    server = st.serve(base, store, memory=server.mixed.nbytes() + 1)
+    names = [*"abcabc"]
+    answers = server(data.x, names)
+    expected = tasks.separate(base, deltas, data.x)
+    for i, one in enumerate(answers):
+        assert not one.error
+        np.testing.assert_allclose(one.outputs, expected[names[i]][i], atol=1e-5)
+    assert len(server.versions) == 2
+
+
+@pytest.mark.parametrize("what", ["size", "file"])
+def test_a_task_is_read_again_whatever_the_clock_says(tmp_path, what):
+    """A file of the same time of change, but of another size, or put in its place."""
+    base, x, store = toy.mlp(), toy.points(1).x, Store(tmp_path)
+    one, same_size, longer = (
+        st.extract(base, tasks.changed(base, paths, factor))
+        for paths, factor in (
+            (["two/bias"], 2.0),
+            (["two/bias"], 3.0),
+            (["one", "two"], 2.0),
+        )
+    )
+    other = longer if what == "size" else same_size
+    store.add("task", to_bytes(one))
+    file = store.file("task")
+    server, before = st.serve(base, store), file.stat()
+    server(x, "task")
+    if what == "size":
+        file.write_bytes(to_bytes(other))  # the same inode
+    else:
+        store.add("task", to_bytes(other), replace=True)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    expected = st.predict(st.apply(base, other)[0], x)[0]
+    np.testing.assert_allclose(server(x, "task")[0].outputs, expected, atol=1e-5)
+
+
+def test_images_of_the_size_that_most_have_are_read():
+    """A base without a size of its own, and the odd one first."""
+    network = toy.mlp()._replace(source=Source(reads=Pixels(1, None)))
+    small, large = np.zeros((2, 2, 1), np.uint8), np.ones((3, 3, 1), np.uint8)
+    x, wrong = read(network, [small, large, large])
+    assert x.shape == (3, 3, 3, 1) and [*wrong] == [0]
+    assert x[:, 0, 0, 0].tolist() == [0, 1, 1]
+    assert wrong[0].startswith("the image is 2 x 2 and others of the batch are 3 x 3")
+
+
+def test_texts_and_pairs_in_one_batch_are_as_wide_as_the_widest():
+    """Texts come first, pairs after them: here the texts are longer, there the pairs."""
+    words = tokenizers.BertWordPieceTokenizer(
+        {w: i for i, w in enumerate("[PAD] [UNK] [CLS] [SEP] [MASK] word".split())}
+    )
+    network = toy.mlp()._replace(source=Source(reads=Tokens(40, 2, 64)))
+    for inputs, lengths in (
+        (["word " * 8, ("word", "word")], [10, 5]),
+        (["word", ("word word", "word " * 40)], [3, 45]),
+    ):
+        x, wrong = read(network, inputs, words)
+        assert not wrong and x["input_ids"].shape[1] >= max(lengths)
+        assert x["attention_mask"].sum(1).tolist() == lengths

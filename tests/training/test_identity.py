@@ -68,6 +68,14 @@ def draws(seed):
     return lambda x, _: x + noise[0]
 
 
+def with_attribute(value):
+    def function(x):
+        return x + function.value
+
+    function.value = value
+    return function
+
+
 def scaled(factor):
     @wraps(abs)
     def scale(x):
@@ -92,6 +100,9 @@ def scaled(factor):
         (lambda x: x in {"b", "a"}, lambda x: x in {"a", "b"}, lambda x: x in {"a"}),
         (scaled(1), scaled(1), scaled(2)),
         (jax.jit(scaled(1)), jax.jit(scaled(1)), jax.jit(scaled(2))),
+        (lambda x, n=1: x + n, lambda x, n=1: x + n, lambda x, n=2: x + n),
+        (lambda x, *, n=1: x + n, lambda x, *, n=1: x + n, lambda x, *, n=2: x + n),
+        (with_attribute(1), with_attribute(1), with_attribute(2)),
         (1, 1, 1.0),
         (ragged([np.arange(2000)]),) * 2 + (ragged([np.arange(2000) % 1999]),),
         (draws(0), draws(0), draws(1)),

@@ -14,6 +14,7 @@ from subtune_jax.training.phases import Phase, Settings
 from subtune_jax.training.state import start
 from subtune_jax.tuning.anchor import l2_sp
 from subtune_jax.tuning.fixed_mask import fixed_mask, largest_changes, mask_indices
+from subtune_jax.tuning.method import Ended, Parts
 from subtune_jax.tuning.rescaled import rescaled
 from subtune_jax.tuning.subset import subset
 from tests import toy
@@ -127,3 +128,39 @@ def test_decay_pulls_chosen_elements_to_the_base_and_whole_leaves_to_0():
         np.testing.assert_allclose(less[chosen], 0.05 * change, rtol=1e-4, atol=1e-7)
         head = free["head"]["kernel"] - pulled["head"]["kernel"]
         np.testing.assert_allclose(head, 0.05 * live["head"]["kernel"], rtol=1e-4)
+
+
+def test_indices_in_any_order_are_kept_in_that_of_the_leaf():
+    """The compiler is promised sorted places."""
+    network = toy.mlp()
+    labels = select(network, {"g": ["two/kernel"]})
+    parts = fixed_mask({"two/kernel": [17, 0, 3]}).init(network.params, labels)
+    assert parts.fixed["two"]["kernel"].tolist() == [0, 3, 17]
+    flat = np.ravel(network.params["two"]["kernel"])
+    np.testing.assert_array_equal(parts.trainable["two"]["kernel"], flat[[0, 3, 17]])
+
+
+@pytest.mark.parametrize(
+    ("start", "begins"),
+    # w is 2 and 4 at two places of zeros, behind gates of 0.5.
+    [("change", [1.0, 2.0]), ("base", [0.0, 0.0]), ("ungated", [2.0, 4.0])],
+)
+def test_chosen_elements_start_where_they_are_asked_to(start, begins):
+    network = toy.mlp()
+    params = {**network.params}
+    params["one"] = jax.tree.map(np.zeros_like, params["one"])
+    labels = select(network, {"body": ["one/kernel"]})
+    w = np.zeros((4, 6), np.float32)
+    w[0, 5], w[2, 1] = 2, 4
+    trainable = {"one": {"kernel": {"w": w}}}
+
+    def materialize(trainable, fixed, params, key=None):
+        half = trainable["one"]["kernel"]["w"] / 2
+        return {**params, "one": {**params["one"], "kernel": half}}
+
+    tuning = subset()._replace(materialize=materialize)
+    live = materialize(trainable, {}, params)
+    ended = Ended(tuning, Parts(trainable, {}), live)
+    after = largest_changes(2, start=start).take_over(ended, params, labels, KEY)
+    assert after.fixed["one"]["kernel"].tolist() == [5, 13]
+    assert after.trainable["one"]["kernel"].tolist() == begins

@@ -106,3 +106,13 @@ def test_extremes_are_finite_and_so_are_their_slopes(gate, log_alpha):
     value, slope = jax.value_and_grad(total)(a)
     assert float(value) == pytest.approx(12 if log_alpha > 0 else 0)
     np.testing.assert_allclose(slope, np.zeros(4), atol=1e-30)
+
+
+def test_the_temperature_is_no_part_of_deterministic_gates():
+    """At log alpha = 0.5 it would shut or open: 0.28, 1.5 (2 sigmoid(x / T) - 1)."""
+    log_alpha = jnp.array([0.5])
+    expected = [3 * sigmoid(0.5) - 1.5]
+    for temperature in (0.5, 1.0, 2.0):
+        gate = HardConcrete(temperature=temperature)
+        found = deterministic(log_alpha, gate)
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
