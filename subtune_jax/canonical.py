@@ -84,11 +84,12 @@ def of_library(value: Any) -> bool:
 
 def of_libraries(value: Any) -> bool:
     """Returns whether all code that a value holds is of libraries, and no array in it can
-    change: what JAX or we have traced of it is never stale."""
+    change: what JAX or we have traced of it never becomes stale."""
     held, seen = [value], dict[int, Any]()
     while held:
         one = held.pop()
-        if id(one) in seen:
+        # A jitted function holds the registry of all classes of trees, a user's among them.
+        if id(one) in seen or isinstance(one, type(jax.tree_util.default_registry)):
             continue
         seen[id(one)] = one
         if isinstance(one, np.ndarray) and one.flags.writeable:

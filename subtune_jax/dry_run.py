@@ -32,8 +32,9 @@ def output_shapes(network: Network, x: Any) -> Any:
     # All at once: a network is asked again by every fit, evaluation and prediction.
     names = tuple(stage.name for stage in network.stages)
     shapes = tree.shapes((network.params, network.stats, row))
-    traces = traces_of(*(stage.apply for stage in network.stages), lasting=True)
-    return traces.once(("outputs", names), outputs, *shapes)
+    applies = [stage.apply for stage in network.stages]
+    traces = traces_of(*applies, lasting=True)
+    return traces.once(("outputs", names), applies, outputs, *shapes)
 
 
 def shapes_after(stage: Stage, params: Any, stats: Any, x: Any) -> Any:
@@ -54,7 +55,7 @@ def shapes_after(stage: Stage, params: Any, stats: Any, x: Any) -> Any:
             ) from error
 
     traces = traces_of(stage.apply, lasting=True)
-    return traces.once("shapes", traced, *tree.shapes(shapes))
+    return traces.once("shapes", stage.apply, traced, *tree.shapes(shapes))
 
 
 def _shape(leaf: Any, shape: tuple[int, ...] | None = None) -> jax.ShapeDtypeStruct:

@@ -42,12 +42,14 @@ class Traces:
         self._value = next(_values)
         self._kept: dict[Hashable, tuple] = {}
 
-    def once(self, key: Any, make: Callable[[], Any], *shapes: Hashable) -> Any:
-        """Returns what make() gave when this key was first asked for at these shapes; what
-        it traces is traced anew. Functions in the key are the objects that they are."""
+    def once(self, key: Any, code: Any, make: Callable, *shapes: Hashable) -> Any:
+        """Returns what make() gave when this key was first asked for at these shapes. The
+        code that it traces is traced anew, unless it is all of libraries. Functions in the
+        key are the objects that they are."""
         place = by_object(key), shapes, _config(jax.config)
         if place not in self._kept:
-            with _context(0 if of_libraries((key, make)) else self._value):
+            # Half the time of a trace goes to functions of jnp that were traced before.
+            with _context(0 if of_libraries(code) else self._value):
                 self._kept[place] = make(), key  # what has an id there lives
         return self._kept[place][0]
 
@@ -55,7 +57,7 @@ class Traces:
         """Returns f at the shapes of args (`jax.ShapeDtypeStruct` suffices). key: what f is
         among the functions traced here. donate: the arguments whose buffers it takes."""
         shapes = donate, *tree.shapes(args)
-        return self.once(key, lambda: _shared(f, args, donate), *shapes)
+        return self.once(key, f, lambda: _shared(f, args, donate), *shapes)
 
     def run(self, key: Any, f: Callable, *args: Any, donate: tuple = ()) -> Any:
         """Returns f(*args) by its compiled program."""
@@ -107,20 +109,23 @@ def _function(f: Callable, jaxpr: ClosedJaxpr, out: Any) -> Callable:
     return run
 
 
-_held: dict[tuple[int, ...], tuple[Traces, list]] = {}
+_held: dict[tuple[int, ...], tuple[Traces, list, bool]] = {}
 
 
 def traces_of(*functions: Callable, lasting: bool = False) -> Traces:
     """Returns the traces of these objects, kept while they live and until `renew`: a value
     that they read and that changes in place is seen after the next `fit`. lasting: `renew`
-    leaves them, which only check (shapes)."""
+    leaves them, which only check (shapes); those of libraries' code too."""
 
     def gone(_: Any) -> None:
         _held.pop(key, None)
 
-    key = (lasting or of_libraries(functions), *map(id, functions))
+    key = (lasting, *map(id, functions))
     with _lock:
-        held = _held.pop(key, None) or (Traces(), [_weak(f, gone) for f in functions])
+        held = _held.pop(key, None)
+        if held is None:
+            stays = lasting or of_libraries(functions)
+            held = Traces(), [_weak(f, gone) for f in functions], stays
         _held[key] = held  # the one used last is the last
         for oldest in list(_held)[:-HELD]:
             _held.pop(oldest, None)
@@ -137,8 +142,8 @@ def renew(*functions: Callable) -> None:
     changed = set(map(id, functions))
     with _lock:
         # A list: whenever Python collects garbage, the entries of what died are dropped.
-        for key in list(_held):
-            if not key[0] and changed & set(key):
+        for key, (_, _, stays) in list(_held.items()):
+            if not stays and changed & set(key):
                 _held.pop(key, None)
 
 

@@ -239,10 +239,24 @@ def test_what_holds_a_users_code_is_traced_anew(what):
         assert traces_of(USERS[what]) is not traces
 
 
+@jax.tree_util.register_pytree_node_class
+class UsersTree:
+    """A class of trees that nothing here holds: the registry of the process does."""
+
+    def tree_flatten(self):
+        return (), None
+
+    @classmethod
+    def tree_unflatten(cls, aux, leaves):
+        return cls()
+
+
 def test_what_is_of_libraries_is_traced_once():
     network = toy.small_resnet("group")
     applies = [stage.apply for stage in network.stages]
-    assert of_libraries((applies, st.losses.cross_entropy, nnx.relu, jnp.ones(2), "a", 1))
+    assert of_libraries(
+        (applies, st.losses.cross_entropy, nnx.relu, jnp.ones(2), "a", 1)
+    )
     traces = traces_of(*applies)
     renew(*applies)
     assert traces_of(*applies) is traces

@@ -80,7 +80,7 @@ def _begins(plan: Plan, phase: Phase) -> str:
 
 def computed(f: Callable, *args: Any) -> str:
     """Returns the digest of what f(*args) computes, the same in every process."""
-    jaxpr = Traces().once("f", lambda: jax.make_jaxpr(f)(*args))
+    jaxpr = Traces().once("f", f, lambda: jax.make_jaxpr(f)(*args))
     return digest(jaxpr, described, layout=[])
 
 

@@ -122,7 +122,7 @@ def probe(apply: Callable, params: Any, stats: Any, x: Any) -> tuple[bool, Any]:
         random = depends_on(run, [False, False, False, True], *args)
         return random, jax.eval_shape(run, *args)
 
-    return traces_of(apply).once("probe", probed, *tree.shapes(args))
+    return traces_of(apply).once("probe", apply, probed, *tree.shapes(args))
 
 
 def features(

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from subtune_jax import tree
-from subtune_jax.canonical import of_library
 from subtune_jax.labels import FROZEN
 from subtune_jax.network import Labels, Params
 from subtune_jax.programs import Traces
@@ -83,7 +82,5 @@ def no_penalty(trainable: Any, fixed: Any, params: Params) -> float:
 def call_anew(f: Callable, *args: Any) -> Any:
     """Returns f(*args), of a tuning's function that runs outside of a compiled step: as its
     code is now, also behind an inner `jax.jit`."""
-    # What a library's code computes changes with its version alone. Under a context of its
-    # own every operation compiles again: a user's tuning pays for that, ours need not.
-    ours = of_library(getattr(f, "func", f))  # of a partial
-    return f(*args) if ours else Traces().once("", lambda: f(*args))
+    # Every operation of a user's tuning compiles again here; those of ours do not.
+    return Traces().once("", f, lambda: f(*args))
