@@ -142,7 +142,8 @@ def renew(*functions: Callable) -> None:
     changed = set(map(id, functions))
     with _lock:
         # A list: whenever Python collects garbage, the entries of what died are dropped.
-        for key, (_, _, stays) in list(_held.items()):
+        for key in list(_held):
+            *_, stays = _held.get(key, (True,))
             if not stays and changed & set(key):
                 _held.pop(key, None)
 
