@@ -310,8 +310,8 @@ MUTATIONS = [
     Mutation(
         "n.renew_nothing",
         "subtune_jax/programs.py",
-        "if not key[0] and changed & set(key):",
-        "if not key[0] and changed == set(key):",
+        "if not stays and changed & set(key):",
+        "if not stays and changed == set(key):",
         "tests/training/test_changes.py tests/test_programs.py",
     ),
     Mutation(
