@@ -1,5 +1,6 @@
 """Strictness for all tests, and the real data's place."""
 
+import gc
 import importlib.util
 import os
 import sys
@@ -13,6 +14,8 @@ from pathlib import Path
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true"
+    # The tests take all cores already: a program compiles in one piece.
+    " --xla_cpu_parallel_codegen_split_count=1"
     # Later versions have the newer emitters alone.
     + " --xla_cpu_use_fusion_emitters=false" * version("jaxlib").startswith("0.10."),
 )
@@ -25,6 +28,9 @@ from subtune_jax import memory
 from subtune_jax.demo import digits, docstrings
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Python walks all that JAX has traced whenever it looks for garbage.
+gc.freeze()
+gc.set_threshold(50_000, 20, 100)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -38,6 +44,7 @@ def own_cache(tmp_path_factory):
     # Not for the processes that tests start: one that is killed leaves half an entry.
     # Smoke runs need networks that have learnt something, not the studies' own.
     digits.STEPS, docstrings.STEPS = 150, 60
+    docstrings.CONFIG = docstrings.CONFIG._replace(num_layers=2)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 

@@ -32,7 +32,7 @@ from subtune_jax.data.task import test_once
 from subtune_jax.data.tfds import CIFAR10
 from subtune_jax.deltas import Store, open_task
 from subtune_jax.deltas.file import read_header
-from subtune_jax.demo import digits, docstrings
+from subtune_jax.demo import digits
 from subtune_jax.models.vit import ViTConfig, vit
 from subtune_jax.training.predict import predict
 from tests.models.test_vit import HUGGING_FACE, as_file
@@ -84,9 +84,7 @@ OWN |= {"subtuning_profile"}
 
 
 @pytest.mark.parametrize("name", sorted(catalog.studies().keys() - OWN))
-def test_every_smoke_run_is_whole_and_not_repeated(call, tmp_path, name, monkeypatch):
-    small = docstrings.CONFIG._replace(num_layers=2)  # a layer more is only compiled
-    monkeypatch.setattr(docstrings, "CONFIG", small)
+def test_every_smoke_run_is_whole_and_not_repeated(call, tmp_path, name):
     module, out = catalog.studies()[name], tmp_path / "out"
     flags, pictures = SMOKES.get(name, ("", ()))
     keep = " --keep" * module.STUDY.keeps

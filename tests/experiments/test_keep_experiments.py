@@ -24,7 +24,7 @@ def test_bytes_of_tasks(call, tmp_path, capsys):
         assert exact["bound"] - rounded["bound"] == 2 * exact["trainable_params"]
     assert (tmp_path / "out" / "storage.png").stat().st_size > 5000
     text = (tmp_path / "out" / "summary.md").read_text()
-    assert "| lora_8 | bfloat16 | 21,700 |" in text
+    assert "| lora_8 | bfloat16 | 10,948 |" in text
     for method, said in {
         "elements_101": "elements_101 is no percentage above 0 and up to 100",
         "layer_nroms": "nearest units are layer_norms",

@@ -1,6 +1,5 @@
 """Code that changes between two calls: the second one trains what the code is now."""
 
-import os
 import subprocess
 import sys
 
@@ -12,6 +11,7 @@ import subtune_jax as st
 from subtune_jax.data.buckets import ragged
 from subtune_jax.errors import InputError
 from tests import toy
+from tests.processes import QUICK
 from tests.training import kinds
 
 KEY = jax.random.key(0)
@@ -41,7 +41,7 @@ def test_the_rules_of_a_gradient_are_seen():
 def printed(folder, changed, seed):
     done = subprocess.run(
         [sys.executable, "-m", "tests.training.kinds", str(folder), changed],
-        env={**os.environ, "PYTHONHASHSEED": seed},
+        env={**QUICK, "PYTHONHASHSEED": seed},
         capture_output=True,
         text=True,
         check=True,

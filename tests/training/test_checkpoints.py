@@ -1,7 +1,6 @@
 """Killed at any moment and started again, a run is the run that was not killed."""
 
 import gc
-import os
 import random
 import shutil
 import signal
@@ -31,6 +30,7 @@ from subtune_jax.training.phases import Phase
 from subtune_jax.training.settings import Settings
 from subtune_jax.tuning.fixed_mask import mask_indices
 from tests import toy
+from tests.processes import QUICK
 
 KEY = jax.random.key(3)
 
@@ -116,7 +116,7 @@ def final_state(folder):
 
 def start_process(folder, compiled, hash_seed=0, script=RUN, seconds=0.0):
     """Starts a run in a process of its own; `compiled`: the folder of its programs."""
-    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    env = QUICK | {"PYTHONPATH": str(Path(__file__).parents[2])}
     env |= {
         "PYTHONHASHSEED": str(hash_seed),
         "JAX_COMPILATION_CACHE_DIR": str(compiled),

@@ -23,6 +23,7 @@ from subtune_jax.training.resume import first_snapshot
 from subtune_jax.training.settings import Settings
 from subtune_jax.training.step import traced_step
 from tests import toy
+from tests.processes import QUICK
 from tests.tuning.test_contract import TUNINGS
 
 pytestmark = pytest.mark.slow
@@ -36,7 +37,7 @@ OTHERS = ("batch statistics", "suffix", "fast", "scores", "served")
 @pytest.fixture(scope="module")
 def eight() -> dict:
     run = [sys.executable, "-m", "tests.training.eight_devices"]
-    done = subprocess.run(run, capture_output=True, text=True)
+    done = subprocess.run(run, env=QUICK, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
