@@ -96,7 +96,6 @@ class Server:
                 for i, y in zip(now, outputs, strict=True):
                     answers[i] = answer(names[i], self.versions[names[i]].classes, y)
             waiting = [i for i in waiting if i not in answers]
-        self._shrink(())
         return [answers[i] for i in range(rows)]
 
     def _ready(self, names: Mapping[str, None]) -> tuple[dict[str, str], set[str]]:
@@ -135,10 +134,10 @@ class Server:
         self.versions[name] = Version(tuple(delta.about.get("classes", ())), file)
         return True
 
-    def _shrink(self, pinned: Any, new: Prepared | None = None) -> bool:
+    def _shrink(self, pinned: set[str], new: Prepared) -> bool:
         """Lets go of the tasks used longest ago until a new one has room; returns whether."""
         bank = self.mixed.bank
-        while bank.nbytes() + (bank.growth(new) if new else 0) > self.memory:
+        while bank.nbytes() + bank.growth(new) > self.memory:
             oldest = next((name for name in self.versions if name not in pinned), None)
             if oldest is None:
                 return False

@@ -82,6 +82,22 @@ def test_classes_of_a_folder_have_the_order_that_is_asked_for(tmp_path):
     assert folder(tmp_path).class_names == ("ant", "bee", "cat")
 
 
+def test_an_accent_is_one_letter_however_a_system_writes_it(tmp_path):
+    """`é` is one character here, and `e` with an accent after it there."""
+    one, two = "caf\u00e9", "cafe\u0301"
+    (tmp_path / one).mkdir()
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / one / "0.png")
+    for names in ((one, "tea"), (two, "tea")):
+        read = folder(tmp_path, class_names=names)
+        assert read.class_names == (one, "tea") and read.data.y.tolist() == [0]
+
+
+def test_a_line_of_spaces_is_no_row(tmp_path):
+    row = '{"text": "a", "label": "up"}\n'
+    (tmp_path / "texts.jsonl").write_text(f"{row}  \n\t\n{row}")
+    assert len(read_table(tmp_path / "texts.jsonl", "text", "label").texts) == 2
+
+
 def test_classes_of_a_table_have_the_order_that_is_asked_for(tmp_path):
     (tmp_path / "texts.csv").write_text("text,label\na,up\nb,down\nc,up\n")
     for given in (["up", "left", "down"], ("up", "left", "down")):

@@ -51,6 +51,13 @@ def test_added_tokens_are_one_token(tmp_path, files):
         tokenizer(tmp_path, vocabulary=E1)
 
 
+def test_added_tokens_may_stand_in_any_order(tmp_path):
+    """Each takes the next number, so they are added by their numbers."""
+    folder_of(tmp_path, added_tokens={"[E2]": E1 + 1, "[E1]": E1})
+    words = tokenizer(tmp_path)
+    assert [words.token_to_id(name) for name in ("[E1]", "[E2]")] == [E1, E1 + 1]
+
+
 def test_added_tokens_of_another_tokenizer_are_said(tmp_path):
     folder_of(tmp_path, added_tokens={"[E1]": E1 + 5})
     with pytest.raises(

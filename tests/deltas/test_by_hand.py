@@ -11,6 +11,7 @@ import subtune_jax as st
 from subtune_jax import deltas, tree
 from subtune_jax.deltas import elements
 from subtune_jax.deltas.delta import Delta, Elements, base_fingerprint
+from subtune_jax.deltas.extract import difference
 from subtune_jax.errors import InputError
 from subtune_jax.network import Source, Tokens
 from subtune_jax.tuning.lora import Factors, low_rank
@@ -202,3 +203,27 @@ def test_what_was_taken_is_as_long_as_its_places(monkeypatch):
     np.testing.assert_array_equal(some.values, flat[[*places]])
     back = st.undo(tuned, before)
     assert tree.fingerprint(back.params) == tree.fingerprint(base.params)
+
+
+def test_what_changed_outside_of_the_chosen_elements_is_stored_too():
+    """Places 1 and 4 are chosen; 4 and 6 changed."""
+    old = np.arange(8, dtype=np.float32)
+    new = old + np.float32([0, 0, 0, 0, 1, 0, 1, 0])
+    some = difference(old, new, [1, 4])
+    assert some.places.tolist() == [1, 4, 6] and some.values.tolist() == [1, 5, 7]
+
+
+def test_a_tuned_network_of_another_type_is_no_change_of_the_base():
+    """Half as many bytes could not be compared with those of the base."""
+    base = toy.mlp()
+    two = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), base.params["two"])
+    tuned = base._replace(params={**base.params, "two": two})
+    with pytest.raises(InputError, match=r"two/bias.*float32.*in the base.*bfloat16"):
+        st.extract(base, tuned)
+
+
+def test_given_classes_are_those_of_the_network():
+    base = named(toy.mlp(), ("cat", "dog", "owl"))
+    st.extract(base, base, classes=["cat", "dog", "owl"])
+    with pytest.raises(InputError, match="leave classes= out, the network has its own"):
+        st.extract(base, base, classes=["cat", "owl", "dog"])

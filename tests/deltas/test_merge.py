@@ -130,6 +130,29 @@ def test_stored_types_shards_and_unread_tensors_are_kept(tmp_path):
     assert after["weight_map"] == named
 
 
+def test_the_index_of_shards_has_the_bytes_of_what_is_beside_it(tmp_path):
+    """A head of five classes in place of three takes more; the base's takes fewer again."""
+    source = tmp_path / "source"
+    source.mkdir()
+    loaded(CASES["resnet, group norm"], source)
+    whole = load_file(source / "model.safetensors")
+    shard, index = "model-1.safetensors", "model.safetensors.index.json"
+    (source / "model.safetensors").rename(source / shard)
+    said = {"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(whole, shard)}
+    (source / index).write_text(json.dumps(said))
+    network = load_pretrained(source)
+    inputs, classes = network.params["head"]["kernel"].shape
+    after = replace_head(network, classes + 2, jax.random.key(0), init=DRAW)
+    merged = deltas.merge(after, tmp_path / "merged").folder
+    restored = deltas.restore(merged, tmp_path / "restored")
+    sizes = [
+        json.loads((folder / index).read_text())["metadata"]["total_size"]
+        for folder in (merged, restored)
+    ]
+    before = sum(tensor.nbytes for tensor in whole.values())
+    assert sizes == [before + 2 * (inputs + 1) * 4, before]
+
+
 def test_scalars_and_other_merges_and_modules_beside_them(tmp_path):
     network = loaded(CASES["resnet, batch norm"], tmp_path)
     file = tmp_path / "model.safetensors"

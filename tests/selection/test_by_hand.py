@@ -1,6 +1,7 @@
 """Walks of a search over scores that are written down."""
 
 import math
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -69,3 +70,18 @@ def test_scores_of_a_ranking_choose_by_value_and_not_by_place():
     with pytest.raises(InputError, match="the ranking has no unit 'c'"):
         greedy(list("abc"), score, ranking={"a": 1.0, "b": 2.0}, shortlist=1)
     assert np.isfinite(list(ranking.values())).all()
+
+
+def test_of_equal_candidates_the_first_of_the_table_wins_whatever_ranks_highest():
+    """All score 1, and the shortlist is of b and a, in that order in the table."""
+    ranking = {"c": 1.0, "b": 2.0, "a": 3.0}
+    table = {"".join(s): 1.0 for n in range(4) for s in permutations("cba", n)}
+    search = greedy(
+        list("cba"),
+        of_table(table),
+        ranking=ranking,
+        shortlist=2,
+        stop_rule="official",
+        most=1,
+    )
+    assert [units for units, _ in search.path] == [(), ("b",)]

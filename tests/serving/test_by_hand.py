@@ -202,3 +202,19 @@ def test_texts_and_pairs_in_one_batch_are_as_wide_as_the_widest():
         x, wrong = read(network, inputs, words)
         assert not wrong and x["input_ids"].shape[1] >= max(lengths)
         assert x["attention_mask"].sum(1).tolist() == lengths
+
+
+def test_a_large_head_runs_by_task():
+    """6 x 10,000 numbers and a bias are more than are gathered for each row."""
+    base, data = toy.mlp(), toy.points(4)
+    deltas = {
+        name: st.extract(base, tasks.with_head(base, 10_000, seed))
+        for seed, name in enumerate("ab")
+    }
+    mixed = st.serving.Mixed(base)
+    for name, delta in deltas.items():
+        mixed.put(name, delta)
+    assert not mixed.bank.heads  # no array with a row for each task
+    expected = tasks.separate(base, deltas, data.x)
+    for i, row in enumerate(mixed(data.x, [*"abba"])):
+        np.testing.assert_allclose(row, expected["abba"[i]][i], atol=1e-5)

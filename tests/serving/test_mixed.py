@@ -273,10 +273,11 @@ def test_heads_of_two_types_keep_their_digits():
 def test_what_tasks_took_goes_with_them():
     network, data = tasks.network_of("mlp")
     deltas = tasks.deltas("mlp", network)
+    deltas["wider"] = tasks.lora_delta(network, "two/kernel", rank=5)
     mixed = mixed_of(network, {"source": deltas["source"]})
     before = mixed.nbytes()
     sizes = {}
-    for name in ("vectors", "low", "lora", "high", "normalized"):
+    for name in ("vectors", "low", "lora", "high", "normalized", "wider"):
         prepared = mixed.bank.prepare(name, deltas[name])
         expected = mixed.nbytes() + mixed.bank.growth(prepared)
         mixed.put(name, deltas[name])

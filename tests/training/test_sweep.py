@@ -1,5 +1,6 @@
 """A sweep is the loop over `fit`, lane by lane."""
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -110,6 +111,27 @@ def test_rows_of_different_lengths_come_in_the_order_of_the_loop():
     for lane, result in zip(made, results, strict=True):
         tolerance = {"rtol": 1e-4, "atol": 1e-5}
         compare(network, lane.data, [result], [lane], tolerance, 4)
+
+
+def test_what_an_earlier_phase_tuned_stays_as_each_lane_left_it():
+    """The second phase tunes the head alone, on features that the first one made."""
+    network, data = toy.mlp(), toy.points(40)
+    two, head = (select(network, {"g": [name]}) for name in ("two", "head"))
+
+    def make(rate):
+        return [Phase(two, sgd(rate), 4), Phase(head, sgd(rate), 4)]
+
+    made = lanes(make, rates=(1.0, 0.1))
+    found = sweep(network, made, data, settings=Settings(batch_size=16))
+    for lane, result in zip(made, found, strict=True):
+        settings = Settings(batch_size=16, cache_bytes=0)
+        alone = fit(network, lane.phases, data, key=lane.key, settings=settings)
+        for stage in ("two", "head"):
+            chex.assert_trees_all_close(
+                result.network.params[stage], alone.network.params[stage], atol=1e-5
+            )
+        moved = result.network.params["two"]["kernel"] - network.params["two"]["kernel"]
+        assert np.abs(moved).max() > 1e-3
 
 
 def test_lanes_may_have_networks_and_data_of_their_own():
