@@ -17,7 +17,8 @@ os.environ.setdefault(
     # The tests take all cores already: a program compiles in one piece.
     " --xla_cpu_parallel_codegen_split_count=1"
     # Later versions have the newer emitters alone.
-    + " --xla_cpu_use_fusion_emitters=false" * version("jaxlib").startswith("0.10."),
+    + " --xla_cpu_use_fusion_emitters=false"
+    * version("jaxlib").startswith("0.10."),
 )
 
 import jax
