@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from subtune_jax import tree
@@ -106,3 +107,27 @@ def test_alternatives_are_units_or_patterns_and_match_each_on_its_own():
         InputError, match="selector 'block9' matches no unit and no path"
     ):
         selected("block9|head")
+
+
+def with_leaf(network, name, leaf):
+    one = {**network.params["one"], name: leaf}
+    return network._replace(params={**network.params, "one": one})
+
+
+def test_tables_of_integers_are_never_chosen():
+    network = with_leaf(toy.mlp(), "steps", np.arange(3))
+    assert chosen(network, "one") == ["one/bias", "one/kernel"]
+    with pytest.raises(InputError, match="matches only one/steps int64"):
+        select(network, {"g": ["one/steps"]})
+
+
+def test_frozen_leaves_are_compared_by_their_bits():
+    """NaN is NaN here, and 0.0 is not -0.0."""
+
+    def params(*values):
+        return with_leaf(toy.mlp(), "bias", np.array(values, np.float32)).params
+
+    labels = select(toy.mlp(), {"g": ["head"]})
+    assert_frozen(params(0.0, np.nan), params(0.0, np.nan), labels)
+    with pytest.raises(AssertionError, match="frozen leaves moved: one/bias"):
+        assert_frozen(params(0.0, np.nan), params(-0.0, np.nan), labels)

@@ -309,6 +309,30 @@ def test_gates_that_are_fixed_stay_and_w_trains_on():
     assert tree.fingerprint(longer.params) != tree.fingerprint(tuned.params)
 
 
+def test_fixed_gates_are_those_of_the_leaves_that_train_on():
+    """Of two gated stages the second phase tunes one, and the head, which has no gates."""
+    network = toy.mlp()
+    gated = select(network, {"body": ["one", "two"]})
+    later = select(network, {"body": ["two"], "head": ["head"]})
+    rules = {"body": adam(1e-2), "gates": adam(0.1)}
+    phases = [Phase(gated, rules, 4, diff_pruning(1e-3))]
+    phases += [
+        Phase(later, {name: adam(1e-2) for name in ("body", "head")}, 4, fixed_gates())
+    ]
+    settings = Settings(batch_size=16)
+    result = fit(network, phases, toy.points(), key=KEY, settings=settings)
+    first = fit(network, phases[:1], toy.points(), key=KEY, settings=settings)
+    paths = list(tree.flatten(result.trainable))
+    assert [path for path in paths if not path.startswith("one/")] == [
+        "head/bias",
+        "head/kernel",
+        "two/bias/w",
+        "two/kernel/w",
+    ]
+    rests = [tree.fingerprint(run.trainable["one"]) for run in (first, result)]
+    assert rests[0] == rests[1]
+
+
 def test_one_realisation_is_drawn_from_the_run_s_key():
     """What a mask compares is not the deterministic network: gates at 1/2 differ."""
     network = toy.mlp()
