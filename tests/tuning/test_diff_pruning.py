@@ -309,6 +309,16 @@ def test_gates_that_are_fixed_stay_and_w_trains_on():
     assert tree.fingerprint(longer.params) != tree.fingerprint(tuned.params)
 
 
+def test_all_elements_may_be_the_share():
+    """E[L0] / d is 1 then, which no step beyond it reaches."""
+    network = toy.mlp()
+    labels = select(network, {"body": ["one/kernel"]})
+    parts = constrained_diff_pruning(1.0).init(network.params, labels)
+    assert parts.fixed["gates"]["share"] == 1
+    with pytest.raises(InputError, match="share must be above 0 and at most 1, got 1.1"):
+        constrained_diff_pruning(1.1)
+
+
 def test_fixed_gates_are_those_of_the_leaves_that_train_on():
     """Of two gated stages the second phase tunes one, and the head, which has no gates."""
     network = toy.mlp()
