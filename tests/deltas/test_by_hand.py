@@ -12,6 +12,7 @@ from subtune_jax import deltas, tree
 from subtune_jax.deltas import elements
 from subtune_jax.deltas.delta import Delta, Elements, base_fingerprint
 from subtune_jax.deltas.extract import difference
+from subtune_jax.deltas.file import header
 from subtune_jax.errors import InputError
 from subtune_jax.network import Source, Tokens
 from subtune_jax.tuning.lora import Factors, low_rank
@@ -227,3 +228,26 @@ def test_given_classes_are_those_of_the_network():
     st.extract(base, base, classes=["cat", "dog", "owl"])
     with pytest.raises(InputError, match="leave classes= out, the network has its own"):
         st.extract(base, base, classes=["cat", "owl", "dog"])
+
+
+def test_the_type_of_most_leaves_is_written_once():
+    """Of float64, float32 and float32; with another choice equal deltas would be other
+    files."""
+    _, delta = mixed_types()
+    first, second = "params/one/kernel", "params/two/bias"
+    some = dict(delta.elements)
+    some[first] = some[first]._replace(values=np.ones(2))
+    some[second] = some[second]._replace(values=np.ones(1, np.float32))
+    data = deltas.to_bytes(delta._replace(elements=some))
+    assert header(data)["dtype"] == "float32"
+    assert deltas.from_bytes(data).elements[first].values.dtype == np.float64
+
+
+def test_every_type_of_a_tensor_comes_back():
+    _, delta = mixed_types()
+    names = "bool int8 uint16 int64 float16 bfloat16 float64".split()
+    whole = {f"params/{n}/x": np.array([0, 1, 1]).astype(jnp.dtype(n)) for n in names}
+    back = deltas.from_bytes(deltas.to_bytes(delta._replace(whole=whole))).whole
+    for path, array in whole.items():
+        assert back[path].dtype == array.dtype
+        assert back[path].tobytes() == array.tobytes()

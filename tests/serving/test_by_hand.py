@@ -3,6 +3,7 @@
 import os
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tokenizers
@@ -11,6 +12,7 @@ import subtune_jax as st
 from subtune_jax.deltas import Store, to_bytes
 from subtune_jax.models.bert import BertConfig, bert
 from subtune_jax.network import Pixels, Source, Tokens
+from subtune_jax.serving.factored import NotFactored, factored
 from subtune_jax.serving.parts import changes, widened_head
 from subtune_jax.serving.read import read
 from subtune_jax.serving.server import answer
@@ -218,3 +220,20 @@ def test_a_large_head_runs_by_task():
     expected = tasks.separate(base, deltas, data.x)
     for i, row in enumerate(mixed(data.x, [*"abba"])):
         np.testing.assert_allclose(row, expected["abba"[i]][i], atol=1e-5)
+
+
+def test_a_product_with_a_kernel_turned_round_is_no_product_of_its_factors():
+    """All sizes are 3, so that A would fit where W's columns are contracted."""
+    w, a, b = (np.random.default_rng(i).normal(size=(3, 3)) for i in range(3))
+    x = jnp.asarray(np.eye(3)[:2])
+
+    def with_rows(params, x):
+        return x @ params["w"]
+
+    def with_columns(params, x):
+        return jax.lax.dot_general(x, params["w"], (((1,), (1,)), ((), ())))
+
+    y = factored(with_rows, {"w": (a, b)}, {"w": w}, x)
+    np.testing.assert_allclose(y, (w + a @ b)[:2], atol=1e-5)
+    with pytest.raises(NotFactored, match="over other axes than its rows"):
+        factored(with_columns, {"w": (a, b)}, {"w": w}, x)
