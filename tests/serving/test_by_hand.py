@@ -237,3 +237,17 @@ def test_a_product_with_a_kernel_turned_round_is_no_product_of_its_factors():
     np.testing.assert_allclose(y, (w + a @ b)[:2], atol=1e-5)
     with pytest.raises(NotFactored, match="over other axes than its rows"):
         factored(with_columns, {"w": (a, b)}, {"w": w}, x)
+
+
+def test_a_stage_that_gives_its_kernel_away_has_no_factors():
+    w, a, b = np.ones((3, 3)), np.ones((3, 1)), np.ones((1, 3))
+    with pytest.raises(NotFactored, match="a kernel is an output"):
+        factored(lambda params, x: params["w"], {"w": (a, b)}, {"w": w}, jnp.ones(3))
+
+
+@pytest.mark.parametrize(("outputs", "columns"), [(1, 8), (7, 8), (8, 8), (9, 16)])
+def test_a_head_is_filled_up_to_a_multiple_of_eight(outputs, columns):
+    head = {"kernel": jnp.ones((4, outputs)), "bias": jnp.ones(outputs)}
+    (params, _), real = widened_head(head, {})
+    assert real == outputs and params["kernel"].shape == (4, columns)
+    assert params["bias"].tolist() == [1.0] * outputs + [0.0] * (columns - outputs)

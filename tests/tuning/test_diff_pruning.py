@@ -315,7 +315,9 @@ def test_all_elements_may_be_the_share():
     labels = select(network, {"body": ["one/kernel"]})
     parts = constrained_diff_pruning(1.0).init(network.params, labels)
     assert parts.fixed["gates"]["share"] == 1
-    with pytest.raises(InputError, match="share must be above 0 and at most 1, got 1.1"):
+    with pytest.raises(
+        InputError, match="share must be above 0 and at most 1, got 1.1"
+    ):
         constrained_diff_pruning(1.1)
 
 
