@@ -13,7 +13,7 @@ from subtune_jax.deltas import Store, to_bytes
 from subtune_jax.models.bert import BertConfig, bert
 from subtune_jax.network import Pixels, Source, Tokens
 from subtune_jax.serving.factored import NotFactored, factored
-from subtune_jax.serving.parts import changes, widened_head
+from subtune_jax.serving.parts import body_of, changes, widened_head
 from subtune_jax.serving.read import read
 from subtune_jax.serving.server import answer
 from tests import toy
@@ -251,3 +251,19 @@ def test_a_head_is_filled_up_to_a_multiple_of_eight(outputs, columns):
     (params, _), real = widened_head(head, {})
     assert real == outputs and params["kernel"].shape == (4, columns)
     assert params["bias"].tolist() == [1.0] * outputs + [0.0] * (columns - outputs)
+
+
+def test_a_last_stage_that_is_no_head_of_ours_is_not_of_the_body():
+    """Its kernel is large, and would be held a second time as a stage of its own."""
+    base = toy.mlp()
+    stages = (*base.stages[:2], st.Stage("head", lambda p, s, x, **_: (x @ p["w"], s)))
+    params = {**base.params, "head": {"w": jnp.ones((6, 3))}}
+    base = base._replace(stages=stages, params=params)
+    delta = st.extract(base, tasks.changed(base, ["one/bias", "head"]))
+    mixed = st.serving.Mixed(base)
+    mixed.put("task", delta)
+    assert mixed.bank.tasks["task"].own == {}
+    assert [*changes(body_of(base, delta))] == ["one"]
+    x = toy.points(2).x
+    expected = st.predict(st.apply(base, delta)[0], x)
+    np.testing.assert_allclose(mixed(x, ["task"] * 2), expected, atol=1e-5)
