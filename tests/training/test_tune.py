@@ -155,3 +155,21 @@ def test_the_norm_is_that_of_all_runs():
         leaves = (jax.tree.leaves(n.stats) for n in (network, found.network))
         moved[norm] = any(np.any(a != b) for a, b in zip(*leaves, strict=True))
     assert moved == {"stored": False, "batch": True}
+
+
+@pytest.mark.parametrize("lanes", [False, True])
+def test_every_trial_is_reported_and_the_best_alone_keeps_what_trained(lanes):
+    """What trains may be as large as the network, and trials are many."""
+    reported: list[Trial] = []
+    rates = (1e-4, 3e-2, 1e-3)
+    found = tuned(
+        task(),
+        lambda rate: phases(adam(rate)),
+        rates,
+        lanes=lanes,
+        progress=reported.append,
+    )
+    assert [trial.variant for trial in reported] == list(rates)
+    assert [trial is found.best for trial in found.trials] == [
+        trial.trainable is not None for trial in found.trials
+    ]
