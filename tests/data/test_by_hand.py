@@ -17,7 +17,9 @@ from subtune_jax.data.squad import (
     windows,
 )
 from subtune_jax.data.tables import read_table
+from subtune_jax.data.text import labelled
 from subtune_jax.data.tokenizer_files import tokenizer
+from subtune_jax.errors import InputError
 from tests.data.test_squad import PASSAGE, TALL, reads
 
 
@@ -132,3 +134,11 @@ def test_an_added_token_takes_the_spaces_that_it_says(side, tmp_path):
     place = encoding.ids.index(7)
     expected = {"lstrip": (1, 5), "rstrip": (2, 6)}[side]
     assert encoding.offsets[place] == expected
+
+
+def test_a_label_has_an_output():
+    assert labelled([0, 1, 1], 2, "train").tolist() == [0, 1, 1]
+    assert labelled([0.5, 4.5], 1, "train").tolist() == [[0.5], [4.5]]
+    for labels in ([0, 2], [-1, 0]):
+        with pytest.raises(InputError, match=f"labels {min(labels)} to {max(labels)}"):
+            labelled(labels, 2, "test")

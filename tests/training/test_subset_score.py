@@ -2,10 +2,12 @@
 
 import gc
 import sys
+import weakref
 from collections import Counter
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -22,7 +24,8 @@ from subtune_jax.training.optimizers import adam
 from subtune_jax.training.phases import Phase
 from subtune_jax.training.predict import evaluate
 from subtune_jax.training.settings import Settings
-from subtune_jax.training.subset_score import subset_score
+from subtune_jax.training.subset_runs import Trained
+from subtune_jax.training.subset_score import _warm, subset_score
 from subtune_jax.tuning import fixed_mask
 from tests import toy
 
@@ -299,3 +302,23 @@ def test_compiled_programs_do_not_grow_with_the_candidates(monkeypatch):
         score(("two",) * count, 0, 0)
         programs.append(len(jax.devices()[0].client.live_executables()))
     assert programs[4:8] == programs[8:] and programs[4] < programs[7]
+
+
+def test_a_warm_search_keeps_the_runs_of_two_sets_alone():
+    """Of the last candidate's parents: what is kept does not grow with the candidates."""
+    arrays: dict[tuple, weakref.ref] = {}
+
+    def train(bases, units, places):
+        network = toy.mlp()
+        kernel = jnp.array(network.params["one"]["kernel"])
+        arrays[units] = weakref.ref(kernel)
+        one = {**network.params["one"], "kernel": kernel}
+        network = network._replace(params={**network.params, "one": one})
+        return [Trained(network, 1.0, 1.0) for _ in places]
+
+    trained = _warm(train, Trained(toy.mlp(), float("nan"), 0.0))
+    for units in (("a",), ("b",), ("b", "a"), ("b", "c"), ("b", "c", "a")):
+        trained(units, [(0, 0)])
+    gc.collect()
+    alive = [units for units, array in arrays.items() if array() is not None]
+    assert set(alive) <= {("b",), ("b", "c")}
