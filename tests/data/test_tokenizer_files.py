@@ -270,3 +270,11 @@ def test_strings_are_texts(tmp_path):
         tokenizer(None)
     with pytest.raises(InputError, match="tokenizer must be one.*got PosixPath"):
         encode(tmp_path, ["paris"], 16)
+
+
+def test_short_texts_are_padded_to_a_power_of_two(tmp_path):
+    """From 16 up to the longest that there may be."""
+    words = tokenizer(folder_of(tmp_path))
+    for max_length, buckets in ((16, (16,)), (40, (16, 32, 40)), (64, (16, 32, 64))):
+        ids = encode(words, [("paris is",)], max_length)["input_ids"]
+        assert ids.buckets == buckets and ids[:].shape == (1, 16)
