@@ -1124,7 +1124,7 @@ MUTATIONS = [
         "tests/selection/test_select.py",
     ),
     Mutation(
-        "o.assert_frozen_bo.value",
+        "o.assert_frozen_by_value",
         "subtune_jax/selection/select.py",
         "and np.asarray(old[name]).tobytes() != np.asarray(new[name]).tobytes()",
         "and (np.asarray(old[name]) != np.asarray(new[name])).any()",
