@@ -14,7 +14,7 @@ import sys
 import sysconfig
 import types
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -83,8 +83,8 @@ def of_library(value: Any) -> bool:
 
 
 def of_libraries(value: Any) -> bool:
-    """Returns whether all code that a value holds is of libraries, and no array in it can
-    change: what JAX or we have traced of it never becomes stale."""
+    """Returns whether all code that a value holds is of libraries, and no array in it and no
+    argument that it was given can change: what was traced of it never becomes stale."""
     held, seen = [value], dict[int, Any]()
     while held:
         one = held.pop()
@@ -92,8 +92,14 @@ def of_libraries(value: Any) -> bool:
         if id(one) in seen or isinstance(one, type(jax.tree_util.default_registry)):
             continue
         seen[id(one)] = one
-        if isinstance(one, np.ndarray) and one.flags.writeable:
+        if isinstance(one, np.ndarray) and (
+            one.flags.writeable or one.base is not None
+        ):
             return False
+        if isinstance(one, partial):
+            given = *one.args, *one.keywords.values()
+            if any(isinstance(item, dict | list | set | bytearray) for item in given):
+                return False
         if isinstance(one, type | types.ModuleType | types.FunctionType):
             if not of_library(one):
                 return False

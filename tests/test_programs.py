@@ -227,6 +227,9 @@ USERS = {
     "of a list of attributes": [{1: ({"f": users},)}],
     "in a default": partial(nnx.relu, {users}),
     "an array that can change": np.ones(2),
+    "a view of one": np.broadcast_to(np.ones(1), 3),
+    "a list that was given": jax.jit(partial(jnp.stack, [1.0])),
+    "a dictionary that was given": jax.jit(partial(jnp.sum, where={"a": 1})),
 }
 
 
